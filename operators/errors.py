@@ -1,0 +1,50 @@
+"""The error tree. A PipelineError is the world's fault and is told in one line; a ValueError is a bug."""
+
+ERROR_CODES = (
+    "missing",
+    "empty",
+    "not_media",
+    "no_video",
+    "unsupported_codec",
+    "encrypted",
+    "no_frames",
+    "corrupt",
+    "too_large",
+    "timeout",
+    "worker_died",
+    "internal",
+)
+"""What `error_code` of a row may be."""
+
+
+class PipelineError(Exception):
+    """The world is not as it should be: the text has the value that was wrong and the way out."""
+
+
+class ConfigError(PipelineError):
+    """A setting, a flag or a preset is wrong."""
+
+
+class SourceError(PipelineError):
+    """A source cannot be read. `code` is one of ERROR_CODES."""
+
+    def __init__(self, message: str, code: str = "internal") -> None:
+        # Both go into args: an exception is pickled as its class and its args, and it crosses processes.
+        super().__init__(message, code)
+        self.message = message
+        self.code = code
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint cannot be read, or is not of the form that the run asks for."""
+
+
+class SinkError(PipelineError):
+    """Labels cannot be written, or do not belong to the labels that are there."""
+
+
+class StageError(PipelineError):
+    """A stage of the pipeline cannot go on."""

@@ -1,0 +1,259 @@
+"""The records that travel, and with them the glossary. Read this file and you know the system.
+
+source   a file, a folder of numbered images, a still image or a camera
+frame    one picture of a source, numbered from 0 in the order in which the decoder gives them
+view     what the networks see of a frame: resized and centre cropped, uint8 RGB
+clip     a range of frames that gets one label; its range is a Window
+step     one of the T places in a clip's sample, 0..T-1; a short video repeats frames, so two steps may show one frame
+glance   the light network's look at a whole view
+focus    the heavy network's look at a patch
+patch    a small square cut out of a view
+decision where to look at one step, or to skip it, or to stop
+label    the answer for a clip: one output row
+
+On the wire arrays are NumPy; inside an operator they are tensors. Ranges are half open. Letters in shapes:
+B clips, T steps, F frames, N patches, C channels, H W h w height and width, P patch side, D feature, K classes.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+_PASSWORD = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^:/?#\s@]*):[^\s/]*@")
+
+
+def without_password(text: str) -> str:
+    """The text with the password of every URL in it replaced by ***."""
+    return _PASSWORD.sub(r"\g<scheme>\g<user>:***@", text)
+
+
+class Media(enum.StrEnum):
+    """What kind of thing a source is."""
+
+    VIDEO = "video"
+    IMAGE = "image"
+    FRAMES = "frames"
+    """A folder of numbered images: one video."""
+    CAMERA = "camera"
+
+
+class Kind(enum.StrEnum):
+    """What a decision says of a step."""
+
+    FOCUS = "focus"
+    SKIP = "skip"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Source:
+    """Something to read frames from."""
+
+    source_id: str
+    """32 hex digits of a hash of the absolute path, or of the URI without its password."""
+    uri: str = field(repr=False)
+    """An absolute path or a URL, with its password: what is opened. Everything shown uses `shown_uri`."""
+    video_id: str
+    media: Media = Media.VIDEO
+    truth: tuple[str, ...] | None = None
+    """The annotation's labels; None where there is no annotation."""
+    camera: str | None = None
+
+    @property
+    def is_live(self) -> bool:
+        return self.media is Media.CAMERA
+
+    @property
+    def shown_uri(self) -> str:
+        return without_password(self.uri)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SourceFacts:
+    """What is known of a source once it has been read."""
+
+    width: int
+    height: int
+    """Coded size in pixels, before rotation and before non-square pixels are made square."""
+    rotation: int = 0
+    """Degrees clockwise by which the coded picture is turned for display: 0, 90, 180, 270."""
+    num_frames: int = 0
+    """Frames that the decoder gives for the whole source, as far as known."""
+    duration_s: float = 0.0
+    num_corrupt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Window:
+    """The range of a stream that makes one clip, and which rows of a FrameBatch its steps show."""
+
+    clip_id: str
+    """32 hex digits: a hash of source_id and the clip's start."""
+    source_id: str
+    start_s: float
+    end_s: float
+    glance_rows: np.ndarray
+    """int64 [T]: the row of the FrameBatch that each glance step shows."""
+    focus_rows: np.ndarray
+    """int64 [T']: likewise for the focus steps. The same array where a frame is focused where it was glanced."""
+    coverage: float = 1.0
+    """Share of the wanted frames that were really there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FrameBatch:
+    """Views of distinct frames of one source, in the order of time, and the windows that are complete in it."""
+
+    source: Source
+    pixels: np.ndarray
+    """uint8 RGB [F,H,W,3]"""
+    pts_s: np.ndarray
+    """float64 [F]: 0 is the stream's first frame. For a camera: Unix time."""
+    frame_index: np.ndarray
+    """int64 [F]: number of the frame in decoder order."""
+    received_unix_s: np.ndarray
+    """float64 [F]: when the frame arrived (camera) or was decoded."""
+    view_yxhw: tuple[float, float, float, float]
+    """Where the view lies in the displayed frame, in units of its height and width."""
+    facts: SourceFacts
+    windows: tuple[Window, ...]
+    decode_s: float = 0.0
+    opened_unix_s: float = 0.0
+    starts_anew: bool = False
+    """Camera only: a gap lies before the first frame, so whatever state runs along the stream starts at zero."""
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.pixels.nbytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Glance:
+    """What the light network saw. Never leaves the stream worker. Tensors."""
+
+    feature_map: Any
+    """[N,C,h,w]"""
+    feature: Any
+    """[N,C]"""
+    logits: Any = None
+    """[N,K] where the glance network's own head is part of the answer (GFNet's efficient families, AdaFocus-TSM)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Observation:
+    """All that a policy may look at, for one step of B clips. Tensors."""
+
+    feature_map: Any
+    """[B,C,h,w]: of the glance at this step's frame, or of the last patch (GFNet)."""
+    classifier_state: Any = None
+    """[B,D] after the step before; None where the policy acts before anything is classified."""
+    confidence: Any = None
+    """[B] in [0,1]: softmax probability of the leading class after the step before; None likewise."""
+    step: int = 0
+    truth_yx: Any = None
+    """[B,2]: the evidence's centre in units of the view; only for the oracle."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Decision:
+    """What was decided for one step of one clip."""
+
+    step: int
+    kind: Kind
+    box_yxyx: tuple[float, float, float, float] | None = None
+    """In [0,1] of the view; None unless the step is focused."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PatchBatch:
+    """Patches of any number of clips, all of one size."""
+
+    pixels: np.ndarray
+    """uint8 RGB [N,P,P,3]"""
+    clip_ids: tuple[str, ...]
+    """[N]"""
+    steps: np.ndarray
+    """int64 [N]"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PatchFeatures:
+    """What the heavy network saw, row by row as in the PatchBatch."""
+
+    feature: np.ndarray
+    """float32 [N,D]"""
+    feature_map: np.ndarray | None = None
+    """float32 [N,C,h,w] where a policy reads it (GFNet)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PatchPlace:
+    """Where a patch lay, for the output."""
+
+    frame: int
+    pts_s: float
+    y: float
+    x: float
+    h: float
+    w: float
+    """In units of the displayed frame's height and width."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClipLabel:
+    """One output row. A clip that failed is a row too, with error_code set."""
+
+    video_id: str
+    clip_id: str
+    source_uri: str
+    start_s: float = 0.0
+    end_s: float = 0.0
+    truth: tuple[str, ...] | None = None
+    camera: str | None = None
+    received_at: datetime | None = None
+    label: str | None = None
+    label_id: int | None = None
+    score: float | None = None
+    topk: tuple[tuple[str, int, float], ...] = ()
+    """(label, label_id, score), best first."""
+    logits: np.ndarray | None = None
+    """float32 [K]"""
+    step_logits: np.ndarray | None = None
+    """float32 [steps,K]"""
+    frames_total: int = 0
+    frames_focused: int = 0
+    frames_skipped: int = 0
+    stopped_at: int = 0
+    patches: tuple[PatchPlace, ...] = ()
+    gmacs: float = 0.0
+    gmacs_full: float = 0.0
+    decode_s: float = 0.0
+    latency_s: float = 0.0
+    width: int = 0
+    height: int = 0
+    rotation: int = 0
+    num_corrupt: int = 0
+    coverage: float = 0.0
+    error_code: str | None = None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if without_password(self.source_uri) != self.source_uri:
+            raise ValueError("source_uri of a label holds a password")
+
+
+def source_id(uri: str) -> str:
+    """The id of a source: 32 hex digits of a hash of its absolute path, or of its URI without the password."""
+    return hashlib.sha256(without_password(uri).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def clip_id(source: str, start_s: float) -> str:
+    """The id of the clip of a source that starts at `start_s`: 32 hex digits. It is what resume goes by."""
+    return hashlib.sha256(f"{source}@{start_s:.6f}".encode()).hexdigest()[:32]
