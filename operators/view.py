@@ -1,0 +1,293 @@
+"""What the networks see of a frame: upright, resized once, centre cropped; and patches cut out of views.
+
+The resize is the published preprocessing's: antialiased, equal to Pillow's within one grey level. Only the part
+of the frame that the crop shows is resized.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+_BLOCK = 32
+"""Output pixels per block of a resize: the weights are a band, and products over short blocks skip its zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How the coded picture is shown: mirrored left to right or not, then turned clockwise."""
+
+    rotation: int = 0
+    """Degrees clockwise: 0, 90, 180, 270."""
+    is_mirrored: bool = False
+    pixel_aspect: Fraction = Fraction(1)
+    """Width of a coded pixel over its height."""
+
+    def __post_init__(self) -> None:
+        if self.rotation not in (0, 90, 180, 270):
+            raise ValueError(f"rotation must be 0, 90, 180 or 270, not {self.rotation}")
+        if self.pixel_aspect <= 0:
+            raise ValueError(f"pixel_aspect must be positive, not {self.pixel_aspect}")
+
+
+UPRIGHT = Orientation()
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Rows and columns of the coded frame; half open."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Band:
+    """One axis of a resize: which source pixels make which output pixels."""
+
+    start: int
+    stop: int
+    blocks: tuple[tuple[slice, slice, np.ndarray], ...] | None
+    """(source relative to start, output, float32 [outputs, sources]); None where nothing is resized."""
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Geometry:
+    region: Region
+    rows: _Band
+    columns: _Band
+    column_blocks: tuple[tuple[slice, slice, np.ndarray], ...] | None
+    """The column weights over interleaved RGB, transposed: one matrix product does three channels."""
+    box_yxhw: tuple[float, float, float, float]
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(0.0, 1.0 - np.abs(x))
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+_FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
+    "bilinear": (_triangle, 1.0),
+    "bicubic": (_cubic, 2.0),
+}
+
+
+def _band(source: int, target: int, first: int, size: int, interpolation: str) -> _Band:
+    """The weights that make output pixels first..first+size of a resize from `source` to `target` pixels."""
+    if source == target:
+        return _Band(start=first, stop=first + size, blocks=None, size=size)
+    kernel, radius = _FILTERS[interpolation]
+    scale = source / target
+    stretch = max(scale, 1.0)
+    support = radius * stretch
+    taps: list[tuple[int, np.ndarray]] = []
+    for i in range(first, first + size):
+        centre = (i + 0.5) * scale
+        # Pillow rounds both ends by adding a half and truncating; the same pixels need the same taps.
+        low = max(int(centre - support + 0.5), 0)
+        high = min(int(centre + support + 0.5), source)
+        weights = kernel((np.arange(low, high) - centre + 0.5) / stretch)
+        taps.append((low, weights / weights.sum()))
+    start = taps[0][0]
+    stop = max(low + len(weights) for low, weights in taps)
+    blocks = []
+    for begin in range(0, size, _BLOCK):
+        part = taps[begin : begin + _BLOCK]
+        low = part[0][0]
+        high = max(at + len(weights) for at, weights in part)
+        matrix = np.zeros((len(part), high - low), np.float32)
+        for row, (at, weights) in enumerate(part):
+            matrix[row, at - low : at - low + len(weights)] = weights
+        blocks.append((slice(low - start, high - start), slice(begin, begin + len(part)), matrix))
+    return _Band(start=start, stop=stop, blocks=tuple(blocks), size=size)
+
+
+def _over_rgb(band: _Band) -> tuple[tuple[slice, slice, np.ndarray], ...] | None:
+    if band.blocks is None:
+        return None
+    return tuple(
+        (
+            slice(source.start * 3, source.stop * 3),
+            slice(output.start * 3, output.stop * 3),
+            np.ascontiguousarray(np.kron(matrix, np.eye(3, dtype=np.float32)).T),
+        )
+        for source, output, matrix in band.blocks
+    )
+
+
+class Viewer:
+    """Makes views out of full-size RGB frames. Keeps the weights of the last few frame sizes."""
+
+    def __init__(
+        self,
+        *,
+        resize_px: int = 256,
+        crop_px: int = 224,
+        square_pixels: bool = True,
+        interpolation: str = "bilinear",
+    ) -> None:
+        """`resize_px`: the short side after the resize, `crop_px`: the side of the centre crop."""
+        if not 0 < crop_px <= resize_px:
+            raise ValueError(f"need 0 < crop_px <= resize_px, not {crop_px} and {resize_px}")
+        if interpolation not in _FILTERS:
+            raise ValueError(f"interpolation must be one of {', '.join(_FILTERS)}, not {interpolation!r}")
+        self.resize_px = resize_px
+        self.crop_px = crop_px
+        self.square_pixels = square_pixels
+        self.interpolation = interpolation
+        self._geometries: dict[tuple[int, int, Orientation], _Geometry] = {}
+
+    def resized_size(self, height: int, width: int, orientation: Orientation = UPRIGHT) -> tuple[int, int]:
+        """(height, width) of the whole displayed frame after the resize: the short side is resize_px."""
+        aspect = orientation.pixel_aspect if self.square_pixels else Fraction(1)
+        # Integers in the ratio of the displayed sides: the long side is truncated once, from exact numbers.
+        high, wide = height * aspect.denominator, width * aspect.numerator
+        if orientation.rotation in (90, 270):
+            high, wide = wide, high
+        if wide < high:
+            return int(self.resize_px * high / wide), self.resize_px
+        return self.resize_px, int(self.resize_px * wide / high)
+
+    def box(
+        self, height: int, width: int, orientation: Orientation = UPRIGHT
+    ) -> tuple[float, float, float, float]:
+        """(y, x, h, w) of the view in the displayed frame, in units of its height and width."""
+        return self._geometry(height, width, orientation).box_yxhw
+
+    def region(self, height: int, width: int, orientation: Orientation = UPRIGHT) -> Region:
+        """The part of the coded frame that the view depends on: what `view_region` wants."""
+        return self._geometry(height, width, orientation).region
+
+    def __call__(self, frame: np.ndarray, orientation: Orientation = UPRIGHT) -> np.ndarray:
+        """The view, uint8 [crop_px,crop_px,3], of a coded frame, uint8 RGB [H,W,3]."""
+        height, width = frame.shape[:2]
+        at = self.region(height, width, orientation)
+        return self.view_region(frame[at.top : at.bottom, at.left : at.right], height, width, orientation)
+
+    def view_region(
+        self, pixels: np.ndarray, height: int, width: int, orientation: Orientation = UPRIGHT
+    ) -> np.ndarray:
+        """As a call with the whole frame [height,width,3], from its `region` alone."""
+        geometry = self._geometry(height, width, orientation)
+        at = geometry.region
+        if pixels.shape != (at.bottom - at.top, at.right - at.left, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"need uint8 RGB of {at}, not {pixels.dtype} {pixels.shape}")
+        view = self._resized(pixels, geometry)
+        if orientation.is_mirrored:
+            view = view[:, ::-1]
+        if orientation.rotation:
+            view = np.rot90(view, -orientation.rotation // 90)
+        return np.ascontiguousarray(view)
+
+    def _resized(self, pixels: np.ndarray, geometry: _Geometry) -> np.ndarray:
+        rows, columns = geometry.rows, geometry.columns
+        if rows.blocks is None and geometry.column_blocks is None:
+            return pixels
+        # Rows first: the intermediate is then [crop, region width], the smaller of the two. It stays in float32,
+        # so the result differs from Pillow's, which rounds between the passes, by one level at most.
+        flat = pixels.reshape(pixels.shape[0], -1)
+        if rows.blocks is not None:
+            middle = np.empty((rows.size, flat.shape[1]), np.float32)
+            for source, output, matrix in rows.blocks:
+                np.matmul(matrix, flat[source].astype(np.float32), out=middle[output])
+        else:
+            middle = flat.astype(np.float32)
+        if self.interpolation == "bicubic":
+            np.clip(middle, 0.0, 255.0, out=middle)
+        if geometry.column_blocks is not None:
+            result = np.empty((rows.size, columns.size * 3), np.float32)
+            for source, output, matrix in geometry.column_blocks:
+                np.matmul(middle[:, source], matrix, out=result[:, output])
+        else:
+            result = middle
+        result += 0.5
+        if self.interpolation == "bicubic":
+            np.clip(result, 0.0, 255.5, out=result)
+        return result.astype(np.uint8).reshape(rows.size, columns.size, 3)
+
+    def _geometry(self, height: int, width: int, orientation: Orientation) -> _Geometry:
+        key = (height, width, orientation)
+        found = self._geometries.get(key)
+        if found is None:
+            if len(self._geometries) >= 8:
+                self._geometries.pop(next(iter(self._geometries)))
+            found = self._geometries[key] = self._new_geometry(height, width, orientation)
+        return found
+
+    def _new_geometry(self, height: int, width: int, orientation: Orientation) -> _Geometry:
+        if height <= 0 or width <= 0:
+            raise ValueError(f"a frame has positive sides, not {width}x{height}")
+        shown_h, shown_w = self.resized_size(height, width, orientation)
+        side = self.crop_px
+        # Python's round is the banker's rounding that the published transform used.
+        top, left = round((shown_h - side) / 2), round((shown_w - side) / 2)
+        box = (top / shown_h, left / shown_w, side / shown_h, side / shown_w)
+        # The crop's corner in the picture as coded, so that only the small view is turned.
+        match orientation.rotation:
+            case 0:
+                coded_h, coded_w, row, column = shown_h, shown_w, top, left
+            case 90:
+                coded_h, coded_w, row, column = shown_w, shown_h, shown_w - left - side, top
+            case 180:
+                coded_h, coded_w, row, column = shown_h, shown_w, shown_h - top - side, shown_w - left - side
+            case _:
+                coded_h, coded_w, row, column = shown_w, shown_h, left, shown_h - top - side
+        if orientation.is_mirrored:
+            column = coded_w - column - side
+        rows = _band(height, coded_h, row, side, self.interpolation)
+        columns = _band(width, coded_w, column, side, self.interpolation)
+        return _Geometry(
+            region=Region(top=rows.start, bottom=rows.stop, left=columns.start, right=columns.stop),
+            rows=rows,
+            columns=columns,
+            column_blocks=_over_rgb(columns),
+            box_yxhw=box,
+        )
+
+
+def patch_corners(offsets: np.ndarray, *, view_px: int, patch_px: int) -> np.ndarray:
+    """int64 [N,2] (row, column) of patches whose offsets, float32 [N,2], lie in [0,1] of the free play."""
+    if not 0 < patch_px <= view_px:
+        raise ValueError(f"need 0 < patch_px <= view_px, not {patch_px} and {view_px}")
+    # float32 as published: in float64 some grid offsets floor to the pixel before.
+    free = np.float32(view_px - patch_px)
+    return np.floor(np.asarray(offsets, np.float32) * free).astype(np.int64)
+
+
+def crop_patches(views: np.ndarray, rows: np.ndarray, corners: np.ndarray, *, patch_px: int) -> np.ndarray:
+    """uint8 [N,P,P,3]: patch i is cut out of views[rows[i]], uint8 [F,S,S,3], at corners[i] (row, column)."""
+    num = len(rows)
+    if len(corners) != num:
+        raise ValueError(f"{num} rows but {len(corners)} corners")
+    patches = np.empty((num, patch_px, patch_px, views.shape[3]), views.dtype)
+    limit_y, limit_x = views.shape[1] - patch_px, views.shape[2] - patch_px
+    for i in range(num):
+        y, x = int(corners[i][0]), int(corners[i][1])
+        if not (0 <= y <= limit_y and 0 <= x <= limit_x):
+            raise ValueError(f"a patch of {patch_px} px at ({y}, {x}) leaves a view of {views.shape[1:3]}")
+        patches[i] = views[int(rows[i]), y : y + patch_px, x : x + patch_px]
+    return patches
+
+
+def place_in_frame(
+    box_yxyx: tuple[float, float, float, float], view_yxhw: tuple[float, float, float, float]
+) -> tuple[float, float, float, float]:
+    """(y, x, h, w) in units of the displayed frame, of a box given in [0,1] of the view."""
+    y0, x0, y1, x1 = box_yxyx
+    y, x, h, w = view_yxhw
+    if not all(math.isfinite(value) for value in (*box_yxyx, *view_yxhw)):
+        raise ValueError(f"boxes must be finite: {box_yxyx}, {view_yxhw}")
+    return y + y0 * h, x + x0 * w, (y1 - y0) * h, (x1 - x0) * w
