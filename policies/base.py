@@ -1,0 +1,270 @@
+"""What a policy is: observation and state in, actions and state out. Nothing here knows Ray, files or
+settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+
+from operators.records import Observation
+
+Reads = Literal["glance", "classifier", "patch"]
+"""What must be known before the next step can be decided. `glance`: nothing but the glances, so all steps of
+a clip can be decided up front. `classifier`: its state after the step before. `patch`: the focus network's
+map of the last patch. Each later one makes a clip advance step by step."""
+
+_READS_ORDER: tuple[Reads, ...] = ("glance", "classifier", "patch")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Actions:
+    """What was decided for one step of B clips. Tensors; a whole clip's steps have the shape [B,T,...]
+    instead.
+    """
+
+    offsets: torch.Tensor
+    """float32 [B,2]: (row, column) in [0,1]; 0 is the top or left edge and 1 the bottom or right one."""
+    focus: torch.Tensor
+    """bool [B]: False where the step is skipped."""
+    choice: torch.Tensor | None = None
+    """What `log_prob` speaks of: the cell of the grid, int64 [B], or the clipped place, float32 [B,2]."""
+    log_prob: torch.Tensor | None = None
+    """[B], of the place; None for policies that do not learn."""
+    entropy: torch.Tensor | None = None
+    value: torch.Tensor | None = None
+    """[B]: the critic's estimate of the return."""
+    context: torch.Tensor | None = None
+    """[B,hidden]: the policy's recurrent state, which the decision to skip may read."""
+    skip_log_prob: torch.Tensor | None = None
+    """[B], of `focus`, where the decision to skip is learned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PolicyState:
+    """The recurrent state of B clips: named tensors whose first axis is the clip. A value: acting makes a new
+    one.
+    """
+
+    num_clips: int
+    tensors: Mapping[str, torch.Tensor]
+
+    def select(self, rows: torch.Tensor | Sequence[int]) -> PolicyState:
+        """The state of some of the clips, in the order of `rows` (a bool mask, or row numbers)."""
+        index = torch.as_tensor(rows)
+        if index.dtype == torch.bool:
+            index = index.nonzero().flatten()
+        index = index.long()
+        return PolicyState(
+            num_clips=len(index), tensors={k: v[index.to(v.device)] for k, v in self.tensors.items()}
+        )
+
+
+def join(states: Sequence[PolicyState]) -> PolicyState:
+    """One state from several of the same policy, clips in the order given."""
+    if not states:
+        raise ValueError("join needs at least one state")
+    if any(s.tensors.keys() != states[0].tensors.keys() for s in states):
+        raise ValueError("states of different policies cannot be joined")
+    return PolicyState(
+        num_clips=sum(s.num_clips for s in states),
+        tensors={k: torch.cat([s.tensors[k] for s in states]) for k in states[0].tensors},
+    )
+
+
+Generators = Sequence[torch.Generator] | None
+"""One per clip, on the CPU, so that a clip's draws do not depend on its neighbours; None draws from torch's
+own."""
+
+
+class Policy(Protocol):
+    """Decides where to look. Row i in is row i out, and a batch of N equals N batches of one."""
+
+    @property
+    def reads(self) -> Reads: ...
+
+    @property
+    def scope(self) -> Literal["step", "clip"]:
+        """`clip`: acts once, on the maps of all steps joined along channels, and its one place serves every
+        step.
+        """
+        ...
+
+    def initial_state(self, num_clips: int) -> PolicyState: ...
+
+    def encode(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """[N,C,h,w] -> [N,...]: the work that needs no state, so that a clip's steps share one call."""
+        ...
+
+    def act(
+        self,
+        observation: Observation,
+        state: PolicyState,
+        *,
+        greedy: bool = True,
+        generators: Generators = None,
+        code: torch.Tensor | None = None,
+    ) -> tuple[Actions, PolicyState]:
+        """`code` is this step's row of `encode`; None encodes `observation.feature_map` here."""
+        ...
+
+
+class SkipRule(Protocol):
+    """Decides whether a step is worth a patch, before any patch is cut."""
+
+    @property
+    def reads(self) -> Reads: ...
+
+    def initial_state(self, num_clips: int) -> PolicyState: ...
+
+    def decide(
+        self,
+        observation: Observation,
+        context: torch.Tensor | None,
+        state: PolicyState,
+        *,
+        greedy: bool = True,
+        generators: Generators = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, PolicyState]:
+        """-> focus bool [B], its log-probability [B] or None, state."""
+        ...
+
+
+class Skipping:
+    """A policy for the place and a rule for skipping, together one policy."""
+
+    def __init__(self, *, place: Policy, skip: SkipRule) -> None:
+        if place.reads == "patch" or place.scope == "clip":
+            raise ValueError("a policy that reads patches, or chooses one place per clip, cannot skip steps")
+        self.place = place
+        self.skip = skip
+
+    @property
+    def reads(self) -> Reads:
+        return max(self.place.reads, self.skip.reads, key=_READS_ORDER.index)
+
+    @property
+    def scope(self) -> Literal["step", "clip"]:
+        return self.place.scope
+
+    def initial_state(self, num_clips: int) -> PolicyState:
+        return self._merge(self.place.initial_state(num_clips), self.skip.initial_state(num_clips))
+
+    def encode(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return self.place.encode(feature_map)
+
+    def act(
+        self,
+        observation: Observation,
+        state: PolicyState,
+        *,
+        greedy: bool = True,
+        generators: Generators = None,
+        code: torch.Tensor | None = None,
+    ) -> tuple[Actions, PolicyState]:
+        place_state, skip_state = self._split(state)
+        actions, place_state = self.place.act(
+            observation, place_state, greedy=greedy, generators=generators, code=code
+        )
+        focus, log_prob, skip_state = self.skip.decide(
+            observation, actions.context, skip_state, greedy=greedy, generators=generators
+        )
+        actions = replace(actions, focus=actions.focus & focus, skip_log_prob=log_prob)
+        return actions, self._merge(place_state, skip_state)
+
+    @staticmethod
+    def _merge(place: PolicyState, skip: PolicyState) -> PolicyState:
+        tensors = {f"place.{k}": v for k, v in place.tensors.items()}
+        tensors |= {f"skip.{k}": v for k, v in skip.tensors.items()}
+        return PolicyState(num_clips=place.num_clips, tensors=tensors)
+
+    @staticmethod
+    def _split(state: PolicyState) -> tuple[PolicyState, PolicyState]:
+        def part(prefix: str) -> PolicyState:
+            tensors = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
+            return PolicyState(num_clips=state.num_clips, tensors=tensors)
+
+        return part("place."), part("skip.")
+
+
+def act_all(
+    policy: Policy,
+    feature_maps: torch.Tensor,
+    state: PolicyState,
+    *,
+    greedy: bool = True,
+    generators: Generators = None,
+    truth_yx: torch.Tensor | None = None,
+) -> tuple[Actions, PolicyState]:
+    """Every step of B clips at once, for policies that read glances only.
+
+    feature_maps [B,T,C,h,w], truth_yx [B,T,2]; the actions' tensors are [B,T,...].
+    """
+    if policy.reads != "glance":
+        raise ValueError(f"a policy that reads the {policy.reads} cannot decide all steps up front")
+    num_clips, num_steps = feature_maps.shape[:2]
+    codes = policy.encode(feature_maps.flatten(0, 1)).unflatten(0, (num_clips, num_steps))
+    taken: list[Actions] = []
+    for t in range(num_steps):
+        observation = Observation(
+            feature_map=feature_maps[:, t], step=t, truth_yx=None if truth_yx is None else truth_yx[:, t]
+        )
+        actions, state = policy.act(
+            observation, state, greedy=greedy, generators=generators, code=codes[:, t]
+        )
+        taken.append(actions)
+    return stack(taken), state
+
+
+def stack(steps: Sequence[Actions]) -> Actions:
+    """The actions of T steps, each [B,...], as one [B,T,...]."""
+
+    def column(name: str) -> torch.Tensor | None:
+        values = [getattr(a, name) for a in steps]
+        return None if any(v is None for v in values) else torch.stack(values, dim=1)
+
+    return Actions(
+        offsets=torch.stack([a.offsets for a in steps], dim=1),
+        focus=torch.stack([a.focus for a in steps], dim=1),
+        choice=column("choice"),
+        log_prob=column("log_prob"),
+        entropy=column("entropy"),
+        value=column("value"),
+        context=column("context"),
+        skip_log_prob=column("skip_log_prob"),
+    )
+
+
+def corners(offsets: torch.Tensor, *, view_px: int, patch_px: int) -> torch.Tensor:
+    """Top left pixel of each patch: int64 [...,2], (row, column).
+
+    The product is rounded to float32 before the floor, as published: float64 gives other pixels for some
+    cells.
+    """
+    if not 0 < patch_px <= view_px:
+        raise ValueError(f"a patch of {patch_px} px does not fit a view of {view_px} px")
+    return torch.floor(offsets.float() * (view_px - patch_px)).long()
+
+
+def uniform(shape: tuple[int, ...], generators: Generators, device: torch.device) -> torch.Tensor:
+    """Draws from [0,1), float32. The first axis is the clip; each clip draws from its own generator."""
+    if generators is None:
+        return torch.rand(shape, device=device)
+    if len(generators) != shape[0]:
+        raise ValueError(f"{shape[0]} clips, {len(generators)} generators")
+    if not generators:
+        return torch.empty(shape, device=device)
+    return torch.stack([torch.rand(shape[1:], generator=g) for g in generators]).to(device)
+
+
+def normal(shape: tuple[int, ...], generators: Generators, device: torch.device) -> torch.Tensor:
+    """Standard normal draws, likewise."""
+    if generators is None:
+        return torch.randn(shape, device=device)
+    if len(generators) != shape[0]:
+        raise ValueError(f"{shape[0]} clips, {len(generators)} generators")
+    if not generators:
+        return torch.empty(shape, device=device)
+    return torch.stack([torch.randn(shape[1:], generator=g) for g in generators]).to(device)

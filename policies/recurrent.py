@@ -1,0 +1,331 @@
+"""The learned policy: where to look, and whether a frame is worth looking at. State in, state out.
+
+The place policy's parameters carry the published names. The decision to skip is this project's own design: of
+AdaFocus+ the idea was published, the network was not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import nn
+
+from operators.records import Observation
+from policies.base import Actions, Generators, PolicyState, Reads, normal, uniform
+from policies.ppo import categorical_entropy, categorical_log_prob, gaussian_entropy, gaussian_log_prob
+
+PolicyKind = Literal["grid", "continuous"]
+Encoder = Literal["conv", "flat", "conv_bn"]
+"""`conv`: 1x1 convolution and one linear layer (AdaFocus, and GFNet on its efficient networks). `flat`: two
+linear layers on the flattened map (GFNet on ResNet and DenseNet). `conv_bn`: as `conv` with batch norms
+(AdaFocus-TSM)."""
+
+
+def grid_offsets(num_actions: int) -> torch.Tensor:
+    """float32 [A,2]: cell k of an n x n grid lies at row floor(k/n)/(n-1), column (k mod n)/(n-1)."""
+    n = round(num_actions**0.5)
+    if n * n != num_actions or n < 2:
+        raise ValueError(f"{num_actions} actions are no square grid")
+    return torch.tensor([[(k // n) / (n - 1), (k % n) / (n - 1)] for k in range(num_actions)])
+
+
+def make_encoder(
+    *, encoder: Encoder, map_channels: int, map_side: int, hidden: int, width: int
+) -> nn.Sequential:
+    """[N,C,h,w] -> [N,hidden]. `width` is the 1x1 convolution's channels, or the first linear layer's."""
+    cells = map_side * map_side
+    match encoder:
+        case "conv":
+            return nn.Sequential(
+                nn.Conv2d(map_channels, width, 1, bias=False),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(width * cells, hidden),
+                nn.ReLU(),
+            )
+        case "flat":
+            # Names count from the first linear layer, so the flattening is done by the caller.
+            return nn.Sequential(
+                nn.Linear(map_channels * cells, width), nn.ReLU(), nn.Linear(width, hidden), nn.ReLU()
+            )
+        case "conv_bn":
+            return nn.Sequential(
+                nn.Conv2d(map_channels, width, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(width * cells, hidden),
+                nn.BatchNorm1d(hidden),
+                nn.ReLU(),
+            )
+
+
+class RecurrentPolicy(nn.Module):
+    """Reads one map per step, keeps a GRU's state, and says where to look.
+
+    `reads`: `glance` for AdaFocus, `patch` for GFNet. `scope`: `clip` for AdaFocus-TSM, which acts once per
+    clip on its maps joined along channels. `std` is the spread with which continuous places are drawn when
+    not greedy.
+    """
+
+    offsets: torch.Tensor
+
+    def __init__(
+        self,
+        *,
+        kind: PolicyKind,
+        encoder: Encoder,
+        map_channels: int,
+        map_side: int,
+        hidden: int = 1024,
+        width: int | None = None,
+        num_actions: int = 49,
+        std: float = 0.25,
+        reads: Reads = "glance",
+        scope: Literal["step", "clip"] = "step",
+    ) -> None:
+        super().__init__()
+        if width is None:
+            width = {"conv": 32, "flat": 2048, "conv_bn": 64}[encoder]
+        self.kind = kind
+        self.encoder = encoder
+        self.hidden = hidden
+        self.num_actions = num_actions
+        self.std = std
+        self._reads = reads
+        self._scope = scope
+        self.state_encoder = make_encoder(
+            encoder=encoder, map_channels=map_channels, map_side=map_side, hidden=hidden, width=width
+        )
+        self.gru = nn.GRU(hidden, hidden)
+        # A Sequential only for the name: published checkpoints call the layer `actor.0`.
+        self.actor = nn.Sequential(nn.Linear(hidden, num_actions if kind == "grid" else 2))
+        self.critic = nn.Sequential(nn.Linear(hidden, 1))
+        if kind == "grid":
+            self.register_buffer("offsets", grid_offsets(num_actions), persistent=False)
+
+    @property
+    def reads(self) -> Reads:
+        return self._reads
+
+    @property
+    def scope(self) -> Literal["step", "clip"]:
+        return self._scope
+
+    def initial_state(self, num_clips: int) -> PolicyState:
+        zeros = self.critic[0].weight.new_zeros((num_clips, self.hidden))  # type: ignore[operator]
+        return PolicyState(num_clips=num_clips, tensors={"hidden": zeros})
+
+    def encode(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """[N,C,h,w] -> [N,hidden]"""
+        if self.encoder == "flat":
+            feature_map = feature_map.flatten(1)
+        return self.state_encoder(feature_map)
+
+    def act(
+        self,
+        observation: Observation,
+        state: PolicyState,
+        *,
+        greedy: bool = True,
+        generators: Generators = None,
+        code: torch.Tensor | None = None,
+    ) -> tuple[Actions, PolicyState]:
+        if code is None:
+            code = self.encode(observation.feature_map)
+        hidden = self.gru(code.unsqueeze(0), state.tensors["hidden"].unsqueeze(0))[0].squeeze(0)
+        raw = self.actor(hidden)
+        choice = self._choose(raw, greedy=greedy, generators=generators)
+        log_prob, entropy = self._score(raw, choice)
+        actions = Actions(
+            offsets=self.offsets[choice] if self.kind == "grid" else choice,
+            focus=torch.ones(state.num_clips, dtype=torch.bool, device=raw.device),
+            choice=choice,
+            log_prob=log_prob,
+            entropy=entropy,
+            value=self.critic(hidden).squeeze(-1),
+            context=hidden,
+        )
+        return actions, PolicyState(num_clips=state.num_clips, tensors={"hidden": hidden})
+
+    def evaluate(
+        self, feature_maps: torch.Tensor, choices: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """How likely past choices are now, from a zero state: log-probability, entropy, value, each [B,T].
+
+        feature_maps [B,T,C,h,w]; choices int64 [B,T] or float32 [B,T,2].
+        """
+        clips, steps = feature_maps.shape[:2]
+        codes = self.encode(feature_maps.flatten(0, 1)).unflatten(0, (clips, steps))
+        hidden = self.gru(codes.transpose(0, 1))[0].transpose(0, 1)
+        log_prob, entropy = self._score(self.actor(hidden), choices)
+        return log_prob, entropy, self.critic(hidden).squeeze(-1)
+
+    def logits(self, feature_maps: torch.Tensor) -> torch.Tensor:
+        """[B,T,C,h,w] -> the actor's output before softmax or sigmoid, [B,T,A] or [B,T,2]."""
+        clips, steps = feature_maps.shape[:2]
+        codes = self.encode(feature_maps.flatten(0, 1)).unflatten(0, (clips, steps))
+        return self.actor(self.gru(codes.transpose(0, 1))[0].transpose(0, 1))
+
+    def _choose(self, raw: torch.Tensor, *, greedy: bool, generators: Generators) -> torch.Tensor:
+        if self.kind == "continuous":
+            mean = torch.sigmoid(raw)
+            if greedy:
+                return mean
+            draw = normal((len(raw), 2), generators, raw.device)
+            return (mean + self.std * draw).clamp(0, 1).detach()
+        if greedy:
+            return raw.argmax(dim=-1)
+        # One uniform draw per clip through the cumulative distribution: torch's own multinomial takes one
+        # generator for the whole batch, and a clip's draws would depend on its neighbours.
+        cumulative = torch.softmax(raw.detach().double(), dim=-1).cumsum(dim=-1)
+        draw = uniform((len(raw), 1), generators, raw.device).double() * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, draw, right=True).squeeze(-1).clamp(max=self.num_actions - 1)
+
+    def _score(self, raw: torch.Tensor, choice: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.kind == "grid":
+            return categorical_log_prob(raw, choice), categorical_entropy(raw)
+        mean = torch.sigmoid(raw)
+        return gaussian_log_prob(mean, choice, std=self.std), gaussian_entropy(mean, std=self.std)
+
+
+def policy_shape(weights: Mapping[str, torch.Tensor]) -> dict[str, int | str]:
+    """The constructor's sizes, read from a checkpoint's tensors: kind, encoder, map_channels, map_side,
+    hidden, width, num_actions. Raises KeyError where a tensor that every form has is missing."""
+    first = weights["state_encoder.0.weight"]
+    hidden = weights["gru.weight_hh_l0"].shape[1]
+    outputs = weights["actor.0.weight"].shape[0]
+    shape: dict[str, int | str] = {"kind": "continuous" if outputs == 2 else "grid", "hidden": int(hidden)}
+    if outputs != 2:
+        shape["num_actions"] = int(outputs)
+    if first.dim() == 4:
+        has_norm = "state_encoder.1.running_mean" in weights
+        linear = weights["state_encoder.4.weight" if has_norm else "state_encoder.3.weight"]
+        shape["encoder"] = "conv_bn" if has_norm else "conv"
+        shape["width"] = int(first.shape[0])
+        shape["map_channels"] = int(first.shape[1])
+        shape["map_side"] = math.isqrt(int(linear.shape[1]) // int(first.shape[0]))
+    else:
+        shape["encoder"] = "flat"
+        shape["width"] = int(first.shape[0])
+        # The flattened input does not tell channels from cells: the backbone's channels decide, see the
+        # caller.
+        shape["map_channels"] = int(first.shape[1])
+        shape["map_side"] = 1
+    return shape
+
+
+class SkipHead(nn.Module):
+    """Decides before any patch is cut whether a frame is worth one; a skipped frame costs its glance only.
+
+    Reads the place policy's recurrent state, its own previous decision and the price of a focus; with
+    `classifier_hidden` also the classifier's state after the step before, which about halves the focuses
+    needed for the same accuracy but has to be asked step by step. The price is an input: the head is trained
+    with many prices at once, so one setting moves along the trade-off and one checkpoint serves every budget.
+    """
+
+    price: torch.Tensor
+
+    def __init__(
+        self,
+        *,
+        policy_hidden: int,
+        classifier_hidden: int = 0,
+        hidden: int = 64,
+        price: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.classifier_hidden = classifier_hidden
+        self.hidden = hidden
+        self.inputs = nn.Linear(policy_hidden + classifier_hidden + 2, hidden)
+        self.gru = nn.GRU(hidden, hidden)
+        self.out = nn.Linear(hidden, 1)
+        # Begins by focusing on nearly everything: what a skipped frame would have shown is then still learned
+        # from.
+        nn.init.constant_(self.out.bias, 1.0)
+        self.register_buffer("price", torch.tensor(float(price)), persistent=False)
+
+    @property
+    def reads(self) -> Reads:
+        return "classifier" if self.classifier_hidden else "glance"
+
+    def with_price(self, price: float) -> SkipHead:
+        """This head, deciding at another price per focus from now on."""
+        if not price > 0:
+            raise ValueError(f"the price of a focus is {price}, not above 0")
+        self.price.fill_(price)
+        return self
+
+    def initial_state(self, num_clips: int) -> PolicyState:
+        weight = self.out.weight
+        return PolicyState(
+            num_clips=num_clips,
+            tensors={
+                "hidden": weight.new_zeros((num_clips, self.hidden)),
+                "previous": weight.new_zeros((num_clips, 1)),
+            },
+        )
+
+    def step(
+        self,
+        context: torch.Tensor,
+        classifier_state: torch.Tensor | None,
+        price: torch.Tensor,
+        state: PolicyState,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """context [B,policy_hidden], price [B] -> logit of focusing [B], new recurrent state [B,hidden]."""
+        # ln(price) is between about -6 and -2 for prices that matter: moved and scaled to about -1..1.
+        parts = [context, state.tensors["previous"], (price.log() + 4).unsqueeze(-1) / 2]
+        if self.classifier_hidden:
+            if classifier_state is None:
+                classifier_state = context.new_zeros((len(context), self.classifier_hidden))
+            parts.append(classifier_state)
+        code = torch.relu(self.inputs(torch.cat(parts, dim=-1)))
+        hidden = self.gru(code.unsqueeze(0), state.tensors["hidden"].unsqueeze(0))[0].squeeze(0)
+        return self.out(hidden).squeeze(-1), hidden
+
+    def decide(
+        self,
+        observation: Observation,
+        context: torch.Tensor | None,
+        state: PolicyState,
+        *,
+        greedy: bool = True,
+        generators: Generators = None,
+        price: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, PolicyState]:
+        """`price` [B] overrides the head's own, for training with many at once."""
+        if context is None:
+            raise ValueError("learned skipping needs the learned place policy's state")
+        if price is None:
+            price = self.price.expand(len(context))
+        logit, hidden = self.step(context, observation.classifier_state, price, state)
+        if greedy:
+            focus = logit > 0
+        else:
+            focus = uniform((len(logit),), generators, logit.device) < torch.sigmoid(logit.detach())
+        log_prob = nn.functional.logsigmoid(torch.where(focus, logit, -logit))
+        new = PolicyState(
+            num_clips=state.num_clips,
+            tensors={"hidden": hidden, "previous": focus.to(hidden.dtype).unsqueeze(-1)},
+        )
+        return focus, log_prob, new
+
+
+def price_for_share(table: Mapping[float, float], share: float) -> float:
+    """The price at which a head focuses on `share` of the frames, from a measured table price -> share.
+
+    Between two measured prices it goes along the logarithm of the price; outside the table the nearest end.
+    """
+    rows = sorted(table.items())
+    if not rows:
+        raise ValueError("the table of prices is empty")
+    for (cheap, more), (dear, less) in itertools.pairwise(rows):
+        if less <= share <= more and more > less:
+            part = (more - share) / (more - less)
+            return math.exp(math.log(cheap) + part * (math.log(dear) - math.log(cheap)))
+    return rows[0][0] if share >= rows[0][1] else rows[-1][0]
