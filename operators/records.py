@@ -135,6 +135,52 @@ class FrameBatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CameraFrame:
+    """A frame of a camera that is to be analysed: its view, and its place in time.
+
+    A segment is a stretch of a camera's stream without a gap. Its first frame is tick 0 of the grid of analysis;
+    tick j lies at segment_start_s + j / analysis_fps.
+    """
+
+    pixels: np.ndarray
+    """uint8 RGB [S,S,3]: the view."""
+    time_unix_s: float
+    """When the frame was taken: the camera's clock, repaired and tied to the wall clock by the frames' arrival."""
+    received_unix_s: float
+    """When its last packet arrived."""
+    frame_index: int
+    """Its number in decoder order since the camera was joined."""
+    segment_start_s: float
+    """Unix time of the segment's tick 0. Where it changes, whatever state runs along the stream starts at zero."""
+    tick: int
+    """Its number in the segment's grid of analysis; a number that is missing was not received, or was dropped."""
+    view_yxhw: tuple[float, float, float, float]
+    """Where the view lies in the displayed frame, in units of its height and width."""
+    facts: SourceFacts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraCounts:
+    """What became of a camera's packets and frames since it was joined."""
+
+    num_packets: int = 0
+    num_decoded: int = 0
+    num_analysed: int = 0
+    """Frames that were made into views."""
+    num_before_keyframe: int = 0
+    """Packets and frames dropped while waiting for a keyframe, after joining or after a loss."""
+    num_corrupt: int = 0
+    num_joining: int = 0
+    """Frames that had been waiting somewhere when the camera was joined: their arrival says nothing of their time."""
+    num_behind: int = 0
+    """Views dropped, oldest first, because nobody fetched them."""
+    num_restamped: int = 0
+    """Frames whose own time stamp was missing or wrong."""
+    num_timelines: int = 0
+    """How often the camera's clock began anew."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Glance:
     """What the light network saw. Never leaves the stream worker. Tensors."""
 
