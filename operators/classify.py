@@ -1,0 +1,96 @@
+"""Classifiers: what turns the features of a clip's steps into logits. State is a tensor with one row per clip."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def join_features(glance: Tensor, focus: Tensor | None, focus_features: int) -> Tensor:
+    """[...,C] and [...,D] -> [...,C+D], global first as published; no focus means zeros in its place."""
+    if focus is None:
+        focus = glance.new_zeros((*glance.shape[:-1], focus_features))
+    return torch.cat((glance, focus), dim=-1)
+
+
+class GRUClassifier(nn.Module):
+    """GRU, dropout, linear: the logits of every step know all steps before it."""
+
+    def __init__(self, *, in_features: int, hidden: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.hidden = hidden
+        self.num_classes = num_classes
+        self.gru = nn.GRU(in_features, hidden, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def initial_state(self, n: int) -> Tensor:
+        """[n,hidden] of zeros"""
+        return self.fc.weight.new_zeros((n, self.hidden))
+
+    def step(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """state [B,hidden], x [B,D] -> state [B,hidden], logits [B,K]"""
+        logits, state = self(x[:, None], state)
+        return state, logits[:, 0]
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All steps at once: [B,T,D] -> logits [B,T,K] and the state after the last. Equal to T steps."""
+        hidden = None if state is None else state[None].contiguous()
+        out, hidden = self.gru(x, hidden)
+        return self.fc(self.dropout(out)), hidden[0]
+
+
+class CascadedClassifier(nn.Module):
+    """Step k is a linear layer of its own over all k features so far; clips of one call are at the same step."""
+
+    def __init__(self, *, in_features: int, num_steps: int, num_classes: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.num_steps = num_steps
+        self.num_classes = num_classes
+        for k in range(1, num_steps + 1):
+            setattr(self, f"fc_{k}", nn.Linear(k * in_features, num_classes))
+
+    def initial_state(self, n: int) -> Tensor:
+        """[n,0]: the features so far, none"""
+        return next(self.parameters()).new_zeros((n, 0))
+
+    def step(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """state [B,(k-1)*D], x [B,D] -> state [B,k*D], logits [B,K]"""
+        k = state.shape[1] // self.in_features + 1
+        if k > self.num_steps:
+            raise ValueError(f"step {k} of a classifier that has {self.num_steps}")
+        layer: nn.Linear = getattr(self, f"fc_{k}")
+        state = torch.cat((state, x), dim=1)
+        return state, layer(state)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[B,T,D] -> logits [B,T,K] and the state after the last"""
+        state = self.initial_state(len(x)) if state is None else state
+        logits = []
+        for t in range(x.shape[1]):
+            state, step_logits = self.step(state, x[:, t])
+            logits.append(step_logits)
+        return torch.stack(logits, dim=1), state
+
+
+class AverageClassifier(nn.Module):
+    """Sum of two means: of the glance's own logits over its frames, and of a linear layer over the focused ones."""
+
+    def __init__(self, *, in_features: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.num_classes = num_classes
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(in_features, num_classes)
+
+    def forward(self, glance_logits: Tensor, focus_features: Tensor | None) -> Tensor:
+        """[B,T,K] and [B,T',D] -> logits [B,K]; without focused frames the glance's mean alone"""
+        logits = glance_logits.mean(1)
+        if focus_features is None or focus_features.shape[1] == 0:
+            return logits
+        return logits + self.fc(self.dropout(focus_features)).mean(1)
+
+
+Classifier = GRUClassifier | CascadedClassifier | AverageClassifier

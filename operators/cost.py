@@ -1,0 +1,132 @@
+"""The one place where costs are counted, by the published rule.
+
+One MAC per multiply-accumulate of convolutions and matrix products (GRUs included), and one per channel of each
+batch norm. Biases, activations, pooling, crops and resizing are free, decoding is not counted. Networks are counted
+as they are published: with their batch norms, though inference folds them.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from operators.backbones import build
+
+aten = torch.ops.aten
+
+
+def _convolution(out: Tensor, weight: Tensor) -> int:
+    return out.numel() * math.prod(weight.shape[1:])
+
+
+class _MacCounter(TorchDispatchMode):
+    """Sees every operation below the modules, so it counts whatever is computed, however it is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        operation = func.overloadpacket
+        if operation in (aten.convolution, aten._convolution):
+            self.macs += _convolution(out, args[1])
+        elif operation is aten.addmm:
+            self.macs += args[1].shape[0] * args[1].shape[1] * args[2].shape[1]
+        elif operation is aten.mm:
+            self.macs += args[0].shape[0] * args[0].shape[1] * args[1].shape[1]
+        elif operation is aten.bmm:
+            self.macs += args[0].numel() * args[1].shape[2]
+        elif operation is aten.baddbmm:
+            self.macs += args[1].numel() * args[2].shape[2]
+        elif operation in (aten.native_batch_norm, aten._native_batch_norm_legit_no_training):
+            self.macs += args[0].shape[1]
+        return out
+
+
+def count_macs(function: Callable[..., Any], *args: Any) -> int:
+    """MACs of one call. With modules and tensors on the meta device nothing is computed and no memory taken."""
+    with torch.no_grad(), _MacCounter() as counter:
+        function(*args)
+    return counter.macs
+
+
+@functools.cache
+def network_macs(name: str, size_px: int, *, num_classes: int = 0) -> int:
+    """MACs of one frame or patch of `size_px` squared; its own head counts where the answer needs it."""
+    with torch.device("meta"):
+        network = build(name, num_classes=num_classes).eval()
+        image = torch.empty(1, 3, size_px, size_px)
+
+    def look(x: Tensor) -> None:
+        _, feature = network(x)
+        if network.head is not None:
+            network.head(feature)
+
+    return count_macs(look, image)
+
+
+def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> int:
+    """MACs of one forward pass over float inputs of these shapes; the module is neither run nor changed."""
+    twin = _meta_copy(module)
+    return count_macs(twin.eval(), *(torch.empty(shape, device="meta") for shape in shapes))
+
+
+def _meta_copy(module: nn.Module) -> nn.Module:
+    # Entries of the memo are what deepcopy takes for a tensor, so that no weight is ever copied.
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.to("meta")
+    return copy.deepcopy(module, memo)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostModel:
+    """What each part of the work on a clip costs, in MACs."""
+
+    glance: int
+    """One frame."""
+    focus: int
+    """One patch."""
+    focus_full: int
+    """One whole view through the focus network."""
+    classify: tuple[int, ...]
+    """Each classified step; steps beyond the last cost what the last does."""
+    decide: int = 0
+    """One call of the policy."""
+    skip: int = 0
+    """One decision whether to skip."""
+
+    def gmacs(
+        self,
+        *,
+        glanced: int,
+        focused: int,
+        classified: int,
+        decided: int = 0,
+        skips_decided: int = 0,
+        focused_full: int = 0,
+    ) -> float:
+        """Billions of MACs of a clip. `focused_full`: whole views that went through the focus network."""
+        macs = self.glance * glanced + self.focus * focused + self.focus_full * focused_full
+        macs += self.decide * decided + self.skip * skips_decided
+        macs += sum(self.classify[:classified])
+        if self.classify:
+            macs += self.classify[-1] * max(0, classified - len(self.classify))
+        return macs / 1e9
+
+    def gmacs_full(self, *, glanced: int, focused: int, classified: int) -> float:
+        """What the clip would have cost with the whole view focused each time; no policy is needed for that."""
+        return self.gmacs(glanced=glanced, focused=0, focused_full=focused, classified=classified)

@@ -1,0 +1,75 @@
+"""The heavy network's look at patches of any number of clips."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from operators.network import Network
+from operators.records import PatchBatch, PatchFeatures
+from operators.tensors import IMAGENET, Normalisation, ready, split_batch, to_array, to_tensor
+
+
+class Focuser:
+    """PatchBatch -> PatchFeatures. Takes the network over: it is folded in place and stays in eval mode.
+
+    Row i in is row i out, whatever the batching; with a temporal shift the rows are whole clips in order.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        normalisation: Normalisation = IMAGENET,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_batch: int = 64,
+        shapes: tuple[int, ...] = (),
+        feature_maps: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        """`shapes`: sizes to which a pass is padded; `feature_maps`: whether a policy reads what the patches show."""
+        self.normalisation = normalisation
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.max_batch = max_batch
+        self.shapes = shapes
+        self.feature_maps = feature_maps
+        self.channels_last = channels_last
+        self.map_channels = network.map_channels
+        self.num_features = network.num_features
+        self.num_segments = network.num_segments
+        self._network = network
+        ready(network, device=self.device, dtype=dtype, channels_last=channels_last)
+
+    def passes(self, num_patches: int) -> list[tuple[int, int, int]]:
+        """(start, stop, rows with padding) of each forward pass over so many patches."""
+        return split_batch(num_patches, max_batch=self.max_batch, shapes=self.shapes, multiple=self.num_segments or 1)
+
+    @torch.inference_mode()
+    def __call__(self, batch: PatchBatch) -> PatchFeatures:
+        pixels = batch.pixels
+        multiple = self.num_segments or 1
+        if len(pixels) % multiple:
+            raise ValueError(f"{len(pixels)} patches are no whole clips of {multiple}")
+        if len(pixels) == 0:
+            return PatchFeatures(feature=np.zeros((0, self.num_features), np.float32))
+        features, maps = [], []
+        for start, stop, rows in self.passes(len(pixels)):
+            part = pixels[start:stop]
+            if rows > len(part):
+                part = np.concatenate((part, np.zeros((rows - len(part), *part.shape[1:]), np.uint8)))
+            patches = to_tensor(
+                part,
+                normalisation=self.normalisation,
+                device=self.device,
+                dtype=self.dtype,
+                channels_last=self.channels_last,
+            )
+            feature_map, feature = self._network(patches)
+            features.append(feature[: stop - start])
+            if self.feature_maps:
+                maps.append(feature_map[: stop - start])
+        return PatchFeatures(
+            feature=to_array(torch.cat(features)), feature_map=to_array(torch.cat(maps)) if maps else None
+        )

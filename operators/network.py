@@ -1,0 +1,80 @@
+"""What every backbone has in common, and the temporal shift that any of them takes.
+
+A backbone is fully convolutional, so any input size works, and gives two things: the map before pooling, which
+policies read, and the pooled feature, which classifiers read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class TemporalShift(nn.Module):
+    """Moves an eighth of the channels one step back in time and an eighth one step on; no parameters.
+
+    Expects whole clips, each of `num_segments` consecutive rows. What enters from beyond a clip's ends is zero.
+    """
+
+    def __init__(self, *, num_segments: int, divisor: int = 8) -> None:
+        super().__init__()
+        self.num_segments = num_segments
+        self.divisor = divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B*T,C,H,W] -> the same shape."""
+        if x.shape[0] % self.num_segments:
+            raise ValueError(f"{x.shape[0]} rows are no whole clips of {self.num_segments} segments")
+        fold = x.shape[1] // self.divisor
+        clips = x.unflatten(0, (-1, self.num_segments))
+        shifted = torch.empty_like(x)
+        out = shifted.unflatten(0, (-1, self.num_segments))
+        out[:, :-1, :fold] = clips[:, 1:, :fold]
+        out[:, -1, :fold] = 0
+        out[:, 1:, fold : 2 * fold] = clips[:, :-1, fold : 2 * fold]
+        out[:, 0, fold : 2 * fold] = 0
+        out[:, :, 2 * fold :] = clips[:, :, 2 * fold :]
+        return shifted
+
+    def extra_repr(self) -> str:
+        return f"num_segments={self.num_segments}, divisor={self.divisor}"
+
+
+def shift_for(num_segments: int) -> nn.Module:
+    """The module that blocks put before their first convolution: a shift, or nothing for single frames."""
+    return TemporalShift(num_segments=num_segments) if num_segments else nn.Identity()
+
+
+class Network(nn.Module):
+    """A backbone with an optional linear head of its own: `head` is None or Linear(num_features, num_classes)."""
+
+    def __init__(self, *, map_channels: int, num_features: int, num_segments: int = 0, num_classes: int = 0) -> None:
+        super().__init__()
+        self.map_channels = map_channels
+        self.num_features = num_features
+        self.num_segments = num_segments
+        """Length of the clips that the temporal shift works on; 0 where frames are independent."""
+        self.num_classes = num_classes
+        self.head = nn.Linear(num_features, num_classes) if num_classes else None
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """[N,3,H,W] normalised -> [N,C,h,w]"""
+        raise NotImplementedError
+
+    def pool(self, feature_map: Tensor) -> Tensor:
+        """[N,C,h,w] -> [N,D]"""
+        return feature_map.mean((2, 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N,3,H,W] normalised -> feature map [N,C,h,w] and feature [N,D]"""
+        feature_map = self.feature_map(x)
+        return feature_map, self.pool(feature_map)
+
+
+def initialise(network: nn.Module) -> None:
+    """He initialisation for training from nothing: convolutions by fan-out, batch norm as identity."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
