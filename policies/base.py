@@ -57,9 +57,7 @@ class PolicyState:
         if index.dtype == torch.bool:
             index = index.nonzero().flatten()
         index = index.long()
-        return PolicyState(
-            num_clips=len(index), tensors={k: v[index.to(v.device)] for k, v in self.tensors.items()}
-        )
+        return PolicyState(num_clips=len(index), tensors={k: v[index.to(v.device)] for k, v in self.tensors.items()})
 
 
 def join(states: Sequence[PolicyState]) -> PolicyState:
@@ -165,9 +163,7 @@ class Skipping:
         code: torch.Tensor | None = None,
     ) -> tuple[Actions, PolicyState]:
         place_state, skip_state = self._split(state)
-        actions, place_state = self.place.act(
-            observation, place_state, greedy=greedy, generators=generators, code=code
-        )
+        actions, place_state = self.place.act(observation, place_state, greedy=greedy, generators=generators, code=code)
         focus, log_prob, skip_state = self.skip.decide(
             observation, actions.context, skip_state, greedy=greedy, generators=generators
         )
@@ -211,9 +207,7 @@ def act_all(
         observation = Observation(
             feature_map=feature_maps[:, t], step=t, truth_yx=None if truth_yx is None else truth_yx[:, t]
         )
-        actions, state = policy.act(
-            observation, state, greedy=greedy, generators=generators, code=codes[:, t]
-        )
+        actions, state = policy.act(observation, state, greedy=greedy, generators=generators, code=codes[:, t])
         taken.append(actions)
     return stack(taken), state
 

@@ -120,9 +120,7 @@ class Oracle(_Fixed):
 
 
 def _focus_at(offsets: torch.Tensor) -> Actions:
-    return Actions(
-        offsets=offsets.float(), focus=torch.ones(len(offsets), dtype=torch.bool, device=offsets.device)
-    )
+    return Actions(offsets=offsets.float(), focus=torch.ones(len(offsets), dtype=torch.bool, device=offsets.device))
 
 
 class SkipRandom:

@@ -19,7 +19,7 @@ from policies.base import Actions, Generators, PolicyState, Reads, normal, unifo
 from policies.ppo import categorical_entropy, categorical_log_prob, gaussian_entropy, gaussian_log_prob
 
 PolicyKind = Literal["grid", "continuous"]
-Encoder = Literal["conv", "flat", "conv_bn"]
+Encoder = Literal["conv", "mlp", "clip"]
 """`conv`: 1x1 convolution and one linear layer (AdaFocus, and GFNet on its efficient networks). `flat`: two
 linear layers on the flattened map (GFNet on ResNet and DenseNet). `conv_bn`: as `conv` with batch norms
 (AdaFocus-TSM)."""
@@ -33,9 +33,7 @@ def grid_offsets(num_actions: int) -> torch.Tensor:
     return torch.tensor([[(k // n) / (n - 1), (k % n) / (n - 1)] for k in range(num_actions)])
 
 
-def make_encoder(
-    *, encoder: Encoder, map_channels: int, map_side: int, hidden: int, width: int
-) -> nn.Sequential:
+def make_encoder(*, encoder: Encoder, map_channels: int, map_side: int, hidden: int, width: int) -> nn.Sequential:
     """[N,C,h,w] -> [N,hidden]. `width` is the 1x1 convolution's channels, or the first linear layer's."""
     cells = map_side * map_side
     match encoder:
@@ -47,12 +45,10 @@ def make_encoder(
                 nn.Linear(width * cells, hidden),
                 nn.ReLU(),
             )
-        case "flat":
+        case "mlp":
             # Names count from the first linear layer, so the flattening is done by the caller.
-            return nn.Sequential(
-                nn.Linear(map_channels * cells, width), nn.ReLU(), nn.Linear(width, hidden), nn.ReLU()
-            )
-        case "conv_bn":
+            return nn.Sequential(nn.Linear(map_channels * cells, width), nn.ReLU(), nn.Linear(width, hidden), nn.ReLU())
+        case "clip":
             return nn.Sequential(
                 nn.Conv2d(map_channels, width, 1, bias=False),
                 nn.BatchNorm2d(width),
@@ -67,9 +63,8 @@ def make_encoder(
 class RecurrentPolicy(nn.Module):
     """Reads one map per step, keeps a GRU's state, and says where to look.
 
-    `reads`: `glance` for AdaFocus, `patch` for GFNet. `scope`: `clip` for AdaFocus-TSM, which acts once per
-    clip on its maps joined along channels. `std` is the spread with which continuous places are drawn when
-    not greedy.
+    `reads`: `glance` for AdaFocus, `patch` for GFNet. With the encoder `clip` it acts once per clip. `std` is
+    the spread with which continuous places are drawn when not greedy.
     """
 
     offsets: torch.Tensor
@@ -86,18 +81,16 @@ class RecurrentPolicy(nn.Module):
         num_actions: int = 49,
         std: float = 0.25,
         reads: Reads = "glance",
-        scope: Literal["step", "clip"] = "step",
     ) -> None:
         super().__init__()
         if width is None:
-            width = {"conv": 32, "flat": 2048, "conv_bn": 64}[encoder]
+            width = {"conv": 32, "mlp": 2048, "clip": 64}[encoder]
         self.kind = kind
         self.encoder = encoder
         self.hidden = hidden
         self.num_actions = num_actions
         self.std = std
         self._reads = reads
-        self._scope = scope
         self.state_encoder = make_encoder(
             encoder=encoder, map_channels=map_channels, map_side=map_side, hidden=hidden, width=width
         )
@@ -114,7 +107,7 @@ class RecurrentPolicy(nn.Module):
 
     @property
     def scope(self) -> Literal["step", "clip"]:
-        return self._scope
+        return "clip" if self.encoder == "clip" else "step"
 
     def initial_state(self, num_clips: int) -> PolicyState:
         zeros = self.critic[0].weight.new_zeros((num_clips, self.hidden))  # type: ignore[operator]
@@ -122,7 +115,7 @@ class RecurrentPolicy(nn.Module):
 
     def encode(self, feature_map: torch.Tensor) -> torch.Tensor:
         """[N,C,h,w] -> [N,hidden]"""
-        if self.encoder == "flat":
+        if self.encoder == "mlp":
             feature_map = feature_map.flatten(1)
         return self.state_encoder(feature_map)
 
@@ -205,12 +198,12 @@ def policy_shape(weights: Mapping[str, torch.Tensor]) -> dict[str, int | str]:
     if first.dim() == 4:
         has_norm = "state_encoder.1.running_mean" in weights
         linear = weights["state_encoder.4.weight" if has_norm else "state_encoder.3.weight"]
-        shape["encoder"] = "conv_bn" if has_norm else "conv"
+        shape["encoder"] = "clip" if has_norm else "conv"
         shape["width"] = int(first.shape[0])
         shape["map_channels"] = int(first.shape[1])
         shape["map_side"] = math.isqrt(int(linear.shape[1]) // int(first.shape[0]))
     else:
-        shape["encoder"] = "flat"
+        shape["encoder"] = "mlp"
         shape["width"] = int(first.shape[0])
         # The flattened input does not tell channels from cells: the backbone's channels decide, see the
         # caller.

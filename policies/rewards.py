@@ -27,9 +27,7 @@ def confidence_reward(probability: torch.Tensor) -> torch.Tensor:
     return probability
 
 
-def skip_return(
-    final_log_probability: torch.Tensor, focus: torch.Tensor, price: torch.Tensor
-) -> torch.Tensor:
+def skip_return(final_log_probability: torch.Tensor, focus: torch.Tensor, price: torch.Tensor) -> torch.Tensor:
     """[B]: what a clip's skipping was worth: how well it ends less what its focuses cost. Own design.
 
     final_log_probability [B] of the true class after the last step, focus bool [B,T], price [B] per focused

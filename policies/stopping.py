@@ -79,8 +79,7 @@ def checked_thresholds(thresholds: Sequence[float], *, num_steps: int) -> tuple[
         values = values * num_steps
     if len(values) != num_steps:
         raise ConfigError(
-            f"stop.thresholds has {len(values)} numbers and a clip has {num_steps} steps: "
-            f"give one, or {num_steps}"
+            f"stop.thresholds has {len(values)} numbers and a clip has {num_steps} steps: give one, or {num_steps}"
         )
     return values
 
@@ -97,9 +96,7 @@ class OperatingPoint:
     found_by: str = ""
 
 
-def for_budget(
-    points: Sequence[OperatingPoint], budget_gmacs: float, *, measure: Measure = "softmax"
-) -> Confidence:
+def for_budget(points: Sequence[OperatingPoint], budget_gmacs: float, *, measure: Measure = "softmax") -> Confidence:
     """The rule that spends what was asked for: the dearest point that does not exceed the budget.
 
     A budget beyond the dearest point gives that point; one below the cheapest exit is a ConfigError.

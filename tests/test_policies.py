@@ -152,7 +152,7 @@ def test_the_grid_policy_computes_the_published_network():
 
 
 def test_a_continuous_policy_looks_at_the_sigmoid_of_its_actor():
-    policy = make_policy("continuous", "flat")
+    policy = make_policy("continuous", "mlp")
     maps = make_maps(2, 4, 3, 2, 2)
     actions, _ = act_all(policy, maps, policy.initial_state(2))
     torch.testing.assert_close(actions.offsets, torch.sigmoid(policy.logits(maps)))
@@ -174,8 +174,8 @@ def test_the_published_parameter_names_and_shapes_are_kept():
         "critic.0.bias": [1],
     }
     with torch.device("meta"):
-        motion = RecurrentPolicy(kind="continuous", encoder="conv_bn", map_channels=10240, map_side=7, scope="clip")
-        image = RecurrentPolicy(kind="continuous", encoder="flat", map_channels=2048, map_side=3)
+        motion = RecurrentPolicy(kind="continuous", encoder="clip", map_channels=10240, map_side=7)
+        image = RecurrentPolicy(kind="continuous", encoder="mlp", map_channels=2048, map_side=3)
     names = {k: list(v.shape) for k, v in motion.state_dict().items()}
     assert names["state_encoder.4.weight"] == [1024, 3136]
     assert names["state_encoder.5.running_mean"] == [1024]
@@ -186,7 +186,7 @@ def test_the_published_parameter_names_and_shapes_are_kept():
     assert len(names) == 12
 
 
-@pytest.mark.parametrize("encoder", ["conv", "flat", "conv_bn"])
+@pytest.mark.parametrize("encoder", ["conv", "mlp", "clip"])
 @pytest.mark.parametrize("kind", ["grid", "continuous"])
 def test_a_policy_can_be_made_again_from_its_weights_alone(kind, encoder):
     policy = make_policy(kind, encoder)
@@ -196,7 +196,7 @@ def test_a_policy_can_be_made_again_from_its_weights_alone(kind, encoder):
     torch.testing.assert_close(again.logits(maps), policy.logits(maps))
 
 
-@pytest.mark.parametrize(("kind", "encoder"), [("grid", "conv"), ("continuous", "conv_bn")])
+@pytest.mark.parametrize(("kind", "encoder"), [("grid", "conv"), ("continuous", "clip")])
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_batch_of_clips_decides_like_each_clip_alone(kind, encoder, greedy):
     policy = make_policy(kind, encoder)
@@ -244,7 +244,7 @@ def test_sampled_cells_follow_the_actors_distribution():
 
 
 def test_sampled_places_stay_inside_the_view():
-    policy = make_policy("continuous", "flat", std=2.0)
+    policy = make_policy("continuous", "mlp", std=2.0)
     actions, _ = policy.act(look(200), policy.initial_state(200), greedy=False)
     assert actions.offsets.min() == 0
     assert actions.offsets.max() == 1
