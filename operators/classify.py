@@ -94,3 +94,17 @@ class AverageClassifier(nn.Module):
 
 
 Classifier = GRUClassifier | CascadedClassifier | AverageClassifier
+
+
+def build_classifier(
+    kind: str, *, in_features: int, num_classes: int, hidden: int = 0, num_steps: int = 0, dropout: float = 0.0
+) -> Classifier:
+    """A classifier with fresh weights: `gru` (`hidden`), `cascaded` (`num_steps`) or `average`."""
+    match kind:
+        case "gru":
+            return GRUClassifier(in_features=in_features, hidden=hidden, num_classes=num_classes, dropout=dropout)
+        case "cascaded":
+            return CascadedClassifier(in_features=in_features, num_steps=num_steps, num_classes=num_classes)
+        case "average":
+            return AverageClassifier(in_features=in_features, num_classes=num_classes, dropout=dropout)
+    raise ValueError(f"classifier {kind!r} is not known")

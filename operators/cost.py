@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from operators.backbones import build
+from operators.header import Header
 
 aten = torch.ops.aten
 
@@ -76,10 +77,15 @@ def network_macs(name: str, size_px: int, *, num_classes: int = 0) -> int:
     return count_macs(look, image)
 
 
-def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> int:
-    """MACs of one forward pass over float inputs of these shapes; the module is neither run nor changed."""
-    twin = _meta_copy(module)
-    return count_macs(twin.eval(), *(torch.empty(shape, device="meta") for shape in shapes))
+def module_macs(module: nn.Module, *shapes: tuple[int, ...], method: str = "forward") -> int:
+    """MACs of one call of a method over float inputs of these shapes; the module is neither run nor changed."""
+    twin = _meta_copy(module).eval()
+    return count_macs(getattr(twin, method), *(torch.empty(shape, device="meta") for shape in shapes))
+
+
+def step_macs(module: nn.Module) -> int:
+    """MACs of one row through a module of linear layers and GRUs: each weight matrix is used once."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
 
 
 def _meta_copy(module: nn.Module) -> nn.Module:
@@ -130,3 +136,33 @@ class CostModel:
     def gmacs_full(self, *, glanced: int, focused: int, classified: int) -> float:
         """What the clip would have cost with the whole view focused each time; no policy is needed for that."""
         return self.gmacs(glanced=glanced, focused=0, focused_full=focused, classified=classified)
+
+
+def cost_model(header: Header, *, patch_px: int, decide: int = 0, skip: int = 0) -> CostModel:
+    """What a checkpoint's networks cost with patches of `patch_px`.
+
+    The policy's MACs are given: `module_macs(policy, (1, 1, C, h, w), method="logits")`, which leaves the critic out;
+    the skip head's are `step_macs(head)`. Heads count where the answer is made of their logits.
+    """
+    if header.glance is None or header.glance.size_px is None or header.focus is None or header.classifier is None:
+        raise ValueError("costs are those of a whole checkpoint: glance with its size, focus, classifier")
+    spec = header.classifier
+    focus_classes = 0
+    match spec.kind:
+        case "gru":
+            step = 3 * spec.hidden * (spec.in_features + spec.hidden) + spec.hidden * spec.num_classes
+            classify: tuple[int, ...] = (step,)
+        case "cascaded":
+            classify = tuple(k * spec.in_features * spec.num_classes for k in range(1, header.num_steps + 1))
+        case "average":
+            # Its linear layer is the focus network's head: it runs once per patch.
+            classify, focus_classes = (), spec.num_classes
+    glance, focus = header.glance, header.focus
+    return CostModel(
+        glance=network_macs(glance.name, glance.size_px, num_classes=glance.num_classes),
+        focus=network_macs(focus.name, patch_px, num_classes=focus_classes),
+        focus_full=network_macs(focus.name, header.preprocessing.crop_px, num_classes=focus_classes),
+        classify=classify,
+        decide=decide,
+        skip=skip,
+    )

@@ -1,0 +1,184 @@
+"""What a checkpoint says of itself: everything that is needed to run it, as frozen values that go to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from operators.errors import CheckpointError
+
+FORMAT = 1
+"""Raised when a header can no longer be read by what read the one before."""
+
+Family = Literal["adafocus", "gfnet", "adafocus_tsm"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkSpec:
+    """A backbone and what it looks at."""
+
+    name: str
+    """A key of BACKBONES."""
+    size_px: int | None = None
+    """Side of the glance's input, or of a patch. None: the file does not say, so the configuration must."""
+    num_segments: int = 0
+    """Frames per clip for the temporal shift; 0 for none."""
+    num_classes: int = 0
+    """Size of the network's own linear head; 0 where it has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicySpec:
+    """The recurrent policy: where to look. Its fields are what the policy is constructed with."""
+
+    kind: Literal["grid", "continuous"]
+    encoder: Literal["conv", "flat", "conv_bn"]
+    """`conv` and `flat` are AdaFocus's and GFNet's, `conv_bn` AdaFocus-TSM's."""
+    map_channels: int
+    """Of the map; of all of a clip's maps together for scope `clip`."""
+    map_side: int
+    """Cells along each side of the map."""
+    hidden: int
+    """State of the GRU."""
+    width: int
+    """Channels after the 1x1 convolution, or outputs of the first linear layer."""
+    num_actions: int = 49
+    """Of the grid, a square number; without meaning for a continuous policy."""
+    std: float = 0.25
+    """Spread of a continuous policy's draws when it is trained."""
+    reads: Literal["glance", "patch"] = "glance"
+    scope: Literal["step", "clip"] = "step"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkipSpec:
+    """The head that decides, before a patch is cut, whether a step is worth focusing on."""
+
+    policy_hidden: int
+    """Size of the policy's state, which it reads."""
+    classifier_hidden: int = 0
+    """Size of the classifier's state, which it reads too and then decides step by step; 0: it does not."""
+    hidden: int = 64
+    price: float = 0.01
+    """What a focus costs where the configuration does not say."""
+    price_table: tuple[tuple[float, float], ...] = ()
+    """(price, share of the steps focused) as measured after training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierSpec:
+    kind: Literal["gru", "cascaded", "average"]
+    num_classes: int
+    in_features: int
+    """Of one step: glance and focus together for AdaFocus, of one look for GFNet, of one patch for `average`."""
+    hidden: int = 0
+    """State of the GRU; 0 for the others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """From a frame to what the networks see."""
+
+    resize_px: int = 256
+    """Short side after the resize."""
+    crop_px: int = 224
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    square_pixels: bool = False
+    """Whether pixels that are not square are made so first; the published frames were not."""
+    glance_resize: Literal["nearest", "antialias", "bilinear", "bicubic"] = "nearest"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """How to run a checkpoint. A part that is None is not in the file."""
+
+    family: Family
+    glance: NetworkSpec | None
+    focus: NetworkSpec | None
+    classifier: ClassifierSpec | None
+    policy: PolicySpec | None = None
+    skip: SkipSpec | None = None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    num_steps: int = 16
+    """Frames glanced at; for GFNet all looks, the glance included."""
+    num_focus_steps: int | None = None
+    """Frames focused where they are others than those glanced at; None: the same."""
+    pad: Literal["last", "first"] = "last"
+    """What a video shorter than the sample repeats."""
+    class_names: tuple[str, ...] | None = None
+    thresholds: dict[str, Any] = field(default_factory=dict)
+    """Calibrated stop rules, as the calibration writes them."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Config, seed, commit, data and scores of the training, or what a published file says of itself."""
+
+    @property
+    def num_classes(self) -> int:
+        spec = self.classifier or self.focus or self.glance
+        return spec.num_classes if spec else 0
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Header:
+        """Raises CheckpointError with the field that is wrong."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as exc:
+            raise CheckpointError(f"checkpoint header is no JSON: {exc}") from exc
+        if not isinstance(values, dict):
+            raise CheckpointError("checkpoint header is no JSON object")
+        number = values.pop("format", None)
+        if number != FORMAT:
+            raise CheckpointError(
+                f"checkpoint header has format {number!r}, but this version reads {FORMAT}; "
+                "use the version that wrote it"
+            )
+        return _parse(Header, values, "header")
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """A JSON value as a type made of dataclasses, literals, unions, tuples, dicts and plain values."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _parse_dataclass(kind, value, where)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _parse(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise CheckpointError(f"{where} of the checkpoint is {value!r}, not one of {', '.join(map(str, args))}")
+    if origin is tuple and isinstance(value, list):
+        if args[-1] is not ... and len(value) != len(args):
+            raise CheckpointError(f"{where} of the checkpoint has {len(value)} values, not {len(args)}")
+        return tuple(_parse(args[0], item, where) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _parse(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise CheckpointError(f"{where} of the checkpoint is {value!r}, which is no {getattr(kind, '__name__', kind)}")
+
+
+def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} of the checkpoint is {value!r}, not an object")
+    hints = typing.get_type_hints(kind)
+    unknown = [key for key in value if key not in hints]
+    if unknown:
+        raise CheckpointError(f"{where} of the checkpoint has {unknown[0]!r}, which this version does not know")
+    try:
+        return kind(**{key: _parse(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+    except TypeError as exc:
+        raise CheckpointError(f"{where} of the checkpoint is incomplete: {exc}") from exc
