@@ -20,9 +20,9 @@ from policies.ppo import categorical_entropy, categorical_log_prob, gaussian_ent
 
 PolicyKind = Literal["grid", "continuous"]
 Encoder = Literal["conv", "mlp", "clip"]
-"""`conv`: 1x1 convolution and one linear layer (AdaFocus, and GFNet on its efficient networks). `flat`: two
-linear layers on the flattened map (GFNet on ResNet and DenseNet). `conv_bn`: as `conv` with batch norms
-(AdaFocus-TSM)."""
+"""`conv`: 1x1 convolution and one linear layer (AdaFocus, and GFNet on its efficient networks). `mlp`: two linear
+layers on the flattened map (GFNet on ResNet and DenseNet). `clip`: as `conv` with batch norms, over the maps of all
+of a clip's steps joined along channels (AdaFocus-TSM)."""
 
 
 def grid_offsets(num_actions: int) -> torch.Tensor:
@@ -212,13 +212,16 @@ def policy_shape(weights: Mapping[str, torch.Tensor]) -> dict[str, int | str]:
     return shape
 
 
+Sees = Literal["glance", "classifier"]
+
+
 class SkipHead(nn.Module):
     """Decides before any patch is cut whether a frame is worth one; a skipped frame costs its glance only.
 
-    Reads the place policy's recurrent state, its own previous decision and the price of a focus; with
-    `classifier_hidden` also the classifier's state after the step before, which about halves the focuses
-    needed for the same accuracy but has to be asked step by step. The price is an input: the head is trained
-    with many prices at once, so one setting moves along the trade-off and one checkpoint serves every budget.
+    Reads the place policy's recurrent state, its own previous decision and the price of a focus, and as far as
+    `sees` is `classifier` also the classifier's state after the step before: about half the focuses for the same
+    accuracy, but a clip then goes step by step. Price and `sees` are inputs, and the head is trained with many
+    prices and both ways of seeing: one checkpoint serves every budget and both kinds of run.
     """
 
     price: torch.Tensor
@@ -227,24 +230,25 @@ class SkipHead(nn.Module):
         self,
         *,
         policy_hidden: int,
-        classifier_hidden: int = 0,
+        classifier_hidden: int,
         hidden: int = 64,
         price: float = 0.01,
+        sees: Sees = "classifier",
     ) -> None:
         super().__init__()
         self.classifier_hidden = classifier_hidden
         self.hidden = hidden
-        self.inputs = nn.Linear(policy_hidden + classifier_hidden + 2, hidden)
+        self.sees: Sees = sees
+        self.inputs = nn.Linear(policy_hidden + classifier_hidden + 3, hidden)
         self.gru = nn.GRU(hidden, hidden)
         self.out = nn.Linear(hidden, 1)
-        # Begins by focusing on nearly everything: what a skipped frame would have shown is then still learned
-        # from.
+        # Begins by focusing on most frames: what a skipped one would have shown can still be learned from.
         nn.init.constant_(self.out.bias, 1.0)
         self.register_buffer("price", torch.tensor(float(price)), persistent=False)
 
     @property
     def reads(self) -> Reads:
-        return "classifier" if self.classifier_hidden else "glance"
+        return self.sees
 
     def with_price(self, price: float) -> SkipHead:
         """This head, deciding at another price per focus from now on."""
@@ -268,17 +272,20 @@ class SkipHead(nn.Module):
         context: torch.Tensor,
         classifier_state: torch.Tensor | None,
         price: torch.Tensor,
-        state: PolicyState,
+        hidden: torch.Tensor,
+        previous: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """context [B,policy_hidden], price [B] -> logit of focusing [B], new recurrent state [B,hidden]."""
+        """context [B,policy_hidden], price [B], hidden [B,hidden], previous [B,1] -> logit of focusing [B], hidden.
+
+        classifier_state [B,classifier_hidden], or None where it is not seen.
+        """
+        is_seen = classifier_state is not None
+        if classifier_state is None:
+            classifier_state = context.new_zeros((len(context), self.classifier_hidden))
         # ln(price) is between about -6 and -2 for prices that matter: moved and scaled to about -1..1.
-        parts = [context, state.tensors["previous"], (price.log() + 4).unsqueeze(-1) / 2]
-        if self.classifier_hidden:
-            if classifier_state is None:
-                classifier_state = context.new_zeros((len(context), self.classifier_hidden))
-            parts.append(classifier_state)
-        code = torch.relu(self.inputs(torch.cat(parts, dim=-1)))
-        hidden = self.gru(code.unsqueeze(0), state.tensors["hidden"].unsqueeze(0))[0].squeeze(0)
+        scalars = torch.stack(((price.log() + 4) / 2, torch.full_like(price, float(is_seen))), dim=-1)
+        code = torch.relu(self.inputs(torch.cat((context, classifier_state, previous, scalars), dim=-1)))
+        hidden = self.gru(code.unsqueeze(0), hidden.unsqueeze(0))[0].squeeze(0)
         return self.out(hidden).squeeze(-1), hidden
 
     def decide(
@@ -289,23 +296,24 @@ class SkipHead(nn.Module):
         *,
         greedy: bool = True,
         generators: Generators = None,
-        price: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, PolicyState]:
-        """`price` [B] overrides the head's own, for training with many at once."""
         if context is None:
             raise ValueError("learned skipping needs the learned place policy's state")
-        if price is None:
-            price = self.price.expand(len(context))
-        logit, hidden = self.step(context, observation.classifier_state, price, state)
+        seen = None
+        if self.sees == "classifier":
+            seen = observation.classifier_state
+            if seen is None:
+                seen = context.new_zeros((len(context), self.classifier_hidden))
+        logit, hidden = self.step(
+            context, seen, self.price.expand(len(context)), state.tensors["hidden"], state.tensors["previous"]
+        )
         if greedy:
             focus = logit > 0
         else:
             focus = uniform((len(logit),), generators, logit.device) < torch.sigmoid(logit.detach())
         log_prob = nn.functional.logsigmoid(torch.where(focus, logit, -logit))
-        new = PolicyState(
-            num_clips=state.num_clips,
-            tensors={"hidden": hidden, "previous": focus.to(hidden.dtype).unsqueeze(-1)},
-        )
+        previous = focus.to(hidden.dtype).unsqueeze(-1)
+        new = PolicyState(num_clips=state.num_clips, tensors={"hidden": hidden, "previous": previous})
         return focus, log_prob, new
 
 

@@ -266,22 +266,22 @@ def test_evaluating_a_roll_out_gives_the_log_probabilities_it_was_made_with(kind
 # ---- learned skipping ----
 
 
-def make_skipping(classifier_hidden=0, price=0.01, seed=3) -> Skipping:
+def make_skipping(sees="glance", price=0.01, seed=3) -> Skipping:
     place = make_policy(seed=seed)
-    head = SkipHead(policy_hidden=8, classifier_hidden=classifier_hidden, hidden=6, price=price).eval()
+    head = SkipHead(policy_hidden=8, classifier_hidden=4, hidden=6, price=price, sees=sees).eval()
     return Skipping(place=place, skip=head)
 
 
 def test_a_skip_head_that_sees_the_classifier_makes_the_whole_policy_go_step_by_step():
     assert make_skipping().reads == "glance"
-    stepwise = make_skipping(classifier_hidden=4)
+    stepwise = make_skipping("classifier")
     assert stepwise.reads == "classifier"
     with pytest.raises(ValueError, match="classifier"):
         act_all(stepwise, make_maps(1, 2, 3, 2, 2), stepwise.initial_state(1))
 
 
 def test_before_anything_is_classified_the_skip_head_sees_zeros():
-    policy = make_skipping(classifier_hidden=4)
+    policy = make_skipping("classifier")
     unknown, _ = policy.act(look(2), policy.initial_state(2), greedy=False, generators=generators(1, 2))
     zeros, _ = policy.act(
         look(2, classifier_state=torch.zeros(2, 4)),
@@ -290,6 +290,13 @@ def test_before_anything_is_classified_the_skip_head_sees_zeros():
         generators=generators(1, 2),
     )
     torch.testing.assert_close(unknown.skip_log_prob, zeros.skip_log_prob)
+
+
+def test_a_head_that_sees_glances_only_is_not_moved_by_the_classifier():
+    policy = make_skipping("glance")
+    without, _ = policy.act(look(2), policy.initial_state(2))
+    beside, _ = policy.act(look(2, classifier_state=torch.ones(2, 4)), policy.initial_state(2))
+    torch.testing.assert_close(without.skip_log_prob, beside.skip_log_prob)
 
 
 def test_skipping_does_not_move_the_places():
@@ -312,7 +319,7 @@ def test_the_skip_decision_reads_its_previous_one():
 
 
 def test_sampled_skips_have_the_log_probability_of_what_was_drawn():
-    head = SkipHead(policy_hidden=8, hidden=6)
+    head = SkipHead(policy_hidden=8, classifier_hidden=4, hidden=6)
     with torch.no_grad():
         head.out.weight.zero_()
         head.out.bias.fill_(math.log(3))  # focus with probability 3/4
