@@ -1,6 +1,7 @@
 """The synthetic archive: real H.264 files with annotations and the whole truth, frame by frame.
 
-Each video is painted and encoded by one worker from a seed of its own, so it does not depend on how many there are, nor on who makes it.
+Each video is painted and encoded by one worker from a seed of its own, so it does not depend on how many there
+are, nor on who makes it.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,11 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.encode import write_video
-from operators.errors import ConfigError, SinkError
+from operators.errors import ConfigError, SinkError, StageError
+from operators.view import Viewer
 from pipeline.synth_scene import (
     ASPECTS,
     COLOURS,
-    DIRECTIONS,
     VIEW_PX,
     Box,
     Kind,
@@ -39,6 +42,8 @@ from pipeline.synth_scene import (
 SUBSETS = ("train", "val", "test")
 SHEET_ROWS = 8
 _SHEET_FRAMES = 6
+_PATCH_PX = 32
+"""Side of the glance and of a patch on the contact sheet."""
 _TILE_PX = 144
 _CAPTION_PX = 18
 _SETTINGS = "settings.json"
@@ -64,7 +69,7 @@ class SynthSettings:
     """What the archive is to be. Equal settings give equal pixels."""
 
     kind: Kind = "needle"
-    """needle: the glyph's orientation and its carrier's hue say the class. motion: the direction in which a texture moves."""
+    """What says the class. needle: a glyph's orientation and its carrier's hue. motion: where a texture moves to."""
     videos: int = 300
     """Of all subsets together."""
     shares: tuple[float, float, float] = (0.6, 0.15, 0.25)
@@ -72,7 +77,7 @@ class SynthSettings:
     classes: int = 10
     """needle: a multiple of `hues`; motion: 2, 4 or 8 directions."""
     hues: int = 2
-    """Colours of the carrier that belong to a class: the coarse cue. A glance alone can be right in hues/classes of all videos."""
+    """Colours of the carrier that belong to classes: the coarse cue. By it alone hues/classes can be right."""
     size: int = 192
     """Typical short side in pixels; each video's is within 20% of it."""
     fps: float = 12.0
@@ -95,7 +100,7 @@ class SynthSettings:
                 raise ConfigError(f"a motion archive has 2, 4 or 8 classes (directions), not {self.classes}")
         else:
             if not 1 <= self.hues < len(COLOURS) - 1:
-                raise ConfigError(f"hues must be 1 to {len(COLOURS) - 2}, not {self.hues}: the other hues distract")
+                raise ConfigError(f"hues must be 1 to {len(COLOURS) - 2}, not {self.hues}; the rest distract")
             if self.classes < 2 or self.classes % self.hues or self.classes // self.hues > 18:
                 raise ConfigError(
                     f"classes must be a multiple of hues={self.hues}, at most 18 per hue, not {self.classes}"
@@ -109,7 +114,9 @@ class SynthSettings:
         if not 1 <= self.fps <= 240:
             raise ConfigError(f"fps must be 1 to 240, not {self.fps:g}")
         if self.seconds * self.fps < 16 or self.seconds > 3600:
-            raise ConfigError(f"seconds={self.seconds:g} at {self.fps:g} fps: give at least 16 frames and at most an hour")
+            raise ConfigError(
+                f"seconds={self.seconds:g} at {self.fps:g} fps: give at least 16 frames and at most an hour"
+            )
         if not 0.05 <= self.visible <= 1:
             raise ConfigError(f"visible must be 0.05 to 1, not {self.visible:g}")
         if not 0 <= self.clutter <= 10:
@@ -169,9 +176,10 @@ def split_counts(videos: int, shares: tuple[float, float, float]) -> tuple[int, 
 
 
 def plan_videos(settings: SynthSettings) -> Iterator[VideoPlan]:
-    """Every video of the archive. Classes come in shuffled rounds, so that any beginning of a subset is balanced."""
-    for number, (subset, count) in enumerate(zip(SUBSETS, split_counts(settings.videos, settings.shares), strict=True)):
-        for index in range(count):
+    """Every video of the archive. Classes come in shuffled rounds, so that a subset's beginning is balanced too."""
+    counts = split_counts(settings.videos, settings.shares)
+    for number, subset in enumerate(SUBSETS):
+        for index in range(counts[number]):
             turn, place = divmod(index, settings.classes)
             # A fourth number keeps the rounds' seeds apart from the videos'.
             order = np.random.default_rng((settings.seed, number, turn, 1)).permutation(settings.classes)
@@ -194,7 +202,16 @@ def plan_videos(settings: SynthSettings) -> Iterator[VideoPlan]:
 
 
 def _start_worker() -> None:
+    """Use one core, and end with the process that started this one, however that ends."""
     cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _make(folder: Path, settings: SynthSettings, plan: VideoPlan) -> _Made:
@@ -215,11 +232,9 @@ def _make(folder: Path, settings: SynthSettings, plan: VideoPlan) -> _Made:
             yield frame
 
     path = folder / "videos" / plan.subset / f"{plan.name}.mp4"
-    # One thread: x264's output depends on their number. Against the default preset veryfast takes a third of the time
-    # and no more bytes on these pictures.
-    write_video(
-        path, frames(), fps=plan.fps, codec="libx264", crf=settings.crf, options={"preset": "veryfast"}, num_threads=1
-    )
+    # One thread: x264's output depends on their number. On these pictures the preset veryfast takes a third of the
+    # default's time and no more bytes.
+    write_video(path, frames(), fps=plan.fps, crf=settings.crf, options={"preset": "veryfast"}, num_threads=1)
     return _Made(
         plan=plan, boxes=boxes, num_bytes=path.stat().st_size, samples=samples, sample_frames=sample_frames
     )
@@ -236,6 +251,8 @@ def _results(folder: Path, settings: SynthSettings, workers: int) -> Iterator[_M
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         try:
             yield from pool.map(make, plan_videos(settings), chunksize=4)
+        except BrokenProcessPool as exc:
+            raise StageError("a process that made videos died, perhaps of memory: try again with fewer") from exc
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -258,14 +275,14 @@ def _truth(made: _Made, label: str) -> pa.Table:
 def _annotation(made: _Made, label: str) -> dict[str, Any]:
     """One entry of the ActivityNet form: a segment for every run of frames that show the evidence."""
     visible = np.array([False, *(box is not None for box in made.boxes), False])
-    edges = np.flatnonzero(visible[1:] != visible[:-1]).reshape(-1, 2) / made.plan.fps
+    edges_s = np.flatnonzero(visible[1:] != visible[:-1]).reshape(-1, 2) / made.plan.fps
     return {
         "subset": made.plan.subset,
         "duration": round(len(made.boxes) / made.plan.fps, 6),
         "resolution": f"{made.plan.width}x{made.plan.height}",
         "url": "",
         "annotations": [
-            {"segment": [round(float(start), 6), round(float(end), 6)], "label": label} for start, end in edges
+            {"segment": [round(start_s, 6), round(end_s, 6)], "label": label} for start_s, end_s in edges_s.tolist()
         ],
     }
 
@@ -300,8 +317,8 @@ def _tile(image: np.ndarray, caption: str, *, is_pixelated: bool = False) -> np.
 
 
 def _sheet_row(made: _Made, label: str) -> np.ndarray:
-    """Frames of one video with the evidence outlined, then what the networks see of one: glance, view and patch."""
-    tiles = []
+    """Frames of one video with the evidence outlined, then what the networks see of one: glance and patch."""
+    tiles: list[np.ndarray] = []
     chosen: tuple[np.ndarray, Box] | None = None
     for index, frame in zip(made.sample_frames, made.samples, strict=True):
         box = made.boxes[index]
@@ -310,25 +327,26 @@ def _sheet_row(made: _Made, label: str) -> np.ndarray:
         if box is not None:
             chosen = chosen or (frame, box)
             (y, x, h, w), (height, width) = box, frame.shape[:2]
-            corners = (round(x * width) - 3, round(y * height) - 3), (round((x + w) * width) + 2, round((y + h) * height) + 2)
-            cv2.rectangle(shown, *corners, (255, 255, 255), max(1, round(min(height, width) / 96)))
+            start = round(x * width) - 3, round(y * height) - 3
+            stop = round((x + w) * width) + 2, round((y + h) * height) + 2
+            cv2.rectangle(shown, start, stop, (255, 255, 255), max(1, round(min(height, width) / 96)))
             caption += "  visible"
         tiles.append(_tile(shown, caption))
     frame, box = chosen or (made.samples[0], None)
-    height, width = frame.shape[:2]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    view = cv2.resize(frame[top : top + short, left : left + short], (VIEW_PX, VIEW_PX), interpolation=cv2.INTER_AREA)
-    glance = cv2.resize(view, (VIEW_PX // 3, VIEW_PX // 3), interpolation=cv2.INTER_AREA)
-    tiles.append(_tile(glance, "glance 32 px", is_pixelated=True))
+    viewer, small = Viewer(resize_px=VIEW_PX, crop_px=VIEW_PX), Viewer(resize_px=_PATCH_PX, crop_px=_PATCH_PX)
+    view = viewer(frame)
+    tiles.append(_tile(small(view), f"glance {_PATCH_PX} px", is_pixelated=True))
     if box is None:
-        tiles.append(_tile(np.full((32, 32, 3), 255, np.uint8), f"{label} (not visible)"))
+        tiles.append(_tile(np.full((_PATCH_PX, _PATCH_PX, 3), 255, np.uint8), f"{label} (not visible)"))
     else:
-        patch_px = VIEW_PX // 3
-        centre = (box[0] + box[2] / 2) * height - top, (box[1] + box[3] / 2) * width - left
-        y, x = (min(max(0, round(c * VIEW_PX / short - patch_px / 2)), VIEW_PX - patch_px) for c in centre)
-        tiles.append(_tile(view[y : y + patch_px, x : x + patch_px], f"patch: {label}", is_pixelated=True))
-    return np.concatenate([np.pad(tile, ((2, 2), (3, 3), (0, 0)), constant_values=255) for tile in tiles], axis=1)
+        shown_at = viewer.box(*frame.shape[:2])
+        y, x = (
+            round(((box[i] + box[i + 2] / 2 - shown_at[i]) / shown_at[i + 2]) * VIEW_PX - _PATCH_PX / 2) for i in (0, 1)
+        )
+        y, x = (min(max(0, v), VIEW_PX - _PATCH_PX) for v in (y, x))
+        tiles.append(_tile(view[y : y + _PATCH_PX, x : x + _PATCH_PX], f"patch: {label}", is_pixelated=True))
+    framed = [np.pad(tile, ((2, 2), (3, 3), (0, 0)), constant_values=255) for tile in tiles]
+    return np.concatenate(framed, axis=1)
 
 
 def _write_png(path: Path, rgb: np.ndarray) -> None:
@@ -349,11 +367,11 @@ def _settings_text(settings: SynthSettings) -> str:
 
 
 def _claim(out: Path, settings: SynthSettings) -> bool:
-    """Make the folder ours; true if it already holds the whole archive. Refuses a folder that holds anything else."""
+    """Make the folder ours; true if it already holds the whole archive. Refuses a folder with anything else in it."""
     mine = out / _SETTINGS
     if mine.exists():
         if mine.read_text(encoding="utf-8") != _settings_text(settings):
-            raise ConfigError(f"{out} holds an archive of other settings (see {mine}): take another folder or remove it")
+            raise ConfigError(f"{out} holds an archive of other settings ({mine}): take another folder or remove it")
         return (out / "annotations.json").exists()
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty and holds no synthetic archive: take another folder")
@@ -382,7 +400,7 @@ def generate(
 ) -> SynthSummary:
     """Make the archive in folder `out`. A folder that already holds just this archive is left as it is.
 
-    `progress(done, total)` is called after every video. The annotations are written last: where they are, all is there.
+    `progress(done, total)` is called after every video. The annotations are written last: where they are, all is.
     """
     folder = Path(out).resolve()
     try:

@@ -1,8 +1,8 @@
 """What a synthetic video shows, frame by frame: NumPy and OpenCV only, nothing is written here.
 
-Lengths are in view pixels, 1/96 of the frame's short side, so that every frame size shows the same scene to networks that
-see a centre crop of 96 pixels. A fine glyph on a coloured disc (the carrier) says the class. The carrier can be found at a third
-of the view's resolution; the glyph's period of 4.2 view pixels lies beyond what 32 pixels can show, so it has to be looked at.
+Lengths are in view pixels, 1/96 of the frame's short side, so that every frame size shows the same scene to networks
+that see a centre crop of 96 pixels. A fine glyph on a coloured disc (the carrier) says the class. The carrier can be
+found at a third of the view's resolution; the glyph's period of 4.2 view pixels is finer than 32 pixels can show.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CARRIER_RADIUS = 11.0
 PLATE_SIDE = 14.0
 PERIOD = 4.2
 MARGIN = 14.0
-"""A carrier's centre stays this far inside the centre square: a crop of 224 of 256 pixels still keeps the whole plate."""
+"""A carrier's centre stays this far inside the centre square: a crop of 224 of 256 pixels keeps the whole plate."""
 
 GRAIN = 3.0
 """Grey levels of pixel noise; twice this makes the files four times as large."""
@@ -35,7 +35,8 @@ COLOURS = {
 DIRECTIONS = ("right", "up-right", "up", "up-left", "left", "down-left", "down", "down-right")
 ASPECTS = (1.0, 4 / 3, 16 / 9, 3 / 4, 9 / 16)
 STEPS_PER_VIDEO = 12
-"""Focus steps that a motion is made for: the texture moves about a quarter of its period between two of them."""
+"""Focus steps that a motion is made for. From one to the next the texture moves 0.14 to 0.2 of its period: less than
+half even where frames are drawn at random within equal pieces of the video, so that the direction stays clear."""
 
 Kind = Literal["needle", "motion"]
 Box = tuple[float, float, float, float]
@@ -69,7 +70,7 @@ class Look:
 
 
 def class_names(look: Look) -> tuple[str, ...]:
-    """`red-036`: stripes at 36 degrees, anticlockwise from the horizontal, on a red disc. Motion: the direction."""
+    """`red-036`: stripes at 36 degrees anticlockwise from the horizontal on a red disc. Motion: the direction."""
     if look.kind == "motion":
         return DIRECTIONS[:: len(DIRECTIONS) // look.num_classes]
     per_hue = look.num_classes // look.num_hues
@@ -87,7 +88,7 @@ class _Actor:
     state: np.ndarray
     """int64 [F]: _ABSENT, _BLANK or _SHOWN."""
     axes: np.ndarray
-    """float64 [F,A]: the angle across which each grating's stripes lie, radians."""
+    """float64 [F,A]: the angle of each grating's stripes, radians anticlockwise from the horizontal."""
     phases: np.ndarray
     """float64 [F,A]"""
     contrast: np.ndarray
@@ -98,7 +99,7 @@ _ABSENT, _BLANK, _SHOWN = 0, 1, 2
 
 
 def _runs(rng: np.random.Generator, num_frames: int, fps: int, shares: tuple[float, ...]) -> np.ndarray:
-    """int64 [F,2]: state and number of its run. Runs of 0.15 to 0.5 s, so that frames change as a real scene's do."""
+    """int64 [F,2]: state, and the number of its run. Runs of 0.15 to 0.5 s: nothing flickers."""
     shortest, longest = max(1, round(0.15 * fps)), max(1, round(0.5 * fps))
     out = np.empty((num_frames, 2), np.int64)
     frame = run = 0
@@ -116,7 +117,7 @@ def _seen_by_eight(state: np.ndarray) -> bool:
 
 
 def _path(rng: np.random.Generator, num_frames: int, fps: int, *, is_calm: bool) -> np.ndarray:
-    """float64 [F,2]: a straight line and a swing, reflected at the margins; calm: within a pixel of one place."""
+    """float64 [F,2]: a line and a swing, reflected at the margins; calm: within a pixel of one place."""
     time_s = np.arange(num_frames)[:, None] / fps
     start = rng.uniform(MARGIN, VIEW_PX - MARGIN, 2)
     velocity = rng.uniform(-10, 10, 2) * (not is_calm)
@@ -129,7 +130,13 @@ def _path(rng: np.random.Generator, num_frames: int, fps: int, *, is_calm: bool)
 
 
 def _actor(
-    rng: np.random.Generator, plan: VideoPlan, look: Look, *, hue: int, class_in_hue: int, shares: tuple[float, ...]
+    rng: np.random.Generator,
+    plan: VideoPlan,
+    look: Look,
+    *,
+    hue: int,
+    class_in_hue: int,
+    shares: tuple[float, ...],
 ) -> _Actor:
     """A carrier whose plate shows the given class, in runs of the given shares (absent, blank, shown)."""
     frames = plan.num_frames
@@ -148,9 +155,9 @@ def _actor(
         num_axes = max(2, look.num_classes // 2)
         direction = 2 * np.pi * class_in_hue / look.num_classes
         fixed = np.pi / 2 - np.pi * np.arange(num_axes) / num_axes
-        per_frame = PERIOD * rng.uniform(0.2, 0.28) * STEPS_PER_VIDEO / frames
+        per_frame = PERIOD * rng.uniform(0.14, 0.2) * STEPS_PER_VIDEO / frames
         shift = per_frame * np.arange(frames)
-        # Stripes across the axis `a` vary along (sin a, cos a) in x and y down; the motion goes along (cos d, -sin d).
+        # In x and y, y down: stripes at angle a vary along (sin a, cos a), the motion goes along (cos d, -sin d).
         along = np.sin(fixed) * np.cos(direction) - np.cos(fixed) * np.sin(direction)
         start = rng.uniform(0, 2 * np.pi, num_axes)
         axes = np.broadcast_to(fixed, (frames, num_axes))
@@ -218,8 +225,10 @@ def _backdrop(rng: np.random.Generator, height: int, width: int, scale: float, c
     return canvas
 
 
-def _paint(frame: np.ndarray, actor: _Actor, index: int, scale: float, corner: tuple[float, float]) -> Box | None:
-    """Paint one actor as it is in frame `index`; the box of its plate in frame pixels (y, x, h, w), where one is shown."""
+def _paint(
+    frame: np.ndarray, actor: _Actor, index: int, scale: float, corner: tuple[float, float]
+) -> Box | None:
+    """Paint one actor as it is in frame `index`; gives its plate's box in pixels (y, x, h, w) where it shows one."""
     if actor.state[index] == _ABSENT:
         return None
     row, column = corner[0] + actor.centre[index, 0] * scale, corner[1] + actor.centre[index, 1] * scale
@@ -241,7 +250,7 @@ def _paint(frame: np.ndarray, actor: _Actor, index: int, scale: float, corner: t
 
 
 def render(plan: VideoPlan, look: Look) -> Iterator[tuple[np.ndarray, Box | None]]:
-    """Frames uint8 RGB [H,W,3], each with the evidence's box (y, x, h, w in units of the frame) where it is visible."""
+    """Frames uint8 RGB [H,W,3], each with the evidence's box (y, x, h, w in units of the frame) or None."""
     rng = np.random.default_rng(plan.seed)
     height, width = plan.height, plan.width
     short = min(height, width)
