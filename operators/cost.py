@@ -55,6 +55,10 @@ class _MacCounter(TorchDispatchMode):
         return out
 
 
+# In inference mode, and on tensors made in it, operations are not taken apart into those that the counter knows.
+_apart = torch.inference_mode(False)
+
+
 def count_macs(function: Callable[..., Any], *args: Any) -> int:
     """MACs of one call. With modules and tensors on the meta device nothing is computed and no memory taken."""
     with torch.no_grad(), _MacCounter() as counter:
@@ -63,6 +67,7 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
 
 
 @functools.cache
+@_apart
 def network_macs(name: str, size_px: int, *, num_classes: int = 0) -> int:
     """MACs of one frame or patch of `size_px` squared; its own head counts where the answer needs it."""
     with torch.device("meta"):
@@ -77,6 +82,7 @@ def network_macs(name: str, size_px: int, *, num_classes: int = 0) -> int:
     return count_macs(look, image)
 
 
+@_apart
 def module_macs(module: nn.Module, *shapes: tuple[int, ...], method: str = "forward") -> int:
     """MACs of one call of a method over float inputs of these shapes; the module is neither run nor changed."""
     twin = _meta_copy(module).eval()
@@ -92,9 +98,9 @@ def _meta_copy(module: nn.Module) -> nn.Module:
     # Entries of the memo are what deepcopy takes for a tensor, so that no weight is ever copied.
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
     for buffer in module.buffers():
-        memo[id(buffer)] = buffer.to("meta")
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(module, memo)
 
 

@@ -36,10 +36,11 @@ class PolicySpec:
     """The recurrent policy: where to look. Its fields are what the policy is constructed with."""
 
     kind: Literal["grid", "continuous"]
-    encoder: Literal["conv", "flat", "conv_bn"]
-    """`conv` and `flat` are AdaFocus's and GFNet's, `conv_bn` AdaFocus-TSM's."""
+    encoder: Literal["conv", "mlp", "clip"]
+    """conv: 1x1 convolution, linear (AdaFocus, GFNet's small families). mlp: two linear layers on the flat map
+    (GFNet's ResNet). clip: like conv with batch norms, over the maps of all of a clip's frames (AdaFocus-TSM)."""
     map_channels: int
-    """Of the map; of all of a clip's maps together for scope `clip`."""
+    """Of the map; of all of a clip's maps together for `clip`."""
     map_side: int
     """Cells along each side of the map."""
     hidden: int
@@ -51,7 +52,6 @@ class PolicySpec:
     std: float = 0.25
     """Spread of a continuous policy's draws when it is trained."""
     reads: Literal["glance", "patch"] = "glance"
-    scope: Literal["step", "clip"] = "step"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,13 +60,14 @@ class SkipSpec:
 
     policy_hidden: int
     """Size of the policy's state, which it reads."""
-    classifier_hidden: int = 0
-    """Size of the classifier's state, which it reads too and then decides step by step; 0: it does not."""
+    classifier_hidden: int
+    """Size of the classifier's state, which it reads too where `sees` says so, and then decides step by step."""
     hidden: int = 64
+    sees: Literal["glance", "classifier"] = "classifier"
     price: float = 0.01
     """What a focus costs where the configuration does not say."""
-    price_table: tuple[tuple[float, float], ...] = ()
-    """(price, share of the steps focused) as measured after training."""
+    price_tables: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    """What it sees -> (price, share of the steps focused) as measured after training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -310,11 +310,11 @@ def _policy_spec(
     if not is_continuous and math.isqrt(num_outputs) ** 2 != num_outputs:
         raise CheckpointError(f"{path}: a policy of {num_outputs} actions is no square grid")
     if len(first) == 4:
-        encoder = "conv_bn" if "state_encoder.1.running_mean" in weights else "conv"
-        linear = _shape(weights, "state_encoder.4.weight" if encoder == "conv_bn" else "state_encoder.3.weight")
+        encoder = "clip" if "state_encoder.1.running_mean" in weights else "conv"
+        linear = _shape(weights, "state_encoder.4.weight" if encoder == "clip" else "state_encoder.3.weight")
         map_channels, cells = first[1], linear[1] // first[0]
     else:
-        encoder, cells = "flat", first[1] // map_channels
+        encoder, cells = "mlp", first[1] // map_channels
     return PolicySpec(
         kind="continuous" if is_continuous else "grid",
         encoder=encoder,  # type: ignore[arg-type]
@@ -325,7 +325,6 @@ def _policy_spec(
         num_actions=49 if is_continuous else num_outputs,
         std=std,
         reads=reads,  # type: ignore[arg-type]
-        scope="clip" if encoder == "conv_bn" else "step",
     )
 
 
