@@ -232,9 +232,11 @@ def _make(folder: Path, settings: SynthSettings, plan: VideoPlan) -> _Made:
             yield frame
 
     path = folder / "videos" / plan.subset / f"{plan.name}.mp4"
-    # One thread: x264's output depends on their number. On these pictures the preset veryfast takes a third of the
-    # default's time and no more bytes.
-    write_video(path, frames(), fps=plan.fps, crf=settings.crf, options={"preset": "veryfast"}, num_threads=1)
+    # One thread, and no macroblock tree: x264's output depends on the number of threads, and its AVX-512 code for that
+    # tree gave other bytes at every run where the width is no multiple of 256. veryfast takes a third of the default
+    # preset's time and no more bytes on these pictures.
+    options = {"preset": "veryfast", "mbtree": "0"}
+    write_video(path, frames(), fps=plan.fps, crf=settings.crf, options=options, num_threads=1)
     return _Made(
         plan=plan, boxes=boxes, num_bytes=path.stat().st_size, samples=samples, sample_frames=sample_frames
     )
