@@ -1,0 +1,240 @@
+"""One run over an archive: inputs, the lock, the plan, the loop and its summary."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from operators.errors import PipelineError, SinkError, StageError
+from operators.records import Source
+from operators.sink import read_identity, write_durably
+from pipeline.batching import Batcher
+from pipeline.build import Plan, resolve
+from pipeline.config import Config
+from pipeline.doneset import DoneSet
+from pipeline.executor import Call, Completion, Executor, InlineExecutor, WorkerSpec
+from pipeline.metrics import RunMetrics, RunSummary, StageTime, summarise
+from pipeline.placement import Machine, this_machine
+from pipeline.runner import Runner, SourceFeed, StopRequest
+from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
+from pipeline.sink_worker import SinkOpened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a run says while it goes on; each is called from the loop."""
+
+    message: Callable[[str], None] = lambda text: None
+    started: Callable[[Plan], None] = lambda plan: None
+    progress: Callable[[Runner], None] = lambda runner: None
+
+
+def label_archive(
+    config: Config,
+    sources: Iterator[Source],
+    *,
+    out: Path,
+    resume: bool = True,
+    retry_failed: bool = False,
+    stop: StopRequest | None = None,
+    told: Told | None = None,
+    skipped_files: Callable[[], Mapping[str, int]] = dict,
+    machine: Machine | None = None,
+) -> RunSummary:
+    """Labels every source that has no label in `out` yet; returns when all of it is committed."""
+    told, stop = told or Told(), stop or StopRequest()
+    machine = machine or machine_of(config)
+    run_id = new_run_id()
+    # Whatever is wrong with settings or weights is said before any process is started.
+    plan = resolve(config, machine, remembered=_remembered(read_identity(out)) if resume else None)
+    feed = SourceFeed(sources)
+    with make_executor(plan, machine) as executor:
+        executor.start(
+            WorkerSpec(
+                stage=SINK,
+                factory="pipeline.sink_worker:sink_worker",
+                arguments={
+                    "out": str(out.resolve()),
+                    "run_id": run_id,
+                    "resume": resume,
+                    "retry_failed": retry_failed,
+                },
+            )
+        )
+        opened = _open_sink(executor, told, stop)
+        if opened is None:
+            return _not_begun(plan, out, run_id)
+        plan = resolve(config, machine, remembered=_remembered(opened.identity))
+        identity = identity_of(plan)
+        done = _ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0].done
+        write_run(out, plan, run_id)
+        for spec in plan.worker_specs():
+            executor.start(spec)
+        told.started(plan)
+        metrics = RunMetrics(stages=_stage_times(plan))
+        batcher = Batcher(
+            max_rows=plan.rows_per_batch,
+            max_wait_s=plan.config.focus.max_wait_ms / 1000,
+            shapes=plan.batch_shapes,
+        )
+        done_set = DoneSet(done)
+        scheduler = Scheduler(
+            workers={SINK: 1, **{name: time.workers for name, time in metrics.stages.items() if name != SINK}},
+            limits=plan.limits,
+            batcher=batcher,
+            is_wanted=lambda clip: clip not in done_set,
+        )
+        runner = Runner(
+            executor=executor,
+            scheduler=scheduler,
+            feed=feed,
+            done=done_set,
+            metrics=metrics,
+            stop=stop,
+            deadline_s=plan.config.decode.timeout_s,
+            stride_s=plan.limits.stride_s,
+            max_failed=plan.config.run.max_failed,
+            revive={SINK: Call(stage=SINK, worker=0, method="reopen", requests=(identity,))},
+            on_progress=told.progress,
+        )
+        begun_s = time.monotonic()
+        try:
+            runner.run()
+        finally:
+            feed.close()
+        wall_s = time.monotonic() - begun_s
+        metrics.done_before += scheduler.counts["done_before"]
+        _ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
+    summary = summarise(
+        metrics,
+        wall_s=wall_s,
+        skipped_files=dict(skipped_files()),
+        out=str(out),
+        run_id=run_id,
+        interrupted=runner.was_stopped,
+        ended_early=runner.ended_early,
+        is_trained=plan.is_trained,
+        model_id=plan.model_id,
+        config_id=plan.config_id,
+    )
+    text = json.dumps(summary.to_dict(), indent=1)
+    write_durably(out / "run" / f"summary-{run_id}.json", text.encode())
+    return summary
+
+
+def new_run_id() -> str:
+    """Sorts by time, and two runs that begin in the same second differ."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}"
+
+
+def machine_of(config: Config) -> Machine:
+    """This machine, or the cluster that is joined."""
+    if config.run.ray_address is None:
+        return this_machine()
+    from pipeline.ray_executor import cluster_resources
+
+    resources = cluster_resources(config.run.ray_address)
+    return Machine(
+        num_cores=max(1, int(resources.get("CPU", 1))),
+        memory_bytes=int(resources.get("memory", 4 << 30)),
+        num_gpus=int(resources.get("GPU", 0)),
+    )
+
+
+@contextlib.contextmanager
+def make_executor(plan: Plan, machine: Machine) -> Iterator[Executor]:
+    run = plan.config.run
+    executor: Executor
+    if run.executor == "inline":
+        executor = InlineExecutor()
+    else:
+        from pipeline.ray_executor import RayExecutor
+
+        executor = RayExecutor(
+            address=run.ray_address,
+            # On few cores the stages take turns: Ray has to let all their actors live at once.
+            num_cpus=max(machine.num_cores, plan.num_cpus),
+            num_gpus=machine.num_gpus,
+            store_bytes=plan.placement.store_bytes,
+        )
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def identity_of(plan: Plan) -> dict[str, Any]:
+    return {"model_id": plan.model_id, "config_id": plan.config_id, "config": plan.config.identity()}
+
+
+def write_run(out: Path, plan: Plan, run_id: str) -> None:
+    """The resolved config beside the labels."""
+    write_durably(out / "run" / "config.yaml", plan.config.to_yaml().encode())
+    placement = json.dumps({"run_id": run_id, **vars(plan.placement)}, indent=1)
+    write_durably(out / "run" / f"placement-{run_id}.json", placement.encode())
+
+
+def _remembered(identity: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What `auto` settings became in the run that began this table."""
+    return None if identity is None else identity.get("config")
+
+
+def _stage_times(plan: Plan) -> dict[str, StageTime]:
+    place = plan.placement
+    return {
+        SOURCE: StageTime(workers=place.source_workers),
+        STREAM: StageTime(workers=place.stream_workers),
+        FOCUS: StageTime(workers=place.focus_workers),
+        SINK: StageTime(),
+    }
+
+
+def _open_sink(executor: Executor, told: Told, stop: StopRequest) -> SinkOpened | None:
+    """Waits for the lock, and says so; None when the run was asked to stop meanwhile."""
+    is_told = False
+    for _ in itertools.count():
+        if stop.is_set:
+            return None
+        opened: SinkOpened = _ask(executor, Call(stage=SINK, worker=0, method="open", requests=())).rows[0]
+        if opened.waits_for is None:
+            return opened
+        if not is_told:
+            told.message(opened.waits_for)
+            is_told = True
+    raise AssertionError
+
+
+def _ask(executor: Executor, call: Call) -> Any:
+    """One call, and its reply; for the moments before and after the loop."""
+    ticket = executor.submit(call)
+    ended: Iterable[Completion] = ()
+    while not any(completion.ticket == ticket for completion in ended):
+        ended = executor.poll(0.2)
+    completion = next(completion for completion in ended if completion.ticket == ticket)
+    if completion.outcome != "done":
+        error: type[PipelineError] = SinkError if call.stage == SINK else StageError
+        raise error(f"{call.stage} worker could not {call.method}: {completion.error.strip().splitlines()[-1]}")
+    return completion.reply
+
+
+def _not_begun(plan: Plan, out: Path, run_id: str) -> RunSummary:
+    return summarise(
+        RunMetrics(),
+        wall_s=0.0,
+        skipped_files={},
+        out=str(out),
+        run_id=run_id,
+        interrupted=True,
+        ended_early=None,
+        is_trained=plan.is_trained,
+        model_id=plan.model_id,
+        config_id=plan.config_id,
+    )

@@ -1,0 +1,328 @@
+"""The only reader of YAML, and the only place of defaults: typed sections, parsed and checked once.
+
+Precedence: flags, then --set, then the file, then the checkpoint's own header, then the defaults below. A setting that
+a person gave is never overruled; one that nobody gave is taken from the checkpoint where that knows better.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from operators.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_CAMERA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+
+
+class Sampling(Section):
+    """Which frames of a source are looked at."""
+
+    kind: Literal["whole", "window"] = Field("whole", description="one clip per video, or pieces of it")
+    num_frames: int = Field(16, ge=1, le=1024, description="frames per clip")
+    num_focus_frames: int | None = Field(
+        None, ge=1, le=1024, description="frames that the focus network sees; the glanced ones where not given"
+    )
+    seek: Literal["exact", "keyframe"] = Field(
+        "exact", description="the very frames, or the nearest keyframes: much cheaper, other frames"
+    )
+    pad: Literal["last", "first"] = Field("last", description="what a video shorter than the sample repeats")
+    window_s: float = Field(10.0, gt=0, description="length of a window")
+    stride_s: float = Field(5.0, gt=0, description="from the start of one window to the next")
+
+
+class View(Section):
+    """What the networks see of a frame."""
+
+    resize_px: int = Field(256, ge=16, le=4096, description="short side after resizing")
+    crop_px: int = Field(224, ge=16, le=4096, description="side of the centre crop")
+    square_pixels: bool = Field(True, description="make non-square pixels square first")
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="antialiased, once")
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> View:
+        if self.crop_px > self.resize_px:
+            raise ValueError(f"crop_px={self.crop_px} is larger than resize_px={self.resize_px}")
+        return self
+
+
+class Model(Section):
+    """Which networks; a checkpoint's header knows this by itself. Without a checkpoint the weights are untrained."""
+
+    family: Literal["adafocus", "gfnet", "adafocus_tsm"] = "adafocus"
+    checkpoint: str | None = Field(None, description="file of weights: the project's or a published one")
+    classes: str | None = Field(None, description="file of class names, one per line")
+    glance_backbone: str = "mobilenet_v2"
+    focus_backbone: str = "resnet50"
+    num_classes: int = Field(200, ge=2, le=100_000, description="only where neither checkpoint nor names say")
+    num_actions: int = Field(49, ge=1, le=1024, description="cells of the policy's grid, a square number")
+
+
+class Glance(Section):
+    size_px: int = Field(224, ge=16, le=4096, description="side of what the glance network sees")
+    clips_per_call: int | None = Field(None, ge=1, le=256, description="clips glanced at in one call")
+
+
+class Focus(Section):
+    patch_px: int = Field(128, ge=8, le=4096, description="side of a patch")
+    batch_size: int | None = Field(None, ge=1, le=4096, description="most patches in one forward pass")
+    max_wait_ms: float = Field(200.0, ge=0, description="how long a patch waits for others")
+
+
+class Policy(Section):
+    kind: Literal["learned", "center", "random", "full", "glance", "oracle"] = "learned"
+
+
+class Skip(Section):
+    kind: Literal["none", "learned", "random", "uniform"] = "none"
+    share: float = Field(0.5, ge=0.0, le=1.0, description="share of frames focused, for random and uniform")
+    price: float | None = Field(
+        None, ge=0.0, description="learned: what a focused frame costs; the checkpoint's own where not given"
+    )
+
+
+class Stop(Section):
+    kind: Literal["none", "confidence", "budget"] = "none"
+    thresholds: list[float] | None = Field(None, description="one number per step, or one for all")
+    confidence: Literal["softmax", "logit"] = Field("softmax", description="what is compared with the thresholds")
+    budget_gmacs: float | None = Field(None, gt=0, description="mean GMACs per clip to spend")
+    steps_per_round: int | None = Field(None, ge=1, le=1024, description="steps between two checks")
+
+
+class Compute(Section):
+    seed: int = Field(0, ge=0, lt=2**63, description="from it every random choice of a clip follows")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+
+
+class Decode(Section):
+    """Bounds on what a file may ask for; what is beyond them is an error code."""
+
+    timeout_s: float = Field(30.0, gt=0, description="without progress for so long, a file is given up")
+    max_pixels: int = Field(8192 * 8192, ge=1, description="frame size")
+    max_duration_s: float = Field(48 * 3600.0, gt=0)
+    max_streams: int = Field(64, ge=1)
+    max_total_s: float = Field(3600.0, gt=0, description="decode time of one source in all")
+
+
+class Output(Section):
+    topk: int = Field(5, ge=1, le=1000)
+    logits: bool = False
+    step_logits: bool = False
+    rows_per_part: int = Field(4096, ge=1, description="labels in one Parquet part at most")
+    part_age_s: float = Field(15.0, gt=0, description="how long a label waits for its part at most")
+
+
+class Run(Section):
+    executor: Literal["ray", "inline"] = "ray"
+    ray_address: str | None = Field(None, description="a running cluster to join")
+    max_failed: int | None = Field(None, ge=0, description="this many failed items end the run early")
+    source_workers: int | None = Field(None, ge=1, le=1024)
+    stream_workers: int | None = Field(None, ge=1, le=1024)
+    focus_workers: int | None = Field(None, ge=1, le=1024)
+    threads: int | None = Field(None, ge=1, le=1024, description="threads that this machine may use in all")
+    max_clips_in_flight: int | None = Field(None, ge=1, le=100_000)
+    max_frames_mb: int = Field(512, ge=1, description="decoded views held at a time")
+
+
+class Live(Section):
+    analysis_fps: float = Field(4.0, gt=0, le=240, description="frames analysed per second of each camera")
+    window_s: float = Field(4.0, gt=0)
+    stride_s: float = Field(1.0, gt=0)
+    transport: Literal["tcp", "udp"] = "tcp"
+    watchdog_s: float = Field(5.0, gt=0, description="without a decoded frame for so long, a camera is lost")
+    open_timeout_s: float = Field(10.0, gt=0)
+    backoff_s: float = Field(0.5, gt=0, description="first wait before a camera is opened again")
+    max_backoff_s: float = Field(30.0, gt=0)
+    max_waiting_frames: int = Field(8, ge=1, description="per camera; beyond it the oldest is dropped and counted")
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+
+
+class Config(Section):
+    sampling: Sampling = Sampling()
+    view: View = View()
+    model: Model = Model()
+    glance: Glance = Glance()
+    focus: Focus = Focus()
+    policy: Policy = Policy()
+    skip: Skip = Skip()
+    stop: Stop = Stop()
+    compute: Compute = Compute()
+    decode: Decode = Decode()
+    output: Output = Output()
+    run: Run = Run()
+    live: Live = Live()
+    train: dict[str, Any] = Field(default_factory=dict, description="settings of the training stages")
+
+    @model_validator(mode="after")
+    def _patch_fits(self) -> Config:
+        if self.focus.patch_px > self.view.crop_px and "patch_px" in self.focus.model_fields_set:
+            raise ValueError(f"focus.patch_px={self.focus.patch_px} is larger than view.crop_px={self.view.crop_px}")
+        if self.stop.kind == "budget" and self.stop.budget_gmacs is None:
+            raise ValueError("stop.kind=budget needs stop.budget_gmacs")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """What somebody set: flat, dotted names."""
+        return flatten(self.model_dump(exclude_unset=True))
+
+    def flat(self) -> dict[str, Any]:
+        return flatten(self.model_dump())
+
+    def filled_in(self, values: Mapping[str, Any]) -> Config:
+        """The config with values for settings that nobody gave, by their dotted names."""
+        given = self.given()
+        return parse({**{k: v for k, v in values.items() if k not in given}, **given})
+
+    def replaced(self, values: Mapping[str, Any]) -> Config:
+        """The config with these values whatever was given, by their dotted names."""
+        return parse({**self.given(), **values})
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a label depends on. Where and how fast the work is done is not among them."""
+        sections = ("sampling", "view", "glance", "focus", "policy", "skip", "stop", "compute", "output", "model")
+        silent = {
+            "model.checkpoint", "glance.clips_per_call", "focus.batch_size", "focus.max_wait_ms",
+            "output.rows_per_part", "output.part_age_s",
+        }  # fmt: skip
+        return {k: v for k, v in self.flat().items() if k.split(".")[0] in sections and k not in silent}
+
+    def config_id(self) -> str:
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and not prefix and key in Config.model_fields:
+            flat.update(flatten(value, f"{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def known_settings() -> list[str]:
+    return list(Config().flat())
+
+
+def parse(flat: Mapping[str, Any]) -> Config:
+    """A config from dotted names. Unknown names are refused with the nearest real one."""
+    tree: dict[str, Any] = {}
+    known = known_settings()
+    for name, value in flat.items():
+        section, _, key = name.partition(".")
+        if section != "train" and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown setting {name}{hint}")
+        tree.setdefault(section, {})[key] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if not name else f" (got {first['input']!r})"
+        raise ConfigError(f"{name + ': ' if name else ''}{message}{got}") from exc
+
+
+def read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(exc).split())}") from exc
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def find_file(name: str) -> Path:
+    """A config file by its path, or a preset by its bare name."""
+    for path in (Path(name), CONFIGS / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, presets(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; presets are {', '.join(presets())}"
+    raise ConfigError(f"no config file and no preset named {name}{hint}")
+
+
+def load(
+    file: str | None = None, *, settings: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """The config of a command: file, then `key.sub=value` settings, then flags by dotted names."""
+    flat: dict[str, Any] = {}
+    if file is not None:
+        path = find_file(file)
+        tree = read_yaml(path) or {}
+        if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values()):
+            raise ConfigError(f"{path}: a config file holds sections, each with its settings")
+        for section, values in tree.items():
+            flat.update({f"{section}.{key}": value for key, value in values.items()})
+        if isinstance(flat.get("model.checkpoint"), str) and path.parent == CONFIGS:
+            flat["model.checkpoint"] = str(CONFIGS.parent / flat["model.checkpoint"])
+    for setting in settings:
+        name, sep, text = setting.partition("=")
+        if not sep:
+            raise ConfigError(f"--set {setting}: write it as section.name=value")
+        flat[name.strip()] = yaml.safe_load(text) if text.strip() else None
+    flat.update(flags or {})
+    return parse(flat)
+
+
+class Camera(Section):
+    """A camera of the cameras file."""
+
+    name: str
+    url: str = Field(repr=False)
+    transport: Literal["tcp", "udp"] | None = None
+    analysis_fps: float | None = Field(None, gt=0, le=240)
+    window_s: float | None = Field(None, gt=0)
+    stride_s: float | None = Field(None, gt=0)
+
+
+def load_cameras(path: Path, *, environment: Mapping[str, str] = os.environ) -> list[Camera]:
+    """The cameras of a YAML file; `${VAR}` in a URL comes from the environment."""
+    tree = read_yaml(path)
+    if not isinstance(tree, dict) or not isinstance(tree.get("cameras"), dict) or not tree["cameras"]:
+        raise ConfigError(f"{path}: expected `cameras:` with one entry per camera, each with a `url`")
+    unknown = sorted(set(tree) - {"cameras"})
+    if unknown:
+        raise ConfigError(f"{path}: unknown key {unknown[0]}; only `cameras` stands at the top")
+    cameras = []
+    for name, entry in tree["cameras"].items():
+        if not _CAMERA_NAME.fullmatch(str(name)):
+            raise ConfigError(f"{path}: camera name {name!r} must be letters, digits, _ and -, not first a digit")
+        if not isinstance(entry, dict) or "url" not in entry:
+            raise ConfigError(f"{path}: camera {name} needs a `url`")
+        try:
+            url = re.sub(r"\$\{(\w+)\}", lambda m: environment[m[1]], str(entry["url"]))
+        except KeyError as exc:
+            raise ConfigError(f"{path}: camera {name}: {exc.args[0]} is not set in the environment") from exc
+        try:
+            cameras.append(Camera.model_validate({**entry, "name": name, "url": url}))
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"{path}: camera {name}: {key}: {first['msg']}") from exc
+    return cameras

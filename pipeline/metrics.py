@@ -1,0 +1,154 @@
+"""What a run counted: per stage the time worked and waited, over all the clips and their cost. No clock of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+from operators.records import ClipLabel
+from pipeline.messages import Work
+
+
+@dataclass(slots=True)
+class StageTime:
+    workers: int = 1
+    calls: int = 0
+    busy_s: float = 0.0
+    wait_s: float = 0.0
+    items: int = 0
+    padded: int = 0
+    deaths: int = 0
+
+
+@dataclass(slots=True)
+class RunMetrics:
+    """Sums over a run; every figure of its summary is made from them."""
+
+    stages: dict[str, StageTime] = field(default_factory=dict)
+    labelled: int = 0
+    failed: int = 0
+    done_before: int = 0
+    duplicates: int = 0
+    committed: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    frames_total: int = 0
+    frames_focused: int = 0
+    frames_skipped: int = 0
+    steps_used: int = 0
+    gmacs: float = 0.0
+    gmacs_full: float = 0.0
+    with_truth: int = 0
+    correct: int = 0
+
+    def add_work(self, stage: str, work: Work) -> None:
+        time = self.stages.setdefault(stage, StageTime())
+        time.calls += 1
+        time.busy_s += work.busy_s
+        time.wait_s += work.wait_s
+        time.items += work.num_items
+        time.padded += work.num_padded
+
+    def add_label(self, label: ClipLabel) -> None:
+        if label.error_code is not None:
+            self.failed += 1
+            self.errors[label.error_code] += 1
+            return
+        self.labelled += 1
+        self.frames_total += label.frames_total
+        self.frames_focused += label.frames_focused
+        self.frames_skipped += label.frames_skipped
+        self.steps_used += label.stopped_at
+        self.gmacs += label.gmacs
+        self.gmacs_full += label.gmacs_full
+        if label.truth:
+            self.with_truth += 1
+            self.correct += label.label in label.truth
+
+    def shares(self, wall_s: float) -> dict[str, float]:
+        """Per stage, the share of its workers' time that they worked."""
+        return {name: t.busy_s / (t.workers * wall_s) if wall_s > 0 else 0.0 for name, t in self.stages.items()}
+
+    def bottleneck(self, wall_s: float) -> str | None:
+        shares = self.shares(wall_s)
+        return max(shares, key=lambda name: shares[name]) if any(shares.values()) else None
+
+    def occupancy(self) -> float | None:
+        """Real over padded rows of the focus network's passes."""
+        focus = self.stages.get("focus")
+        if focus is None or not focus.items:
+            return None
+        return focus.items / (focus.items + focus.padded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run is told as, on the terminal and in JSON."""
+
+    out: str
+    run_id: str
+    clips: int
+    failed: int
+    done_before: int
+    duplicates: int
+    errors: dict[str, int]
+    skipped_files: dict[str, int]
+    wall_s: float
+    clips_per_s: float
+    focused_share: float | None
+    mean_steps: float | None
+    gmacs_per_clip: float | None
+    gmacs_full_per_clip: float | None
+    accuracy: float | None
+    with_truth: int
+    stages: dict[str, dict[str, float]]
+    bottleneck: str | None
+    occupancy: float | None
+    focus_wait_s: float
+    interrupted: bool
+    ended_early: str | None
+    is_trained: bool
+    model_id: str
+    config_id: str
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def summarise(
+    metrics: RunMetrics, *, wall_s: float, skipped_files: dict[str, int], **facts: object
+) -> RunSummary:
+    """The summary of a run; `wall_s` is counted from the first call to the last."""
+    num = metrics.labelled
+    shares = metrics.shares(wall_s)
+    focus = metrics.stages.get("focus")
+    return RunSummary(
+        clips=num,
+        failed=metrics.failed,
+        done_before=metrics.done_before,
+        duplicates=metrics.duplicates,
+        errors=dict(sorted(metrics.errors.items())),
+        skipped_files=skipped_files,
+        wall_s=wall_s,
+        clips_per_s=num / wall_s if wall_s > 0 else 0.0,
+        focused_share=metrics.frames_focused / metrics.frames_total if metrics.frames_total else None,
+        mean_steps=metrics.steps_used / num if num else None,
+        gmacs_per_clip=metrics.gmacs / num if num else None,
+        gmacs_full_per_clip=metrics.gmacs_full / num if num else None,
+        accuracy=metrics.correct / metrics.with_truth if metrics.with_truth else None,
+        with_truth=metrics.with_truth,
+        stages={
+            name: {
+                "workers": t.workers,
+                "calls": t.calls,
+                "items": t.items,
+                "busy_s": t.busy_s,
+                "busy_share": shares[name],
+                "deaths": t.deaths,
+            }
+            for name, t in metrics.stages.items()
+        },
+        bottleneck=metrics.bottleneck(wall_s),
+        occupancy=metrics.occupancy(),
+        focus_wait_s=focus.wait_s if focus else 0.0,
+        **facts,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,127 @@
+"""From a machine to workers: how many of each stage, how many threads each, and what share of a GPU. Pure.
+
+One thread budget per machine: decoders and networks share its cores, and none is left to a library's default, which
+would take all cores for each of them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run may use: this machine, or the sum of a cluster's."""
+
+    num_cores: int
+    memory_bytes: int
+    num_gpus: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Workers per stage and what each may use."""
+
+    source_workers: int
+    stream_workers: int
+    focus_workers: int
+    source_threads: int
+    stream_threads: int
+    focus_threads: int
+    device: str
+    stream_gpus: float = 0.0
+    focus_gpus: float = 0.0
+    clips_per_call: int = 1
+    max_open_clips: int = 8
+    max_pieces: int = 16
+    batch_size: int = 32
+    focus_depth: int = 1
+    store_bytes: int = 512 << 20
+
+    def cpus(self, stage: str) -> float:
+        """What Ray is told a worker takes. The stages take turns on few cores, so all together take what there is."""
+        return {"source": self.source_threads, "stream": self.stream_threads, "focus": self.focus_threads}[stage]
+
+
+def this_machine() -> Machine:
+    """The cores that this process may run on, the memory that it may use, and the GPUs that the driver names."""
+    num_cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            memory = min(memory, int(text))
+            break
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        most, _, period = quota.read_text().strip().partition(" ")
+        if most.isdigit() and period.isdigit():
+            num_cores = max(1, min(num_cores, int(most) // int(period)))
+    return Machine(num_cores=num_cores, memory_bytes=memory, num_gpus=_count_gpus())
+
+
+def _count_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
+    gpus = Path("/proc/driver/nvidia/gpus")
+    return len(list(gpus.iterdir())) if gpus.is_dir() else 0
+
+
+def place(
+    machine: Machine,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    source_workers: int | None = None,
+    stream_workers: int | None = None,
+    focus_workers: int | None = None,
+    batch_size: int | None = None,
+    clips_per_call: int | None = None,
+    max_clips_in_flight: int | None = None,
+    max_frames_bytes: int = 512 << 20,
+    steps_in_rounds: bool = False,
+) -> Placement:
+    """Workers for a machine; numbers that somebody gave are kept. `steps_in_rounds`: clips advance step by step."""
+    budget = max(1, threads or machine.num_cores)
+    use_gpu = device == "cuda" or (device == "auto" and machine.num_gpus > 0)
+    if use_gpu:
+        sources = source_workers or max(1, budget - 2)
+        streams = stream_workers or max(1, machine.num_gpus)
+        focuses = focus_workers or max(1, machine.num_gpus)
+        # A GPU holds whole actors or shares of them, and the stages of one GPU share it evenly.
+        share = machine.num_gpus / (streams + focuses) if machine.num_gpus else 0.0
+        stream_gpus = focus_gpus = share if share < 1 else float(int(share))
+        source_threads, stream_threads, focus_threads = 1, 1, 1
+        batch, together, depth = batch_size or 256, clips_per_call or 8, 2
+    else:
+        sources = source_workers or max(1, budget // 2)
+        streams = stream_workers or max(1, budget // 8)
+        focuses = focus_workers or max(1, budget // 16)
+        stream_gpus = focus_gpus = 0.0
+        source_threads = max(1, budget // 2 // sources)
+        stream_threads = max(1, budget // 4 // streams)
+        focus_threads = max(1, (budget - budget // 4) // focuses)
+        batch, together, depth = batch_size or 32, clips_per_call or 2, 1
+    # In rounds a clip brings few patches at a time, so more clips have to be open to fill a batch.
+    open_clips = max(together, -(-2 * batch * focuses // streams) if steps_in_rounds else 4 * together)
+    pieces = max_clips_in_flight or (open_clips * streams + 2 * sources + 2 * together)
+    return Placement(
+        source_workers=sources,
+        stream_workers=streams,
+        focus_workers=focuses,
+        source_threads=source_threads,
+        stream_threads=stream_threads,
+        focus_threads=focus_threads,
+        device="cuda" if use_gpu else "cpu",
+        stream_gpus=stream_gpus,
+        focus_gpus=focus_gpus,
+        clips_per_call=together,
+        max_open_clips=min(open_clips, pieces),
+        max_pieces=pieces,
+        batch_size=batch,
+        focus_depth=depth,
+        # Frames in flight, their patches and what is about to be freed.
+        store_bytes=min(max(256 << 20, 2 * max_frames_bytes), max(128 << 20, machine.memory_bytes // 4)),
+    )

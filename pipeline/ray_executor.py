@@ -1,0 +1,212 @@
+"""Workers as Ray actors: the only file that knows Ray.
+
+Placement, processes, the object store, the cluster and resources are Ray's; what runs next is not. Payloads stay in
+the object store: the driver passes references on and never opens one. Actors are not restarted by Ray and calls not
+tried again by it, because only the scheduler knows whose fault a death may be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray import exceptions
+
+from operators.errors import PipelineError, StageError
+from pipeline.executor import Call, Completion, WorkerSpec, make_worker
+
+CODE = Path(__file__).resolve().parent.parent
+_DEAD = (
+    exceptions.RayActorError,
+    exceptions.OutOfMemoryError,
+    exceptions.WorkerCrashedError,
+    exceptions.NodeDiedError,
+)
+_LOST = (exceptions.ObjectLostError, exceptions.OwnerDiedError, exceptions.ObjectFetchTimedOutError)
+
+
+class _Host:
+    """An actor that holds one worker."""
+
+    def make(self, factory: str, arguments: Mapping[str, Any]) -> tuple[int, str]:
+        # A terminal's ctrl-C reaches every process of its group; only the driver may act on it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._worker = make_worker(factory, arguments)
+        return os.getpid(), ray.util.get_node_ip_address()
+
+    def call(self, method: str, requests: tuple[Any, ...], *payloads: Any) -> tuple[Any, Any]:
+        return getattr(self._worker, method)(requests, payloads)
+
+
+class RayExecutor:
+    """Starts Ray on this machine, or joins a cluster, for as long as it is open."""
+
+    def __init__(self, *, address: str | None = None, num_cpus: int, num_gpus: int = 0, store_bytes: int) -> None:
+        self._is_ours = address is None
+        self._temporary: str | None = None
+        try:
+            if self._is_ours:
+                # Socket paths are limited to 107 bytes, so the folder has to lie high up.
+                self._temporary = tempfile.mkdtemp(prefix="saccade-", dir="/tmp")
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
+                    object_store_memory=store_bytes,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                    _temp_dir=self._temporary,
+                )
+            else:
+                excludes = [".git", ".venv", "out", "runs", "benchmarks", "docs", "**/__pycache__"]
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                    runtime_env={"working_dir": str(CODE), "excludes": excludes},
+                )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as exc:
+            self._remove_temporary()
+            where = "on this machine" if self._is_ours else f"at {address}"
+            raise StageError(f"Ray does not start {where}: {' '.join(str(exc).split())}") from exc
+        self._specs: dict[str, WorkerSpec] = {}
+        self._actors: dict[tuple[str, int], Any] = {}
+        self._pids: dict[tuple[str, int], int] = {}
+        self._making: dict[Any, tuple[str, int]] = {}
+        self._running: dict[Any, tuple[int, Any]] = {}
+        self._tickets = itertools.count()
+
+    def start(self, spec: WorkerSpec) -> None:
+        self._specs[spec.stage] = spec
+        for worker in range(spec.count):
+            self._make(spec, worker)
+
+    def _make(self, spec: WorkerSpec, worker: int) -> None:
+        options = {"num_cpus": spec.num_cpus, "max_restarts": 0, "max_task_retries": 0}
+        if spec.num_gpus:
+            options["num_gpus"] = spec.num_gpus
+        if spec.memory_bytes:
+            options["memory"] = spec.memory_bytes
+        host: Any = ray.remote(_Host)
+        actor = host.options(**options).remote()
+        self._actors[spec.stage, worker] = actor
+        self._making[actor.make.remote(spec.factory, dict(spec.arguments))] = (spec.stage, worker)
+
+    def wait_ready(self) -> None:
+        for ref in list(self._making):
+            self._made(ref)
+
+    def _made(self, ref: Any) -> None:
+        """Notes a worker's process. What its factory raised ends the run: another try would raise it again."""
+        stage, worker = self._making.pop(ref)
+        try:
+            pid, address = ray.get(ref)
+        except exceptions.RayTaskError as exc:
+            if isinstance(exc.cause, PipelineError):
+                raise exc.cause from None
+            raise StageError(f"{stage} worker {worker} cannot be made: {exc.cause!r}") from exc
+        except exceptions.RayError as exc:
+            raise StageError(f"{stage} worker {worker} died while it was made: {_one_line(exc)}") from exc
+        if address == ray.util.get_node_ip_address():
+            self._pids[stage, worker] = pid
+
+    def submit(self, call: Call) -> int:
+        actor = self._actors[call.stage, call.worker]
+        reply, payload = actor.call.options(num_returns=2).remote(call.method, call.requests, *call.payloads)
+        ticket = next(self._tickets)
+        self._running[reply] = (ticket, payload)
+        return ticket
+
+    def poll(self, timeout_s: float) -> list[Completion]:
+        pending = [*self._running, *self._making]
+        if not pending:
+            return []
+        ready, rest = ray.wait(pending, num_returns=1, timeout=timeout_s, fetch_local=False)
+        if ready and rest:
+            more, _ = ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)
+            ready += more
+        completions = []
+        for ref in ready:
+            if ref in self._making:
+                self._made(ref)
+                continue
+            ticket, payload = self._running.pop(ref)
+            completions.append(_completion(ticket, ref, payload))
+        return completions
+
+    def kill(self, stage: str, worker: int) -> None:
+        # ray.kill asks the process to end; one that hangs in native code may not hear it, SIGKILL is heard.
+        pid = self._pids.pop((stage, worker), None)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        ray.kill(self._actors[stage, worker], no_restart=True)
+
+    def replace(self, stage: str, worker: int) -> None:
+        for ref in [ref for ref, place in self._making.items() if place == (stage, worker)]:
+            del self._making[ref]
+        self._make(self._specs[stage], worker)
+
+    def pids(self) -> dict[tuple[str, int], int]:
+        """The processes of the workers on this machine."""
+        return dict(self._pids)
+
+    def close(self) -> None:
+        self._running.clear()
+        self._actors.clear()
+        ray.shutdown()
+        self._remove_temporary()
+
+    def _remove_temporary(self) -> None:
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary = None
+
+
+def cluster_resources(address: str) -> dict[str, float]:
+    """What a running cluster has, by Ray's names."""
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as exc:
+        raise StageError(f"no Ray cluster answers at {address}: {' '.join(str(exc).split())}") from exc
+    resources = ray.cluster_resources()
+    ray.shutdown()
+    return dict(resources)
+
+
+def _completion(ticket: int, ref: Any, payload: Any) -> Completion:
+    try:
+        return Completion(ticket=ticket, outcome="done", reply=ray.get(ref), payload=payload)
+    except exceptions.RayTaskError as exc:
+        if isinstance(exc.cause, PipelineError):
+            raise exc.cause from None
+        if isinstance(exc.cause, _LOST):
+            return Completion(ticket=ticket, outcome="lost", error=_one_line(exc.cause))
+        text = "".join(traceback.format_exception_only(exc.cause)) if exc.cause else str(exc)
+        return Completion(ticket=ticket, outcome="failed", error=f"{exc}\n{text}")
+    except _LOST as exc:
+        return Completion(ticket=ticket, outcome="lost", error=_one_line(exc))
+    except _DEAD as exc:
+        return Completion(ticket=ticket, outcome="died", error=_one_line(exc))
+    except exceptions.RayError as exc:
+        raise StageError(f"Ray failed: {_one_line(exc)}") from exc
+
+
+def _one_line(exc: BaseException) -> str:
+    return " ".join(str(exc).split())[:500]

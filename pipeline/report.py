@@ -1,0 +1,143 @@
+"""What a person sees of a run: the bar, or a line of JSON every few seconds, and the table at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
+
+from pipeline.metrics import RunSummary
+from pipeline.runner import Runner
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def run_figures(runner: Runner, elapsed_s: float) -> dict[str, Any]:
+    """Where a run stands."""
+    metrics, feed = runner.metrics, runner.feed
+    ended = metrics.labelled + metrics.failed
+    total = feed.num_seen - metrics.done_before - metrics.duplicates if feed.is_complete else None
+    rate = ended / elapsed_s if elapsed_s > 0 else 0.0
+    left_s = (total - ended) / rate if total is not None and rate > 0 and total >= ended else None
+    return {
+        "clips": metrics.labelled,
+        "failed": metrics.failed,
+        "committed": metrics.committed,
+        "done_before": metrics.done_before,
+        "total": total,
+        "clips_per_s": round(rate, 3),
+        "left_s": None if left_s is None else round(left_s, 1),
+    }
+
+
+@contextmanager
+def progress(*, quiet: bool, stream: TextIO = sys.stderr, every_s: float = 5.0) -> Iterator[Callable[[Runner], None]]:
+    """A bar on a terminal, one JSON line every few seconds elsewhere; both on stderr."""
+    begun_s = time.monotonic()
+    if quiet:
+        yield lambda runner: None
+    elif stream.isatty():
+        with _bar(stream) as (bar, task):
+            yield lambda runner: _show(bar, task, run_figures(runner, time.monotonic() - begun_s))
+    else:
+        said_s = [begun_s]
+
+        def say(runner: Runner) -> None:
+            now_s = time.monotonic()
+            if now_s - said_s[0] >= every_s:
+                said_s[0] = now_s
+                print(json.dumps({"progress": run_figures(runner, now_s - begun_s)}), file=stream, flush=True)
+
+        yield say
+
+
+@contextmanager
+def _bar(stream: TextIO) -> Iterator[tuple[Progress, TaskID]]:
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.fields[of]} clips"),
+        TextColumn("{task.fields[failed]} failed"),
+        TextColumn("{task.fields[rate]:.1f}/s"),
+        TextColumn("{task.fields[left]} left"),
+    )
+    with Progress(*columns, console=Console(file=stream), refresh_per_second=4, transient=True) as bar:
+        yield bar, bar.add_task("label", total=None, of="?", failed=0, rate=0.0, left="?")
+
+
+def _show(bar: Progress, task: TaskID, figures: dict[str, Any]) -> None:
+    ended, total, left_s = figures["clips"] + figures["failed"], figures["total"], figures["left_s"]
+    bar.update(
+        task,
+        completed=ended,
+        # Windows of a source may be more than one clip, and then the number of sources says little.
+        total=None if total is None else max(total, ended),
+        of="?" if total is None else max(total, ended),
+        failed=figures["failed"],
+        rate=figures["clips_per_s"],
+        left="?" if left_s is None else _duration(left_s),
+    )
+
+
+def print_summary(summary: RunSummary, *, stream: TextIO = sys.stdout) -> None:
+    """The table at the end of a run."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in summary_rows(summary):
+        table.add_row(name, value)
+    Console(file=stream, highlight=False, soft_wrap=True).print(table)
+
+
+def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
+    rows = [("clips labelled", f"{summary.clips}")]
+    if summary.failed:
+        reasons = ", ".join(f"{n} {code}" for code, n in sorted(summary.errors.items()))
+        rows.append(("failed", f"{summary.failed} ({reasons})"))
+    if summary.done_before:
+        rows.append(("labelled before", f"{summary.done_before}"))
+    if summary.duplicates:
+        rows.append(("given twice", f"{summary.duplicates}"))
+    if summary.skipped_files:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(summary.skipped_files.items()))
+        rows.append(("other files left out", kinds))
+    if summary.accuracy is not None:
+        rows.append(("accuracy", f"{summary.accuracy:.1%} of {summary.with_truth} with known truth"))
+    if summary.focused_share is not None:
+        rows.append(("frames focused", f"{summary.focused_share:.1%}, {summary.mean_steps:.2f} steps per clip"))
+    if summary.gmacs_per_clip is not None and summary.gmacs_full_per_clip:
+        share = summary.gmacs_per_clip / summary.gmacs_full_per_clip
+        rows.append(
+            (
+                "GMACs per clip",
+                f"{summary.gmacs_per_clip:.4g} ({share:.1%} of {summary.gmacs_full_per_clip:.4g} for full frames)",
+            )
+        )
+    rows.append(("clips per second", f"{summary.clips_per_s:.2f} ({summary.wall_s:.1f} s)"))
+    for name, stage in summary.stages.items():
+        if stage["calls"]:
+            deaths = f", {stage['deaths']:.0f} died" if stage["deaths"] else ""
+            rows.append((f"  {name}", f"{stage['busy_share']:.0%} busy, {stage['workers']:.0f} worker(s){deaths}"))
+    if summary.bottleneck:
+        rows.append(("bottleneck", summary.bottleneck))
+    if summary.occupancy is not None:
+        rows.append(
+            ("focus batches", f"{summary.occupancy:.1%} real patches, {summary.focus_wait_s:.1f} s waited for them")
+        )
+    if summary.ended_early:
+        rows.append(("ended early", summary.ended_early))
+    if summary.interrupted:
+        rows.append(("interrupted", "run the same command again to go on"))
+    if not summary.is_trained:
+        rows.append(("weights", "UNTRAINED (seeded random): the labels mean nothing"))
+    rows.append(("labels", f"{summary.out}/labels"))
+    return rows
