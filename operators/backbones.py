@@ -51,7 +51,10 @@ def restore(name: str, weights: Mapping[str, Tensor], *, num_segments: int = 0, 
 
 
 def fill(module: torch.nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Gives a module its weights, missing and misshapen ones named; counters of batch norm may be absent."""
+    """Gives a module its weights, missing and misshapen ones named; counters of batch norm may be absent.
+
+    A module on the meta device takes the tensors themselves, any other copies them.
+    """
     wanted = module.state_dict()
     given = dict(weights)
     for key, tensor in wanted.items():
@@ -68,7 +71,8 @@ def fill(module: torch.nn.Module, weights: Mapping[str, Tensor], what: str) -> N
             raise CheckpointError(
                 f"{key} of {what} has shape {tuple(given[key].shape)}, but {tuple(tensor.shape)} is needed"
             )
-    module.load_state_dict(given, assign=True)
+    is_meta = any(tensor.is_meta for tensor in wanted.values())
+    module.load_state_dict(given, assign=is_meta)
 
 
 def _some(keys: list[str], limit: int = 4) -> str:

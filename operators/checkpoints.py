@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -65,7 +68,10 @@ class Checkpoint:
                 if key.endswith("num_batches_tracked"):
                     continue
                 digest.update(f"{section}.{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                tensor = tensor.detach().cpu()
+                # NumPy has no bfloat16; its bits are those of an int16.
+                values = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+                digest.update(values.numpy().tobytes())
         return digest.hexdigest()[:32]
 
     def require(self, section: str, purpose: str) -> dict[str, Tensor]:
@@ -111,16 +117,21 @@ class Checkpoint:
 def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint of any known form. Nothing in the file is executed; a file that asks for that is refused."""
     shown = os.fspath(path)
-    if _is_safetensors(shown):
+    if _form(shown) == "own":
         return _load_own(shown)
     header, sections = published.read(_load_torch(shown), shown)
+    # What is used is copied out of the mapped file, which may be replaced while a run goes on.
+    sections = {name: {key: tensor.clone() for key, tensor in part.items()} for name, part in sections.items()}
     return Checkpoint(header=header, sections=sections, path=shown)
 
 
 def load_backbone(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The weights of a single network to begin training from: image classification or TSM pre-training files."""
     shown = os.fspath(path)
-    return published.backbone_weights(_load_torch(shown), shown)
+    if _form(shown) == "own":
+        raise CheckpointError(f"{shown} is a whole checkpoint of this project; a single network's file is needed here")
+    weights = published.backbone_weights(_load_torch(shown), shown)
+    return {key: tensor.clone() for key, tensor in weights.items()}
 
 
 def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -142,18 +153,23 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
         os.replace(aside, target)
     except (OSError, safetensors.SafetensorError) as exc:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise CheckpointError(f"{target} cannot be written: {exc}") from exc
 
 
-def _is_safetensors(path: str) -> bool:
-    """By content: eight bytes of a length, then JSON."""
+def _form(path: str) -> Literal["own", "torch"]:
+    """By content, not by name: eight bytes of a length then JSON, or an archive or pickle of torch.save."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
     except OSError as exc:
         raise CheckpointError(f"checkpoint {path} cannot be read: {exc.strerror or exc}") from exc
-    return len(start) == 9 and start[8:9] == b"{"
+    if start[8:9] == b"{":
+        return "own"
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "torch"
+    raise CheckpointError(f"{path} is no checkpoint: neither a safetensors file nor one that torch.save wrote")
 
 
 def _load_own(path: str) -> Checkpoint:
@@ -174,18 +190,33 @@ def _load_own(path: str) -> Checkpoint:
     return Checkpoint(header=Header.from_json(metadata[_HEADER_KEY]), sections=sections, path=path)
 
 
+# NumPy's numbers, which accuracies in published files may be, under their names before and after NumPy 2.
+_number = np.float64(0).__reduce__()[0]
+_PLAIN_NUMBERS: list[Any] = [
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
+]
+
+
 def _load_torch(path: str) -> Any:
     try:
-        try:
-            # Mapped, so that optimisers and second copies that are not used are never read.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:
-            # Files from before torch 1.6 are no archives and cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_PLAIN_NUMBERS):
+            try:
+                # Mapped, so that optimisers and second copies that are not used are never read.
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:
+                # Files from before torch 1.6 are no archives and cannot be mapped.
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(exc))
         raise CheckpointError(
-            f"{path} is refused: it holds more than weights and plain values, and reading it could run code. "
-            "Save its tensors alone, with the program that wrote it"
+            f"{path} is refused: it holds more than weights and plain values"
+            f"{f' ({wanted.group(1)})' if wanted else ''}, and reading that could run code. "
+            "Save its tensors alone with the program that wrote it"
         ) from exc
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:
-        raise CheckpointError(f"{path} is no checkpoint or is damaged: {str(exc).splitlines()[0]}") from exc
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as exc:
+        raise CheckpointError(f"{path} is damaged: {next(iter(str(exc).splitlines()), type(exc).__name__)}") from exc

@@ -6,6 +6,8 @@ policies read, and the pooled feature, which classifiers read.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -75,6 +77,8 @@ def initialise(network: nn.Module) -> None:
     """He initialisation for training from nothing: convolutions by fan-out, batch norm as identity."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            # A depthwise convolution's outputs each see one channel; counting all of them would silence it.
+            fan_out = module.weight.shape[0] // module.groups * math.prod(module.kernel_size)
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
