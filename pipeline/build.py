@@ -246,13 +246,12 @@ def untrained(config: Config) -> Checkpoint:
         hidden = 256 if is_small else 1024
         policy_spec = PolicySpec(
             kind="continuous" if is_tsm else "grid",
-            encoder="conv_bn" if is_tsm else "conv",
+            encoder="clip" if is_tsm else "conv",
             map_channels=glance.map_channels * (num_segments[0] if is_tsm else 1),
             map_side=map_side,
             hidden=hidden,
             width=64 if is_tsm else 32,
             num_actions=model.num_actions,
-            scope="clip" if is_tsm else "step",
         )
         classifier_spec = ClassifierSpec(
             kind="average" if is_tsm else "gru",
@@ -261,7 +260,12 @@ def untrained(config: Config) -> Checkpoint:
             hidden=0 if is_tsm else (128 if is_small else 1024),
         )
         policy = learned_policy(policy_spec)
-        classifier = build_classifier(classifier_spec, num_steps=config.sampling.num_frames)
+        classifier = build_classifier(
+            classifier_spec.kind,
+            in_features=classifier_spec.in_features,
+            num_classes=classifier_spec.num_classes,
+            hidden=classifier_spec.hidden,
+        )
     finally:
         torch.random.set_rng_state(state)
     header = Header(
@@ -446,6 +450,7 @@ def build_policy(config: Config, checkpoint: Checkpoint, *, device: str) -> tupl
                 policy_hidden=spec.policy_hidden,
                 classifier_hidden=spec.classifier_hidden,
                 hidden=spec.hidden,
+                sees=spec.sees,
                 price=spec.price if config.skip.price is None else config.skip.price,
             )
             checkpoints.fill(head, weights, "skip head")
@@ -486,7 +491,10 @@ def skip_macs(header: Header) -> int:
         return 0
     spec = header.skip
     head = SkipHead(
-        policy_hidden=spec.policy_hidden, classifier_hidden=spec.classifier_hidden, hidden=spec.hidden
+        policy_hidden=spec.policy_hidden,
+        classifier_hidden=spec.classifier_hidden,
+        hidden=spec.hidden,
+        sees=spec.sees,
     ).eval()
     observation = Observation(feature_map=torch.zeros(1, 1, 1, 1))
     return count_macs(lambda: head.decide(observation, torch.zeros(1, spec.policy_hidden), head.initial_state(1)))

@@ -125,8 +125,8 @@ class InlineExecutor:
 
     def close(self) -> None:
         for worker in self._workers.values():
-            if hasattr(worker, "close"):
-                worker.close()
+            if hasattr(worker, "shutdown"):
+                worker.shutdown()
         self._workers.clear()
 
 

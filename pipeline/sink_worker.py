@@ -82,7 +82,7 @@ class SinkWorker:
             self._sink = None
         return Reply(rows=()), None
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         self.finish((), ())
 
 

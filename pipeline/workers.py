@@ -92,7 +92,7 @@ class SourceWorker:
         ref = ClipRef(clip_id=clip_id(request.source.source_id, start_s), start_s=start_s, end_s=start_s, window=window)
         return failed_label(request.source, code=exc.code, message=str(exc), ref=ref)
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         for source in self._open.values():
             source.close()
         self._open.clear()
