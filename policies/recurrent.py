@@ -270,21 +270,21 @@ class SkipHead(nn.Module):
     def step(
         self,
         context: torch.Tensor,
-        classifier_state: torch.Tensor | None,
+        classifier_state: torch.Tensor,
         price: torch.Tensor,
         hidden: torch.Tensor,
         previous: torch.Tensor,
+        *,
+        is_seeing: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """context [B,policy_hidden], price [B], hidden [B,hidden], previous [B,1] -> logit of focusing [B], hidden.
-
-        classifier_state [B,classifier_hidden], or None where it is not seen.
+        """context [B,policy_hidden], classifier_state [B,classifier_hidden], price [B], hidden [B,hidden], previous
+        [B,1] -> logit of focusing [B], hidden. is_seeing bool [B]: where False, the classifier's state is not seen.
         """
-        is_seen = classifier_state is not None
-        if classifier_state is None:
-            classifier_state = context.new_zeros((len(context), self.classifier_hidden))
+        shown = is_seeing.to(context.dtype)
         # ln(price) is between about -6 and -2 for prices that matter: moved and scaled to about -1..1.
-        scalars = torch.stack(((price.log() + 4) / 2, torch.full_like(price, float(is_seen))), dim=-1)
-        code = torch.relu(self.inputs(torch.cat((context, classifier_state, previous, scalars), dim=-1)))
+        scalars = torch.stack(((price.log() + 4) / 2, shown), dim=-1)
+        seen = classifier_state * shown.unsqueeze(-1)
+        code = torch.relu(self.inputs(torch.cat((context, seen, previous, scalars), dim=-1)))
         hidden = self.gru(code.unsqueeze(0), hidden.unsqueeze(0))[0].squeeze(0)
         return self.out(hidden).squeeze(-1), hidden
 
@@ -299,13 +299,16 @@ class SkipHead(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, PolicyState]:
         if context is None:
             raise ValueError("learned skipping needs the learned place policy's state")
-        seen = None
-        if self.sees == "classifier":
-            seen = observation.classifier_state
-            if seen is None:
-                seen = context.new_zeros((len(context), self.classifier_hidden))
+        seen = observation.classifier_state
+        if seen is None or self.sees == "glance":
+            seen = context.new_zeros((len(context), self.classifier_hidden))
         logit, hidden = self.step(
-            context, seen, self.price.expand(len(context)), state.tensors["hidden"], state.tensors["previous"]
+            context,
+            seen,
+            self.price.expand(len(context)),
+            state.tensors["hidden"],
+            state.tensors["previous"],
+            is_seeing=torch.full((len(context),), self.sees == "classifier", device=context.device),
         )
         if greedy:
             focus = logit > 0

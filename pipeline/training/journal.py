@@ -1,0 +1,129 @@
+"""What a stage leaves behind while it runs: metrics as JSON lines, and a state to go on from after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from operators.errors import CheckpointError, StageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a stage is, for a bar."""
+
+    stage: str
+    done: int
+    total: int
+    """Epochs, or updates."""
+    values: Mapping[str, float]
+
+
+class Journal:
+    """Of one stage, in its folder. `identity` is what a state must have been made with to be gone on from."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        stage: str,
+        identity: str,
+        clock: Callable[[], float],
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.stage = stage
+        self.identity = identity
+        self.clock = clock
+        self.progress = progress
+        self.started_s = clock()
+        self.spent_s = 0.0
+        """By runs before this one."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise StageError(f"cannot write to {folder}: {exc.strerror}") from exc
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.pt"
+
+    @property
+    def seconds(self) -> float:
+        return self.spent_s + self.clock() - self.started_s
+
+    def log(self, *, done: int, total: int, **values: float) -> None:
+        """One line of metrics after epoch or update number `done`."""
+        row: dict[str, Any] = {"stage": self.stage, "done": done, "total": total, "seconds": round(self.seconds, 3)}
+        row |= {k: (round(v, 6) if math.isfinite(v) else None) for k, v in values.items()}
+        with open(self.metrics_path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.progress is not None:
+            self.progress(Progress(stage=self.stage, done=done, total=total, values=values))
+
+    def save(self, *, done: int, **parts: Any) -> None:
+        """Everything that the stage goes on from: modules and optimisers by name, each with a state_dict."""
+        state = {name: part.state_dict() for name, part in parts.items()}
+        value = {"done": done, "identity": self.identity, "seconds": self.seconds, "state": state}
+        aside = self.state_path.with_name("state.pt.part")
+        try:
+            with open(aside, "wb") as file:
+                torch.save(value, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, self.state_path)
+        except OSError as exc:
+            raise StageError(f"cannot write {self.state_path}: {exc.strerror}") from exc
+
+    def resume(self, **parts: Any) -> int:
+        """Brings the parts to the saved state and says how much is done; 0 where there is none to go on from."""
+        if not self.state_path.exists():
+            self.metrics_path.unlink(missing_ok=True)
+            return 0
+        try:
+            value = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as exc:
+            raise CheckpointError(f"{self.state_path} is damaged: delete it to begin stage {self.stage} anew") from exc
+        if value["identity"] != self.identity:
+            raise CheckpointError(
+                f"{self.state_path} was made with other settings or data: "
+                f"delete {self.folder} to begin stage {self.stage} anew, or train into another folder"
+            )
+        for name, part in parts.items():
+            part.load_state_dict(value["state"][name])
+        self.spent_s = float(value["seconds"])
+        self._forget_after(int(value["done"]))
+        return int(value["done"])
+
+    def _forget_after(self, done: int) -> None:
+        """Metrics of what a kill undid would otherwise stand twice."""
+        kept = [row for row in read_metrics(self.metrics_path) if row["done"] <= done]
+        self.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def finish(self) -> None:
+        """The state has served: the stage's checkpoint stands."""
+        self.state_path.unlink(missing_ok=True)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line that a kill cut short is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows

@@ -1,0 +1,227 @@
+"""The networks under training, and their way into and out of checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from operators import checkpoints
+from operators.backbones import build, fill
+from operators.checkpoints import Checkpoint
+from operators.classify import GRUClassifier
+from operators.errors import CheckpointError
+from operators.glance import resize_views
+from operators.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, SkipSpec
+from operators.network import Network
+from operators.tensors import Normalisation
+from pipeline.training.clips import normalised
+from pipeline.training.settings import TrainSettings
+from policies.recurrent import RecurrentPolicy, SkipHead
+
+SECTIONS_AFTER: dict[str, tuple[str, ...]] = {
+    "0a": ("glancer",),
+    "0b": ("glancer", "focuser"),
+    "1": ("glancer", "focuser", "classifier"),
+    "2": ("glancer", "focuser", "classifier", "policy"),
+    "3": ("glancer", "focuser", "classifier", "policy"),
+    "skip": ("glancer", "focuser", "classifier", "policy", "skip"),
+    "full": ("glancer", "focuser", "classifier"),
+}
+"""What is trained, or at least begun, when a stage is over."""
+
+
+@dataclass(eq=False)
+class Parts:
+    """All networks, on the device. Which of them a stage trains, the stage says."""
+
+    glancer: Network
+    focuser: Network
+    classifier: GRUClassifier
+    policy: RecurrentPolicy
+    skip: SkipHead
+    header: Header
+    device: torch.device
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(mean=self.header.preprocessing.mean, std=self.header.preprocessing.std)
+
+    def module(self, section: str) -> nn.Module:
+        return getattr(self, section)
+
+    def freeze(self, *trained: nn.Module) -> None:
+        """Everything rests in eval mode but the modules given, which train."""
+        for section in checkpoints.SECTIONS:
+            module = self.module(section)
+            module.eval().requires_grad_(False)
+        for module in trained:
+            module.train().requires_grad_(True)
+
+
+def new_parts(settings: TrainSettings, class_names: Sequence[str], *, whole_views: bool = False) -> Parts:
+    """Fresh networks; the same seed gives the same weights. `whole_views`: the focus network sees views, not
+    patches."""
+    device = torch.device(settings.device)
+    sizes = settings.networks
+    num_classes = settings.num_classes or len(class_names)
+    # Weights are drawn on the CPU, so that a seed means the same on every device.
+    torch.manual_seed(settings.seed)
+    glancer, focuser = build(sizes.glance), build(sizes.focus)
+    side = _map_side(glancer, sizes.glance_px)
+    in_features = glancer.num_features + focuser.num_features
+    classifier = GRUClassifier(in_features=in_features, hidden=sizes.classifier_hidden, num_classes=num_classes)
+    policy_spec = PolicySpec(
+        kind="grid",
+        encoder="conv",
+        map_channels=glancer.map_channels,
+        map_side=side,
+        hidden=sizes.policy_hidden,
+        width=sizes.policy_width,
+        num_actions=sizes.num_actions,
+    )
+    policy = RecurrentPolicy(
+        kind="grid",
+        encoder="conv",
+        map_channels=glancer.map_channels,
+        map_side=side,
+        hidden=sizes.policy_hidden,
+        width=sizes.policy_width,
+        num_actions=sizes.num_actions,
+    )
+    skip_spec = SkipSpec(
+        policy_hidden=sizes.policy_hidden,
+        classifier_hidden=sizes.classifier_hidden,
+        hidden=sizes.skip_hidden,
+        price=settings.skip.price,
+    )
+    skip = SkipHead(
+        policy_hidden=sizes.policy_hidden,
+        classifier_hidden=sizes.classifier_hidden,
+        hidden=sizes.skip_hidden,
+        price=settings.skip.price,
+    )
+    header = Header(
+        family="adafocus",
+        glance=NetworkSpec(name=sizes.glance, size_px=sizes.glance_px),
+        focus=NetworkSpec(name=sizes.focus, size_px=settings.preprocessing.crop_px if whole_views else sizes.patch_px),
+        classifier=ClassifierSpec(
+            kind="gru", num_classes=num_classes, in_features=in_features, hidden=sizes.classifier_hidden
+        ),
+        policy=policy_spec,
+        skip=skip_spec,
+        preprocessing=settings.preprocessing,
+        num_steps=settings.num_steps,
+        class_names=tuple(class_names),
+    )
+    parts = Parts(
+        glancer=glancer, focuser=focuser, classifier=classifier, policy=policy, skip=skip, header=header, device=device
+    )
+    for section in checkpoints.SECTIONS:
+        _place(parts.module(section), device)
+    return parts
+
+
+def _place(module: nn.Module, device: torch.device) -> None:
+    """Onto the device, convolutions with channels last: half as long again without."""
+    module.to(device)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _map_side(glancer: Network, size_px: int) -> int:
+    with torch.no_grad():
+        return int(glancer.eval().feature_map(torch.zeros(1, 3, size_px, size_px)).shape[-1])
+
+
+def fill_parts(parts: Parts, checkpoint: Checkpoint, sections: Sequence[str], purpose: str) -> None:
+    """Takes these sections of a checkpoint over."""
+    for section in sections:
+        module = parts.module(section)
+        fill(module, checkpoint.require(section, purpose), f"the {section} of {checkpoint.path}")
+        _place(module, parts.device)
+
+
+def begin_from_files(parts: Parts, settings: TrainSettings) -> None:
+    """Weights that the settings name as a beginning, e.g. of image classification."""
+    for path, section in ((settings.networks.glance_weights, "glancer"), (settings.networks.focus_weights, "focuser")):
+        if path is None:
+            continue
+        weights = checkpoints.load_backbone(path)
+        wanted = parts.module(section).state_dict()
+        fill(parts.module(section), {k: v for k, v in weights.items() if k in wanted}, f"the {section} of {path}")
+        _place(parts.module(section), parts.device)
+
+
+def save_parts(path: Path, parts: Parts, *, stage: str, training: dict[str, Any]) -> None:
+    """The checkpoint of a finished stage: the networks that are trained by then."""
+    sections = SECTIONS_AFTER[stage]
+    header = parts.header
+    header = dataclasses.replace(
+        header,
+        focus=header.focus if "focuser" in sections else None,
+        classifier=header.classifier if "classifier" in sections else None,
+        policy=header.policy if "policy" in sections else None,
+        skip=header.skip if "skip" in sections else None,
+        training=training,
+    )
+    weights: dict[str, dict[str, Tensor]] = {}
+    for section in sections:
+        state = parts.module(section).state_dict()
+        # Contiguous whatever the layout in training, so that equal weights give equal files.
+        weights[section] = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    checkpoints.save(path, Checkpoint(header=header, sections=weights, path=str(path)))
+
+
+def load_stage(path: Path, wanted_by: str) -> Checkpoint:
+    if not path.exists():
+        raise CheckpointError(f"stage {wanted_by} begins with {path}, which is not there: train the stage before it")
+    return checkpoints.load(path)
+
+
+def glance_at(parts: Parts, views: np.ndarray) -> tuple[Tensor, Tensor]:
+    """uint8 [...,S,S,3] -> map [N,C,h,w] and feature [N,C] of the glance network, as it stands (train or eval)."""
+    x = normalised(views, parts.normalisation, parts.device)
+    assert parts.header.glance is not None and parts.header.glance.size_px is not None
+    x = resize_views(x, parts.header.glance.size_px, parts.header.preprocessing.glance_resize)
+    return parts.glancer(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Glances:
+    """What the frozen glance network saw of every cached frame of a subset."""
+
+    maps: Tensor
+    """half precision [V,T,k,C,h,w] on the CPU: they only feed the policy, and take most of the memory."""
+    features: Tensor
+    """float32 [V,T,k,C]"""
+
+    def take(self, rows: np.ndarray, picks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Map [B,T,C,h,w] and feature [B,T,C] of the chosen frames, float32."""
+        index = (torch.from_numpy(rows)[:, None], torch.arange(picks.shape[1])[None, :], torch.from_numpy(picks))
+        return self.maps[index].to(device).float(), self.features[index].to(device)
+
+
+@torch.no_grad()
+def glance_at_all(parts: Parts, pixels: np.ndarray, crop_px: int) -> Glances:
+    """Every frame of uint8 [V,T,k,S,S,3] through the glance network."""
+    parts.glancer.eval()
+    num_clips, steps, candidates, side = pixels.shape[:4]
+    top = round((side - crop_px) / 2)
+    maps: list[Tensor] = []
+    features: list[Tensor] = []
+    for start in range(0, num_clips, 8):
+        views = pixels[start : start + 8, :, :, top : top + crop_px, top : top + crop_px]
+        for few in np.array_split(views.reshape(-1, *views.shape[3:]), max(1, len(views) * steps * candidates // 256)):
+            feature_map, feature = glance_at(parts, few)
+            maps.append(feature_map.half().cpu())
+            features.append(feature.float().cpu())
+    shape = (num_clips, steps, candidates)
+    return Glances(maps=torch.cat(maps).unflatten(0, shape), features=torch.cat(features).unflatten(0, shape))

@@ -1,0 +1,92 @@
+"""What the supervised stages share: parameter groups, the cosine, half precision, a step that notices a NaN."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from operators.errors import StageError
+from pipeline.training.settings import Optimiser, Supervised, TrainSettings
+
+
+def make_optimiser(spec: Optimiser, groups: Sequence[tuple[nn.Module, float]]) -> torch.optim.Optimizer:
+    """One group per module with a rate above zero. The rate is kept in the group as `base_lr`.
+
+    Every group names the parameters it trains and a rate of its own: a schedule that sets rates by position would
+    silently miss groups.
+    """
+    parameters: list[dict[str, Any]] = [
+        {"params": [p for p in module.parameters() if p.requires_grad], "lr": lr, "base_lr": lr}
+        for module, lr in groups
+        if lr > 0
+    ]
+    parameters = [group for group in parameters if group["params"]]
+    if not parameters:
+        raise ValueError("no parameter has a learning rate above zero")
+    if spec.kind == "adamw":
+        return torch.optim.AdamW(parameters, weight_decay=spec.weight_decay)
+    return torch.optim.SGD(parameters, momentum=spec.momentum, weight_decay=spec.weight_decay)
+
+
+def num_epochs(stage: Supervised) -> int:
+    """The published loop runs one epoch more, at rate zero: it moves the batch norms' statistics alone."""
+    if stage.epochs == 0:
+        return 0
+    return stage.epochs + 1 if stage.optimiser.schedule == "epoch" else stage.epochs
+
+
+def set_rate(optimiser: torch.optim.Optimizer, stage: Supervised, epoch: int, step: int, steps: int) -> float:
+    """Cosine from each group's base rate to zero; returns the factor."""
+    done = epoch / stage.epochs
+    if stage.optimiser.schedule == "step":
+        done = (epoch * steps + step) / (stage.epochs * steps)
+    factor = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return factor
+
+
+def half_precision(settings: TrainSettings) -> contextlib.AbstractContextManager[Any]:
+    """Autocast where the published training has it: fp16 on a GPU, bf16 on a CPU."""
+    if settings.amp == "off":
+        return contextlib.nullcontext()
+    device = torch.device(settings.device)
+    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, dtype)
+
+
+def make_scaler(settings: TrainSettings) -> torch.amp.GradScaler:
+    """Scales losses only where fp16 is used; elsewhere it passes everything through."""
+    on = settings.amp == "auto" and torch.device(settings.device).type == "cuda"
+    return torch.amp.GradScaler(torch.device(settings.device).type, enabled=on)
+
+
+def take_step(
+    loss: Tensor,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+    *,
+    where: str,
+    last_good: str,
+) -> float:
+    """Backward and one update; gives the loss. A loss that is no number stops the stage before it does harm."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise StageError(
+            f"the loss is {value} at {where}; the last good state is {last_good}: "
+            "go on from it with a lower learning rate, or with train.amp=off"
+        )
+    optimiser.zero_grad(set_to_none=True)
+    if scaler is None:
+        loss.backward()
+        optimiser.step()
+    else:
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+    return value

@@ -1,0 +1,269 @@
+"""`train`: the stages one after another, each from the checkpoint of the one before. Interrupted anywhere, the same
+call goes on: finished stages are passed over, the one under way continues after its last epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from operators import checkpoints
+from operators.errors import ConfigError
+from operators.records import Source
+from pipeline.training.clips import Clips, FrameTruth, make_clips
+from pipeline.training.curves import draw_curves
+from pipeline.training.frame_cache import FrameCache, Read, ReadMany, open_cache
+from pipeline.training.journal import Journal, Progress, read_metrics
+from pipeline.training.model import (
+    SECTIONS_AFTER,
+    Glances,
+    Parts,
+    begin_from_files,
+    fill_parts,
+    glance_at_all,
+    load_stage,
+    new_parts,
+    save_parts,
+)
+from pipeline.training.scoring import policy_named, score
+from pipeline.training.settings import FULL, STAGES, Stage, TrainSettings
+from pipeline.training.stage_glance import train_alone
+from pipeline.training.stage_patches import train_on_patches
+from pipeline.training.stage_policy import train_policy
+from pipeline.training.stage_skip import price_tables, train_skip
+
+_BEFORE: dict[str, str | None] = {
+    "0a": None,
+    "0b": "0a",
+    "1": "0b",
+    "2": "1",
+    "3": "2",
+    "skip": "3",
+    "full": "0a",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingData:
+    """Labelled sources of each subset, and the truth per frame where one is known."""
+
+    train: Sequence[Source]
+    val: Sequence[Source]
+    test: Sequence[Source] = ()
+    class_names: Sequence[str]
+    truth: Mapping[str, FrameTruth] | None = None
+    """By video_id."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setting:
+    """Where and how a training runs: nothing in it changes the weights."""
+
+    out: Path
+    cache: Path
+    """Folder of frame caches; several trainings may share it."""
+    read: Read
+    read_many: ReadMany | None = None
+    max_cache_bytes: int = 64 << 30
+    clock: Callable[[], float]
+    commit: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What the command was told, for the header."""
+    progress: Callable[[Progress], None] | None = None
+    cache_progress: Callable[[str, int, int], None] | None = None
+
+
+@dataclass(eq=False)
+class _Data:
+    train: Clips
+    val: Clips
+    test: Clips | None
+    fingerprint: str
+    num_unreadable: int
+    glances: dict[str, Glances]
+
+
+def checkpoint_path(out: Path, stage: str) -> Path:
+    return out / f"stage_{stage}.safetensors"
+
+
+def run(
+    stages: Sequence[Stage], *, settings: TrainSettings, data: TrainingData, setting: Setting
+) -> dict[str, dict[str, Any]]:
+    """Trains the stages, in their order, and gives each one's record (scores, seconds). The last one's checkpoint is
+    also left as `checkpoint.safetensors`; `curves.png` shows all."""
+    unknown = [s for s in stages if s not in _BEFORE]
+    if unknown:
+        raise ConfigError(f"there is no stage {unknown[0]!r}; there are {', '.join(_BEFORE)}")
+    ready = _open(settings, data, setting)
+    records: dict[str, dict[str, Any]] = {}
+    for stage in [s for s in (*STAGES, FULL) if s in stages]:
+        records[stage] = _stage(stage, settings, data, setting, ready)
+        _draw(setting.out)
+    return records
+
+
+def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Data:
+    side = settings.preprocessing.resize_px if settings.is_cropped else settings.preprocessing.crop_px
+
+    def subset(name: str, sources: Sequence[Source], candidates: int) -> tuple[Clips, FrameCache]:
+        report = setting.cache_progress
+        cache = open_cache(
+            setting.cache,
+            sources,
+            setting.read,
+            num_steps=settings.num_steps,
+            candidates=candidates,
+            size_px=side,
+            max_bytes=setting.max_cache_bytes,
+            read_many=setting.read_many,
+            progress=None if report is None else lambda done, total: report(name, done, total),
+        )
+        return make_clips(cache, sources, data.class_names, data.truth), cache
+
+    if not data.train or not data.val:
+        raise ConfigError("training needs videos of both subsets, training and validation")
+    train, train_cache = subset("train", data.train, settings.candidates)
+    val, val_cache = subset("val", data.val, 1)
+    test = subset("test", data.test, 1)[0] if data.test else None
+    return _Data(
+        train=train,
+        val=val,
+        test=test,
+        fingerprint=hashlib.sha256((train_cache.fingerprint + val_cache.fingerprint).encode()).hexdigest()[:32],
+        num_unreadable=len(train_cache.errors) + len(val_cache.errors),
+        glances={},
+    )
+
+
+def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: Setting, ready: _Data) -> dict[str, Any]:
+    """One stage from its predecessor's checkpoint to its own. A stage that is finished gives its record again."""
+    before = _BEFORE[stage]
+    parts = new_parts(settings, data.class_names, whole_views=stage == "full")
+    model_before = ""
+    if before is None:
+        begin_from_files(parts, settings)
+    else:
+        found = load_stage(checkpoint_path(setting.out, before), stage)
+        wanted = ("glancer",) if stage == "full" else SECTIONS_AFTER[before]
+        fill_parts(parts, found, wanted, f"stage {stage}")
+        model_before = found.model_id
+    identity = _identity(stage, settings, ready.fingerprint, model_before)
+    path = checkpoint_path(setting.out, stage)
+    if path.exists():
+        record = checkpoints.load(path).header.training
+        if record.get("identity") == identity:
+            return record
+    journal = Journal(
+        folder=setting.out / f"stage_{stage}",
+        stage=stage,
+        identity=identity,
+        clock=setting.clock,
+        progress=setting.progress,
+    )
+    values = _train(stage, parts, settings, ready, journal)
+    record = {
+        "stage": stage,
+        "identity": identity,
+        "preset": settings.preset,
+        "settings": dataclasses.asdict(settings),
+        "config": dict(setting.config),
+        "seed": settings.seed,
+        "commit": setting.commit,
+        "data": ready.fingerprint,
+        "clips": {"train": len(ready.train), "val": len(ready.val), "unreadable": ready.num_unreadable},
+        "seconds": round(journal.seconds, 1),
+        "scores": {k: round(v, 4) for k, v in values.items()},
+    }
+    record["scores"] |= _scores(stage, parts, settings, ready)
+    parts.header = dataclasses.replace(parts.header, training=record)
+    save_parts(path, parts, stage=stage, training=record)
+    if stage != "full":
+        save_parts(setting.out / "checkpoint.safetensors", parts, stage=stage, training=record)
+    journal.finish()
+    return record
+
+
+def _identity(stage: str, settings: TrainSettings, fingerprint: str, model_before: str) -> str:
+    """What a stage's result depends on. Settings of other stages are left out, so that changing a late stage does not
+    begin the early ones anew."""
+    own = {
+        "0a": ("glance",),
+        "0b": ("focus",),
+        "1": ("warmup",),
+        "2": ("policy",),
+        "3": ("finetune",),
+        "skip": ("skip",),
+        "full": ("full",),
+    }[stage]
+    others = {"glance", "focus", "warmup", "policy", "finetune", "skip", "full"} - set(own)
+    values = {k: v for k, v in dataclasses.asdict(settings).items() if k not in others and k != "preset"}
+    text = json.dumps([stage, values, fingerprint, model_before], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _train(stage: Stage, parts: Parts, settings: TrainSettings, ready: _Data, journal: Journal) -> dict[str, float]:
+    if stage in ("0a", "0b"):
+        which = "glancer" if stage == "0a" else "focuser"
+        return train_alone(parts, settings, ready.train, ready.val, journal, which=which)
+    _glance_once(parts, settings, ready)
+    kept = {"train_glances": ready.glances.get("train"), "val_glances": ready.glances.get("val")}
+    match stage:
+        case "1":
+            return train_on_patches(
+                parts, settings, settings.warmup, ready.train, ready.val, journal, where="random", **kept
+            )
+        case "2":
+            return train_policy(parts, settings, ready.train, ready.val, journal, **kept)
+        case "3":
+            return train_on_patches(
+                parts, settings, settings.finetune, ready.train, ready.val, journal, where="learned", **kept
+            )
+        case "full":
+            return train_on_patches(
+                parts, settings, settings.full, ready.train, ready.val, journal, where="whole", **kept
+            )
+    values = train_skip(parts, settings, ready.train, ready.val, journal, **kept)
+    tables = price_tables(parts, settings, ready.val, ready.glances.get("val"))
+    assert parts.header.skip is not None
+    spec = dataclasses.replace(
+        parts.header.skip,
+        price_tables={sees: tuple((p, round(share, 4)) for p, share, _ in rows) for sees, rows in tables.items()},
+    )
+    parts.header = dataclasses.replace(parts.header, skip=spec)
+    return values
+
+
+def _glance_once(parts: Parts, settings: TrainSettings, ready: _Data) -> None:
+    """Glances of all subsets, kept for the stages in which the glance network rests."""
+    if not settings.is_glance_cached or ready.glances:
+        return
+    crop_px = settings.preprocessing.crop_px
+    for name, clips in (("train", ready.train), ("val", ready.val), ("test", ready.test)):
+        if clips is not None:
+            ready.glances[name] = glance_at_all(parts, clips.pixels, crop_px)
+
+
+def _scores(stage: Stage, parts: Parts, settings: TrainSettings, ready: _Data) -> dict[str, float]:
+    """Of the test subset, if there is one, with the places of every kind that the stage can choose."""
+    if ready.test is None or stage not in ("1", "2", "3", "full"):
+        return {}
+    kinds = ["center"] if stage == "full" else ["center", "random", "glance"]
+    if stage in ("2", "3"):
+        kinds.append("learned")
+    if ready.test.visible is not None and stage != "full":
+        kinds.append("oracle")
+    values: dict[str, float] = {}
+    for kind in kinds:
+        found = score(parts, settings, ready.test, policy_named(kind, parts), glances=ready.glances.get("test"))
+        values |= {k: round(v, 4) for k, v in found.values(f"test_{kind}_").items()}
+    return values
+
+
+def _draw(out: Path) -> None:
+    stages = [(stage, read_metrics(out / f"stage_{stage}" / "metrics.jsonl")) for stage in _BEFORE]
+    draw_curves(out / "curves.png", stages)

@@ -1,0 +1,153 @@
+"""Stage 2: where to look, learned by PPO. Everything but the policy rests.
+
+One batch of clips is one roll-out of all their steps. The policy reads glances only, so its steps come first and all
+patches go through the focus network together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from operators.classify import join_features
+from pipeline.training.clips import (
+    Augmentation,
+    Clips,
+    batches,
+    cut,
+    draw_picks,
+    load_views,
+    normalised,
+    num_batches,
+    random_corners,
+    seeded,
+)
+from pipeline.training.journal import Journal
+from pipeline.training.model import Glances, Parts, glance_at
+from pipeline.training.optimise import half_precision, take_step
+from pipeline.training.scoring import score
+from pipeline.training.settings import PolicyStage, TrainSettings
+from policies.base import act_all, corners
+from policies.ppo import discounted_returns, normalise, ppo_loss
+from policies.rewards import confidence_reward, previous_reward, random_reward
+
+
+def train_policy(
+    parts: Parts,
+    settings: TrainSettings,
+    train: Clips,
+    val: Clips,
+    journal: Journal,
+    *,
+    train_glances: Glances | None = None,
+    val_glances: Glances | None = None,
+) -> dict[str, float]:
+    """Gives the last scores."""
+    stage: PolicyStage = settings.policy
+    if stage.epochs == 0:
+        return {}
+    assert parts.header.focus is not None and parts.header.focus.size_px is not None
+    view_px, patch_px = settings.preprocessing.crop_px, parts.header.focus.size_px
+    policy = parts.policy
+    parts.freeze(policy)
+    optimiser = torch.optim.Adam(policy.parameters(), lr=stage.lr, betas=(0.9, 0.999))
+    start = journal.resume(policy=policy, optimiser=optimiser)
+    steps = num_batches(len(train), stage.batch_size)
+    augmentation = Augmentation(crop_px=view_px, is_flipped=settings.is_flipped, is_cropped=settings.is_cropped)
+
+    values: dict[str, float] = {}
+    for epoch in range(start, stage.epochs):
+        rng = seeded(settings.seed, journal.stage, epoch)
+        # Places are drawn from torch's own generator.
+        torch.manual_seed(int(rng.integers(2**62)))
+        parts.freeze(policy)
+        sums = np.zeros(4)
+        for step, rows in enumerate(batches(len(train), stage.batch_size, rng)):
+            # Roll-out.
+            picks = draw_picks(rows, train, rng)
+            views = load_views(train, rows, picks, augmentation=augmentation, rng=rng)
+            labels = train.draw_labels(rows, rng).to(parts.device)
+            shape = views.shape[:2]
+            with torch.no_grad():
+                if train_glances is not None:
+                    maps, glance = train_glances.take(rows, picks, parts.device)
+                else:
+                    maps, glance = (x.unflatten(0, shape) for x in glance_at(parts, views))
+                actions, _ = act_all(policy, maps, policy.initial_state(len(rows)), greedy=False)
+                assert actions.choice is not None and actions.log_prob is not None
+                places = corners(actions.offsets, view_px=view_px, patch_px=patch_px).cpu().numpy()
+                other = random_corners(shape, view_px - patch_px, rng)
+
+                # Rewards.
+                chosen = _features(parts, settings, views, places, patch_px)
+                inputs = join_features(glance, chosen, parts.focuser.num_features)
+                logits, states = _classify(parts, inputs)
+                probability = _probability(logits, labels)
+                if stage.reward == "random":
+                    by_chance = _features(parts, settings, views, other, patch_px)
+                    beside = join_features(glance, by_chance, parts.focuser.num_features)
+                    # All steps at once: each from the state that the chosen patches before it led to.
+                    _, other_logits = parts.classifier.step(states.flatten(0, 1), beside.flatten(0, 1))
+                    rewards = random_reward(probability, _probability(other_logits.unflatten(0, shape), labels))
+                elif stage.reward == "previous":
+                    rewards = previous_reward(probability)
+                else:
+                    rewards = confidence_reward(probability)
+
+                # Returns; the advantage follows in the loss, from the value as it is then.
+                returns = normalise(discounted_returns(rewards, gamma=stage.gamma))
+
+            # Update.
+            for _ in range(stage.passes):
+                log_prob, entropy, value = policy.evaluate(maps, actions.choice)
+                loss = ppo_loss(
+                    log_prob=log_prob,
+                    old_log_prob=actions.log_prob,
+                    value=value,
+                    entropy=entropy,
+                    returns=returns,
+                    clip=stage.clip,
+                    value_weight=stage.value_weight,
+                    entropy_weight=stage.entropy_weight,
+                )
+                take_step(
+                    loss.total,
+                    optimiser,
+                    where=f"stage {journal.stage}, epoch {epoch}, step {step}",
+                    last_good=str(journal.state_path),
+                )
+            sums += [float(loss.total.detach()), float(rewards.mean()), float(loss.entropy.detach()), 1]
+
+        values = {"loss": sums[0] / sums[3], "reward": sums[1] / sums[3], "entropy": sums[2] / sums[3]}
+        if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == stage.epochs:
+            values |= score(parts, settings, val, policy, glances=val_glances).values("val_")
+        journal.save(done=epoch + 1, policy=policy, optimiser=optimiser)
+        journal.log(done=epoch + 1, total=stage.epochs, **values)
+    assert steps > 0
+    return values
+
+
+def _features(parts: Parts, settings: TrainSettings, views: np.ndarray, places: np.ndarray, patch_px: int) -> Tensor:
+    """[B,T,D] of the patches at these corners. bf16 on a CPU; full precision on a GPU, as published."""
+    patches = normalised(cut(views, places, patch_px), parts.normalisation, parts.device)
+    if parts.device.type == "cpu":
+        with half_precision(settings):
+            _, feature = parts.focuser(patches)
+    else:
+        _, feature = parts.focuser(patches)
+    return feature.float().unflatten(0, views.shape[:2])
+
+
+def _classify(parts: Parts, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B,T,K] of the steps of [B,T,D], and the classifier's state before each, [B,T,hidden]."""
+    # The GRU's outputs are its states.
+    after, _ = parts.classifier.gru(inputs)
+    before = torch.cat((torch.zeros_like(after[:, :1]), after[:, :-1]), dim=1)
+    return parts.classifier.fc(after), before
+
+
+def _probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B,T]: of the true class."""
+    index = labels[:, None, None].expand(*logits.shape[:2], 1)
+    return torch.softmax(logits.float(), dim=-1).gather(-1, index).squeeze(-1)
