@@ -33,6 +33,7 @@ from pipeline.annotations import (
     has_location,
     is_list_line,
     is_uri,
+    json_entries,
     line_entry,
     plain_name,
     read_class_names,
@@ -150,7 +151,12 @@ class _Listing:
     # Folders -------------------------------------------------------------------------------------------------
 
     def _folder(
-        self, folder: str, *, is_argument: bool = False, truth: tuple[str, ...] | None = None, is_class: bool = False
+        self,
+        folder: str,
+        *,
+        is_argument: bool = False,
+        truth: tuple[str, ...] | None = None,
+        is_class: bool = False,
     ) -> Iterator[Source]:
         """`is_class`: beside folders that likewise hold nothing but still images, so that its name is their label."""
         try:
@@ -227,13 +233,17 @@ class _Listing:
             if not first.strip():
                 return
             for delimiter in ("\t",) if path.suffix.lower() == ".tsv" else (",", ";", "\t"):
-                columns = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+                columns = [
+                    name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])
+                ]
                 if has_location(columns):
                     break
             else:
                 # The published split files are CSV without a header.
                 if not is_list_line(first.strip()):
-                    raise ConfigError(f"{path}:1: no column path, uri or youtube_id; there are {', '.join(columns)}")
+                    raise ConfigError(
+                        f"{path}:1: no column path, uri or youtube_id; there are {first.strip()}"
+                    )
                 file.seek(0)
                 yield from self._lines(file, str(path), base)
                 return
@@ -277,7 +287,9 @@ class _Listing:
             with pq.ParquetFile(path) as table:
                 there = table.schema_arrow.names
                 if not has_location(there):
-                    raise ConfigError(f"{path}: no column path, uri or youtube_id; there are {', '.join(there)}")
+                    raise ConfigError(
+                        f"{path}: no column path, uri or youtube_id; there are {', '.join(there)}"
+                    )
                 wanted = [name for name in there if name.lower() in TABLE_COLUMNS]
                 number = 0
                 for batch in table.iter_batches(batch_size=4096, columns=wanted):
@@ -288,7 +300,9 @@ class _Listing:
                         if entry := table_entry(row, classes=self.classes, subset=chosen, where=where):
                             yield from self._entry(entry, base, where)
         except pa.ArrowException as exc:
-            raise ConfigError(f"{path}: cannot be read as Parquet: {' '.join(str(exc).split())[:200]}") from exc
+            raise ConfigError(
+                f"{path}: cannot be read as Parquet: {' '.join(str(exc).split())[:200]}"
+            ) from exc
         chosen.check(str(path))
 
     # Entries -------------------------------------------------------------------------------------------------
@@ -341,12 +355,18 @@ def _source(
 ) -> Source:
     if media is None:
         media = Media.IMAGE if extension(uri) in IMAGE_EXTENSIONS else Media.VIDEO
-    name = (os.path.basename(uri) if media is Media.FRAMES else plain_name(uri)) if video_id is None else video_id
+    name = (
+        (os.path.basename(uri) if media is Media.FRAMES else plain_name(uri))
+        if video_id is None
+        else video_id
+    )
     return Source(source_id=source_id(uri), uri=uri, video_id=name or uri, media=media, truth=truth)
 
 
 def _path_of(uri: str) -> str:
-    return os.path.abspath(unquote(uri.removeprefix("file://").removeprefix("localhost"), errors="surrogateescape"))
+    return os.path.abspath(
+        unquote(uri.removeprefix("file://").removeprefix("localhost"), errors="surrogateescape")
+    )
 
 
 def _is_pipe(path: str) -> bool:
