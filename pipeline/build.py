@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +15,30 @@ import torch
 from torch import nn
 
 from operators import checkpoints
-from operators.backbones import build as build_network
-from operators.checkpoints import Checkpoint, ClassifierSpec, Header, NetworkSpec, PolicySpec, Preprocessing
-from operators.classify import GRUClassifier, build_classifier
-from operators.cost import CostModel, cost_model, count_macs
+from operators.backbones import fill
+from operators.checkpoints import Checkpoint, Header, PolicySpec, SkipSpec
+from operators.cost import CostModel, cost_model, module_macs, step_macs
 from operators.errors import CheckpointError, ConfigError
 from operators.focus import Focuser
 from operators.glance import Glancer
-from operators.records import Observation
+from operators.records import FrameBatch
 from operators.tensors import Normalisation
 from pipeline.batching import round_to_shape
 from pipeline.config import Config, parse
 from pipeline.executor import WorkerSpec
 from pipeline.gaze import FrameGaze, TruthAt
-from pipeline.inputs import read_class_names
+from pipeline.gaze_image import ImageGaze
+from pipeline.gaze_motion import MotionGaze
 from pipeline.placement import Machine, Placement, place
+from pipeline.rules import check, skip_price, skip_sees, steps_per_round, stop_rule
 from pipeline.scheduler import FOCUS, SOURCE, STREAM, Limits
 from pipeline.stages import Gaze, LabelForm, StreamWorker
+from pipeline.untrained import untrained
 from pipeline.workers import FocusWorker
 from policies.base import Policy, Skipping, SkipRule
 from policies.fixed import Center, Full, GlanceOnly, Oracle, Random, SkipRandom, SkipUniform
 from policies.recurrent import RecurrentPolicy, SkipHead
-from policies.stopping import Confidence, OperatingPoint, StopRule, checked_thresholds, for_budget
 
-SMALL = ("small_glance", "small_focus")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Batch sizes of the focus network: a short list, so that kernels made for a shape are used again."""
@@ -126,7 +127,7 @@ class Plan:
             WorkerSpec(
                 stage=FOCUS,
                 factory="pipeline.build:focus_worker",
-                arguments={**models, "num_threads": place.focus_threads, "batch_size": place.batch_size},
+                arguments={**models, "num_threads": place.focus_threads, "batch_size": self.rows_per_batch},
                 count=place.focus_workers,
                 num_cpus=place.cpus(FOCUS),
                 num_gpus=place.focus_gpus,
@@ -136,18 +137,25 @@ class Plan:
 
 def resolve(config: Config, machine: Machine, *, remembered: Mapping[str, Any] | None = None) -> Plan:
     """Everything that was left open, decided: by the checkpoint, by the machine, or as an earlier run had it."""
-    checkpoint = None if config.model.checkpoint is None else checkpoints.load(Path(config.model.checkpoint))
-    if checkpoint is not None:
+    is_trained = config.model.checkpoint is not None
+    if config.model.checkpoint is not None:
+        checkpoint = checkpoints.load(config.model.checkpoint)
         config = config.filled_in(header_settings(checkpoint.header))
+        names = _class_names(config, checkpoint.header)
+    else:
+        if not config.model.untrained:
+            raise ConfigError(
+                f"the {config.model.family} model needs --checkpoint FILE; "
+                "to try it with random weights: --set model.untrained=true"
+            )
+        names = _class_names(config, None)
+        config = config.replaced({"model.num_classes": len(names)})
+        if config.model.family == "gfnet":
+            config = config.filled_in({"glance.size_px": config.focus.patch_px, "sampling.num_frames": 1})
+        checkpoint = untrained(config)
     if remembered:
         config = config.filled_in({k: v for k, v in remembered.items() if k.startswith("compute.")})
-    names = _class_names(config, checkpoint)
-    if checkpoint is None:
-        config = config.replaced({"model.num_classes": len(names)})
-        checkpoint = untrained(config)
-        is_trained = False
-    else:
-        is_trained = True
+    check(config, checkpoint)
     if len(names) != checkpoint.header.num_classes:
         raise ConfigError(
             f"{len(names)} class names, but the checkpoint has {checkpoint.header.num_classes} classes; "
@@ -164,17 +172,19 @@ def resolve(config: Config, machine: Machine, *, remembered: Mapping[str, Any] |
         clips_per_call=config.glance.clips_per_call,
         max_clips_in_flight=config.run.max_clips_in_flight,
         max_frames_bytes=config.run.max_frames_mb << 20,
-        steps_in_rounds=config.stop.kind != "none" or config.skip.kind == "learned",
+        steps_in_rounds=goes_in_rounds(config, checkpoint.header),
     )
     auto = {"compute.device": placement.device}
     if config.compute.precision == "auto":
         auto["compute.precision"] = "fp32" if placement.device == "cpu" else "bf16"
     if config.compute.compile == "auto":
         auto["compute.compile"] = "off"
-    config = config.replaced(auto)
-    _check(config, checkpoint.header)
+    # Workers need not run in the folder that the command was given in.
+    for name in ("model.checkpoint", "policy.truth"):
+        if (path := config.flat()[name]) is not None:
+            auto[name] = os.path.abspath(path)
     return Plan(
-        config=config,
+        config=config.replaced(auto),
         header=checkpoint.header,
         model_id=checkpoint.model_id,
         is_trained=is_trained,
@@ -185,126 +195,49 @@ def resolve(config: Config, machine: Machine, *, remembered: Mapping[str, Any] |
 
 def header_settings(header: Header) -> dict[str, Any]:
     """What a checkpoint says of how it is run, as settings."""
+    form = header.preprocessing
+    is_image = header.family == "gfnet"
     settings: dict[str, Any] = {
         "model.family": header.family,
-        "sampling.num_frames": header.num_steps,
+        # An image has one frame; how often it is looked at is the model's own.
+        "sampling.num_frames": 1 if is_image else header.num_steps,
         "sampling.num_focus_frames": header.num_focus_steps,
         "sampling.pad": header.pad,
-        "view.resize_px": header.preprocessing.resize_px,
-        "view.crop_px": header.preprocessing.crop_px,
-        "view.interpolation": header.preprocessing.interpolation,
+        "view.resize_px": form.resize_px,
+        "view.crop_px": form.crop_px,
+        "view.interpolation": form.interpolation,
+        "view.square_pixels": form.square_pixels,
     }
-    if header.family == "gfnet":
-        # An image has one frame; the number of looks at it is the model's own.
-        settings["sampling.num_frames"] = 1
-    if "square_pixels" in header.training:
-        settings["view.square_pixels"] = header.preprocessing.square_pixels
-    if header.glance is not None and header.glance.size_px:
-        settings["glance.size_px"] = header.glance.size_px
-    if header.focus is not None and header.focus.size_px:
-        settings["focus.patch_px"] = header.focus.size_px
+    if is_image:
+        settings["model.num_looks"] = header.num_steps
+    if header.glance is not None:
+        settings["model.glance_backbone"] = header.glance.name
+        if header.glance.size_px:
+            settings["glance.size_px"] = header.glance.size_px
+    if header.focus is not None:
+        settings["model.focus_backbone"] = header.focus.name
+        if header.focus.size_px:
+            settings["focus.patch_px"] = header.focus.size_px
     return settings
 
 
-def _class_names(config: Config, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+def _class_names(config: Config, header: Header | None) -> tuple[str, ...]:
     if config.model.classes is not None:
+        # Reading them is the driver's work, and its library is not needed in the workers that import this file.
+        from pipeline.inputs import read_class_names
+
         return tuple(read_class_names(Path(config.model.classes)))
-    if checkpoint is not None and checkpoint.header.class_names:
-        return checkpoint.header.class_names
-    num_classes = config.model.num_classes if checkpoint is None else checkpoint.header.num_classes
+    if header is not None and header.class_names:
+        return header.class_names
+    num_classes = config.model.num_classes if header is None else header.num_classes
     return tuple(f"class_{i:03d}" for i in range(num_classes))
 
 
-def _check(config: Config, header: Header) -> None:
-    """What cannot be had together, before any work is done."""
-    if header.family == "adafocus_tsm" and (config.skip.kind != "none" or config.stop.kind != "none"):
-        raise ConfigError(
-            "AdaFocus-TSM looks at one place of the whole clip: skip.kind and stop.kind do not apply, leave them none"
-        )
-    if header.family == "gfnet" and config.skip.kind != "none":
-        raise ConfigError("GFNet looks at one image again and again: skip.kind does not apply, leave it at none")
-    if config.focus.patch_px > config.view.crop_px:
-        raise ConfigError(f"focus.patch_px={config.focus.patch_px} is larger than view.crop_px={config.view.crop_px}")
-
-
-def untrained(config: Config) -> Checkpoint:
-    """Networks with seeded random weights, for trying a pipeline out. The same seed gives the same weights."""
-    model, side = config.model, config.glance.size_px
-    num_segments = (config.sampling.num_frames, config.sampling.num_focus_frames or 0)
-    is_tsm = model.family == "adafocus_tsm"
-    state = torch.random.get_rng_state()
-    torch.manual_seed(config.compute.seed)
-    try:
-        own_head = model.num_classes if is_tsm else 0
-        glance = build_network(
-            model.glance_backbone, num_segments=num_segments[0] if is_tsm else 0, num_classes=own_head
-        )
-        focus = build_network(model.focus_backbone, num_segments=num_segments[1] if is_tsm else 0)
-        with torch.no_grad():
-            map_side = glance.eval()(torch.zeros(num_segments[0] if is_tsm else 1, 3, side, side))[0].shape[-1]
-        is_small = model.glance_backbone in SMALL
-        hidden = 256 if is_small else 1024
-        policy_spec = PolicySpec(
-            kind="continuous" if is_tsm else "grid",
-            encoder="clip" if is_tsm else "conv",
-            map_channels=glance.map_channels * (num_segments[0] if is_tsm else 1),
-            map_side=map_side,
-            hidden=hidden,
-            width=64 if is_tsm else 32,
-            num_actions=model.num_actions,
-        )
-        classifier_spec = ClassifierSpec(
-            kind="average" if is_tsm else "gru",
-            num_classes=model.num_classes,
-            in_features=focus.num_features if is_tsm else glance.num_features + focus.num_features,
-            hidden=0 if is_tsm else (128 if is_small else 1024),
-        )
-        policy = learned_policy(policy_spec)
-        classifier = build_classifier(
-            classifier_spec.kind,
-            in_features=classifier_spec.in_features,
-            num_classes=classifier_spec.num_classes,
-            hidden=classifier_spec.hidden,
-        )
-    finally:
-        torch.random.set_rng_state(state)
-    header = Header(
-        family=model.family,
-        glance=NetworkSpec(
-            name=model.glance_backbone,
-            size_px=side,
-            num_segments=num_segments[0] if is_tsm else 0,
-            num_classes=own_head,
-        ),
-        focus=NetworkSpec(
-            name=model.focus_backbone,
-            size_px=config.focus.patch_px,
-            num_segments=num_segments[1] if is_tsm else 0,
-        ),
-        classifier=classifier_spec,
-        policy=policy_spec,
-        preprocessing=Preprocessing(
-            resize_px=config.view.resize_px,
-            crop_px=config.view.crop_px,
-            interpolation=config.view.interpolation,
-            square_pixels=config.view.square_pixels,
-            glance_resize="antialias" if is_small else "nearest",
-        ),
-        num_steps=config.sampling.num_frames,
-        num_focus_steps=config.sampling.num_focus_frames,
-        pad=config.sampling.pad,
-    )
-    sections = {
-        "glancer": glance.state_dict(),
-        "focuser": focus.state_dict(),
-        "classifier": classifier.state_dict(),
-        "policy": policy.state_dict(),
-    }
-    return Checkpoint(header=header, sections=sections, path="untrained weights")
-
-
-def learned_policy(spec: PolicySpec) -> RecurrentPolicy:
-    return RecurrentPolicy(**dataclasses.asdict(spec))
+def goes_in_rounds(config: Config, header: Header) -> bool:
+    """Whether clips bring few patches at a time, because what they see decides how they go on."""
+    if header.family == "gfnet" or config.stop.kind != "none":
+        return True
+    return config.skip.kind == "learned" and skip_sees(config, header) == "classifier"
 
 
 # Factories of workers: they run in the worker's own process and take plain values.
@@ -364,6 +297,7 @@ def focus_worker(
     header = checkpoint.header
     is_free = header.focus is None or not header.focus.num_segments
     shapes = SHAPES if device == "cuda" and is_free else ()
+    reads_patches = header.policy is not None and header.policy.reads == "patch"
     focuser = Focuser(
         network=checkpoint.focus_network(),
         normalisation=normalisation(header),
@@ -371,7 +305,7 @@ def focus_worker(
         dtype=_DTYPES[settings.compute.precision],
         max_batch=batch_size,
         shapes=shapes,
-        feature_maps=header.policy is not None and header.policy.reads == "patch",
+        feature_maps=reads_patches and settings.policy.kind == "learned",
     )
     return FocusWorker(focuser=focuser, round_up=lambda n: round_to_shape(n, shapes))
 
@@ -380,10 +314,8 @@ def normalisation(header: Header) -> Normalisation:
     return Normalisation(mean=header.preprocessing.mean, std=header.preprocessing.std)
 
 
-def build_gaze(
-    config: Config, checkpoint: Checkpoint, *, device: str, truth_at: TruthAt | None = None
-) -> Gaze:
-    """The networks and rules of a stream worker."""
+def build_gaze(config: Config, checkpoint: Checkpoint, *, device: str, truth_at: TruthAt | None = None) -> Gaze:
+    """The networks and rules of a stream worker. `truth_at`: for the oracle, in place of policy.truth's."""
     header = checkpoint.header
     glancer = Glancer(
         network=checkpoint.glance_network(),
@@ -393,27 +325,59 @@ def build_gaze(
         device=device,
         dtype=_DTYPES[config.compute.precision],
     )
-    classifier = checkpoint.classifier_module().to(device).eval().requires_grad_(False)
+    classifier = _frozen(checkpoint.classifier_module(), device)
     policy, skip = build_policy(config, checkpoint, device=device)
+    cost = build_cost(config, header)
+    if config.policy.kind != "oracle":
+        truth_at = None
+    elif truth_at is None:
+        truth_at = read_truth_at(config.policy.truth)
     patch_px = config.view.crop_px if config.policy.kind == "full" else config.focus.patch_px
-    cost = build_cost(config, header, policy, skip)
-    if header.family == "adafocus":
-        assert isinstance(classifier, GRUClassifier)
-        return FrameGaze(
-            glancer=glancer,
-            policy=policy if skip is None else Skipping(place=policy, skip=skip),
-            classifier=classifier,
-            focus_features=classifier.in_features - glancer.num_features,
-            stop=stop_rule(config, header),
-            cost=cost,
-            patch_px=patch_px,
-            view_px=config.view.crop_px,
-            steps_per_round=steps_per_round(config, header),
-            has_skip=config.skip.kind == "learned",
-            decides=config.policy.kind == "learned",
-            truth_at=truth_at,
-        )
-    raise CheckpointError(f"{checkpoint.path}: the {header.family} family cannot be run")
+    view_px, decides = config.view.crop_px, config.policy.kind == "learned"
+    match header.family:
+        case "adafocus":
+            return FrameGaze(
+                glancer=glancer,
+                policy=policy if skip is None else Skipping(place=policy, skip=skip),
+                classifier=classifier,
+                focus_features=classifier.in_features - glancer.num_features,
+                stop=stop_rule(config, header),
+                cost=cost,
+                patch_px=patch_px,
+                view_px=view_px,
+                steps_per_round=steps_per_round(config, header),
+                has_skip=config.skip.kind == "learned",
+                decides=decides,
+                truth_at=truth_at,
+            )
+        case "gfnet":
+            # Without patches the glance is all; the whole view through the focus network holds all there is to see.
+            looks = {"glance": 1, "full": 2}.get(config.policy.kind, config.model.num_looks)
+            return ImageGaze(
+                glancer=glancer,
+                policy=policy,
+                classifier=classifier,
+                stop=stop_rule(config, header),
+                cost=cost,
+                num_looks=looks,
+                patch_px=patch_px,
+                view_px=view_px,
+                decides=decides,
+                truth_at=truth_at,
+            )
+        case "adafocus_tsm":
+            assert header.focus is not None
+            return MotionGaze(
+                glancer=glancer,
+                policy=policy,
+                classifier=classifier,
+                cost=cost,
+                num_focused=header.focus.num_segments,
+                patch_px=patch_px,
+                view_px=view_px,
+                decides=decides,
+                truth_at=truth_at,
+            )
 
 
 def build_policy(config: Config, checkpoint: Checkpoint, *, device: str) -> tuple[Policy, SkipRule | None]:
@@ -425,7 +389,7 @@ def build_policy(config: Config, checkpoint: Checkpoint, *, device: str) -> tupl
             weights = checkpoint.require("policy", "policy.kind=learned")
             assert header.policy is not None
             module = learned_policy(header.policy)
-            checkpoints.fill(module, weights, "policy")
+            fill(module, weights, "the policy")
             policy = _frozen(module, device)
         case "center":
             policy = Center()
@@ -441,19 +405,12 @@ def build_policy(config: Config, checkpoint: Checkpoint, *, device: str) -> tupl
     skip: SkipRule | None = None
     match config.skip.kind:
         case "learned":
-            if config.policy.kind != "learned":
-                raise ConfigError("skip.kind=learned reads the learned policy's state: it needs policy.kind=learned")
             weights = checkpoint.require("skip", "skip.kind=learned")
             assert header.skip is not None
-            spec = header.skip
-            head = SkipHead(
-                policy_hidden=spec.policy_hidden,
-                classifier_hidden=spec.classifier_hidden,
-                hidden=spec.hidden,
-                sees=spec.sees,
-                price=spec.price if config.skip.price is None else config.skip.price,
-            )
-            checkpoints.fill(head, weights, "skip head")
+            head = skip_head(header.skip)
+            fill(head, weights, "the skip head")
+            head = head.with_price(skip_price(config, header))
+            head.sees = skip_sees(config, header)
             skip = _frozen(head, device)
         case "random":
             skip = SkipRandom(share=config.skip.share)
@@ -462,79 +419,61 @@ def build_policy(config: Config, checkpoint: Checkpoint, *, device: str) -> tupl
     return policy, skip
 
 
+def learned_policy(spec: PolicySpec) -> RecurrentPolicy:
+    return RecurrentPolicy(**dataclasses.asdict(spec))
+
+
+def skip_head(spec: SkipSpec) -> SkipHead:
+    return SkipHead(
+        policy_hidden=spec.policy_hidden,
+        classifier_hidden=spec.classifier_hidden,
+        hidden=spec.hidden,
+        price=spec.price,
+        sees=spec.sees,
+    )
+
+
 def _frozen(module: nn.Module, device: str) -> Any:
     return module.to(device).eval().requires_grad_(False)
 
 
-def build_cost(config: Config, header: Header, policy: Policy, skip: SkipRule | None) -> CostModel:
+def build_cost(config: Config, header: Header) -> CostModel:
     """What each part costs, by the published rule."""
-    decide = policy_macs(header) if config.policy.kind == "learned" else 0
-    return cost_model(header, patch_px=config.focus.patch_px, decide=decide, skip=skip_macs(header) if skip else 0)
+    assert header.glance is not None
+    sized = dataclasses.replace(
+        header,
+        glance=dataclasses.replace(header.glance, size_px=config.glance.size_px),
+        preprocessing=dataclasses.replace(header.preprocessing, crop_px=config.view.crop_px),
+    )
+    decide = skip = 0
+    if config.policy.kind == "learned" and (spec := header.policy) is not None:
+        with torch.device("meta"):
+            policy = learned_policy(spec)
+        maps = (1, 1, spec.map_channels, spec.map_side, spec.map_side)
+        decide = module_macs(policy, maps, method="logits")
+    if config.skip.kind == "learned" and header.skip is not None:
+        skip = step_macs(skip_head(header.skip))
+    return cost_model(sized, patch_px=config.focus.patch_px, decide=decide, skip=skip)
 
 
-def policy_macs(header: Header) -> int:
-    """One decision of the learned policy."""
-    if header.policy is None:
-        return 0
-    spec = header.policy
-    policy = learned_policy(spec).eval()
-    if spec.encoder == "flat":
-        maps = torch.zeros(1, spec.map_channels, spec.map_side, spec.map_side)
-    else:
-        maps = torch.zeros(1, spec.map_channels, spec.map_side, spec.map_side)
-    return count_macs(lambda: policy.act(Observation(feature_map=maps), policy.initial_state(1)))
+def read_truth_at(path: str | None) -> TruthAt:
+    """Where the evidence is, from the table that `synth` writes."""
+    # The oracle alone needs the library that reads it.
+    from pipeline.evaluate import read_truth
 
+    if path is None:
+        raise ConfigError("policy.kind=oracle needs policy.truth: the truth.parquet of `synth`")
+    videos = read_truth(Path(path))
 
-def skip_macs(header: Header) -> int:
-    """One decision of the learned skip head."""
-    if header.skip is None:
-        return 0
-    spec = header.skip
-    head = SkipHead(
-        policy_hidden=spec.policy_hidden,
-        classifier_hidden=spec.classifier_hidden,
-        hidden=spec.hidden,
-        sees=spec.sees,
-    ).eval()
-    observation = Observation(feature_map=torch.zeros(1, 1, 1, 1))
-    return count_macs(lambda: head.decide(observation, torch.zeros(1, spec.policy_hidden), head.initial_state(1)))
+    def truth_at(frames: FrameBatch, row: int) -> tuple[float, float]:
+        known, frame = videos.get(frames.source.video_id), int(frames.frame_index[row])
+        if known is None or frame >= len(known.visible) or not known.visible[frame]:
+            return math.nan, math.nan
+        y, x, h, w = known.boxes[frame]
+        top, left, height, width = frames.view_yxhw
+        return float((y + h / 2 - top) / height), float((x + w / 2 - left) / width)
 
-
-def stop_rule(config: Config, header: Header) -> StopRule | None:
-    """When a clip is done early; None: never."""
-    match config.stop.kind:
-        case "none":
-            return None
-        case "confidence":
-            if config.stop.thresholds is None:
-                raise ConfigError("stop.kind=confidence needs stop.thresholds: one number, or one per step")
-            thresholds = checked_thresholds(config.stop.thresholds, num_steps=header.num_steps)
-            return Confidence(thresholds=thresholds, measure=config.stop.confidence)
-        case "budget":
-            assert config.stop.budget_gmacs is not None
-            return for_budget(
-                operating_points(header), config.stop.budget_gmacs, measure=header.thresholds.get("measure", "softmax")
-            )
-    raise ValueError(config.stop.kind)
-
-
-def operating_points(header: Header) -> list[OperatingPoint]:
-    """The calibration that a header holds."""
-    return [
-        OperatingPoint(
-            gmacs=point["gmacs"],
-            score=point["score"],
-            thresholds=tuple(point["thresholds"]),
-            found_by=point.get("found_by", ""),
-        )
-        for point in header.thresholds.get("points", [])
-    ]
-
-
-def steps_per_round(config: Config, header: Header) -> int:
-    if config.stop.steps_per_round is not None:
-        return config.stop.steps_per_round
-    return int(header.thresholds.get("steps_per_round", 1))
+    return truth_at
 
 
 __all__ = ["Plan", "header_settings", "parse", "resolve", "untrained"]

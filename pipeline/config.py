@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -60,15 +61,23 @@ class View(Section):
 
 
 class Model(Section):
-    """Which networks; a checkpoint's header knows this by itself. Without a checkpoint the weights are untrained."""
+    """Which networks; a checkpoint's header knows this by itself."""
 
     family: Literal["adafocus", "gfnet", "adafocus_tsm"] = "adafocus"
     checkpoint: str | None = Field(None, description="file of weights: the project's or a published one")
+    untrained: bool = Field(False, description="seeded random weights where no checkpoint is given")
     classes: str | None = Field(None, description="file of class names, one per line")
     glance_backbone: str = "mobilenet_v2"
     focus_backbone: str = "resnet50"
     num_classes: int = Field(200, ge=2, le=100_000, description="only where neither checkpoint nor names say")
-    num_actions: int = Field(49, ge=1, le=1024, description="cells of the policy's grid, a square number")
+    num_actions: int = Field(49, ge=4, le=1024, description="untrained: cells of the policy's grid, a square number")
+    num_looks: int = Field(5, ge=2, le=64, description="gfnet: looks at an image at most, the glance included")
+
+    @model_validator(mode="after")
+    def _grid_is_square(self) -> Model:
+        if math.isqrt(self.num_actions) ** 2 != self.num_actions:
+            raise ValueError(f"num_actions={self.num_actions} is no square number")
+        return self
 
 
 class Glance(Section):
@@ -84,13 +93,19 @@ class Focus(Section):
 
 class Policy(Section):
     kind: Literal["learned", "center", "random", "full", "glance", "oracle"] = "learned"
+    truth: str | None = Field(None, description="oracle: where the evidence is, the truth.parquet of `synth`")
 
 
 class Skip(Section):
     kind: Literal["none", "learned", "random", "uniform"] = "none"
-    share: float = Field(0.5, ge=0.0, le=1.0, description="share of frames focused, for random and uniform")
+    share: float = Field(
+        0.5, ge=0.0, le=1.0, description="share of frames focused; learned: only where given, by the measured prices"
+    )
     price: float | None = Field(
-        None, ge=0.0, description="learned: what a focused frame costs; the checkpoint's own where not given"
+        None, gt=0.0, description="learned: what a focused frame costs; the checkpoint's own where not given"
+    )
+    sees: Literal["glance", "classifier"] | None = Field(
+        None, description="learned: what it decides by; classifier: step by step; the checkpoint's own where not given"
     )
 
 
@@ -196,7 +211,7 @@ class Config(Section):
         """The settings that a label depends on. Where and how fast the work is done is not among them."""
         sections = ("sampling", "view", "glance", "focus", "policy", "skip", "stop", "compute", "output", "model")
         silent = {
-            "model.checkpoint", "glance.clips_per_call", "focus.batch_size", "focus.max_wait_ms",
+            "model.checkpoint", "model.untrained", "glance.clips_per_call", "focus.batch_size", "focus.max_wait_ms",
             "output.rows_per_part", "output.part_age_s",
         }  # fmt: skip
         return {k: v for k, v in self.flat().items() if k.split(".")[0] in sections and k not in silent}

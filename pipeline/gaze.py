@@ -37,10 +37,8 @@ class _Memory:
     """[1,H]"""
     stop_state: torch.Tensor
     """[1]"""
-    maps: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Row of the FrameBatch -> [C,h,w], for the rows glanced at."""
-    features: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Row -> [C]"""
+    seen: dict[int, tuple[torch.Tensor, torch.Tensor]]
+    """Row of the FrameBatch -> map [C,h,w] and feature [C], for the rows glanced at. One for all of its windows."""
     num_glanced: int = 0
     next_step: int = 0
     """The first step that is not classified yet."""
@@ -84,14 +82,16 @@ class FrameGaze:
 
     @torch.inference_mode()
     def open(self, clips: Sequence[OpenClip]) -> None:
+        seen: dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
         for clip in clips:
-            clip.num_steps = len(clip.window.glance_rows)
+            clip.num_frames = len(clip.window.glance_rows)
             stop_state = torch.zeros(1, dtype=torch.int64) if self._stop is None else self._stop.initial_state(1)
             clip.memory = _Memory(
                 rows=clip.window.glance_rows,
                 policy_state=self._policy.initial_state(1),
                 classifier_state=self._classifier.initial_state(1),
                 stop_state=stop_state,
+                seen=seen.setdefault(id(clip.frames), {}),
             )
         self._look_on(clips)
 
@@ -117,45 +117,44 @@ class FrameGaze:
     def _begin_round(self, clips: Sequence[OpenClip]) -> None:
         self._glance(clips)
         if self._policy.reads == "classifier":
-            for _, group in _grouped(clips, lambda clip: clip.memory.next_step):
+            for _, group in grouped(clips, lambda clip: clip.memory.next_step):
                 self._decide_one(group)
         else:
-            for _, group in _grouped(clips, lambda clip: (clip.memory.next_step, clip.num_steps)):
+            for _, group in grouped(clips, lambda clip: (clip.memory.next_step, clip.num_frames)):
                 self._decide_round(group)
 
     def _ahead(self, clip: OpenClip) -> int:
         """The end of the steps that are glanced at together."""
         if self._stop is None:
-            return clip.num_steps
-        return min(clip.num_steps, clip.memory.next_step + self._steps_per_round)
+            return clip.num_frames
+        rounds = clip.memory.next_step // self._steps_per_round + 1
+        return min(clip.num_frames, rounds * self._steps_per_round)
 
     def _glance(self, clips: Sequence[OpenClip]) -> None:
         """All clips' frames in one pass, each frame of a FrameBatch once however many windows show it."""
-        wanted: dict[tuple[int, int], list[OpenClip]] = {}
+        wanted: dict[tuple[int, int], OpenClip] = {}
         for clip in clips:
-            for row in dict.fromkeys(clip.memory.rows[clip.memory.next_step : self._ahead(clip)].tolist()):
-                if row not in clip.memory.maps:
-                    wanted.setdefault((id(clip.frames), row), []).append(clip)
+            for row in clip.memory.rows[clip.memory.next_step : self._ahead(clip)].tolist():
+                if row not in clip.memory.seen:
+                    wanted.setdefault((id(clip.frames), row), clip)
         if not wanted:
             return
         keys = list(wanted)
         if len({key[0] for key in keys}) == 1:
-            pixels = _rows(wanted[keys[0]][0].frames.pixels, [row for _, row in keys])
+            pixels = _rows(wanted[keys[0]].frames.pixels, [row for _, row in keys])
         else:
-            pixels = np.stack([wanted[key][0].frames.pixels[key[1]] for key in keys])
+            pixels = np.stack([clip.frames.pixels[row] for (_, row), clip in wanted.items()])
         glance = self._glancer(pixels)
-        for i, key in enumerate(keys):
-            for number, clip in enumerate(wanted[key]):
-                clip.memory.maps[key[1]] = glance.feature_map[i]
-                clip.memory.features[key[1]] = glance.feature[i]
-                # A frame's cost is counted once, in the first clip that has it.
-                clip.memory.num_glanced += number == 0
+        for i, ((_, row), clip) in enumerate(wanted.items()):
+            clip.memory.seen[row] = (glance.feature_map[i], glance.feature[i])
+            # A frame's cost is counted once, in the first clip that looks at it.
+            clip.memory.num_glanced += 1
 
     def _decide_round(self, clips: list[OpenClip]) -> None:
         """Steps that need the glances only: all of the round at once, for clips at the same step."""
         start, stop = clips[0].memory.next_step, self._ahead(clips[0])
         maps = torch.stack(
-            [torch.stack([c.memory.maps[int(row)] for row in c.memory.rows[start:stop]]) for c in clips]
+            [torch.stack([c.memory.seen[int(row)][0] for row in c.memory.rows[start:stop]]) for c in clips]
         )
         actions, state = act_all(
             self._policy,
@@ -182,7 +181,7 @@ class FrameGaze:
             confidence = torch.softmax(logits, dim=1).amax(dim=1)
         truth = self._truth(clips, range(step, step + 1))
         observation = Observation(
-            feature_map=torch.stack([c.memory.maps[int(c.memory.rows[step])] for c in clips]),
+            feature_map=torch.stack([c.memory.seen[int(c.memory.rows[step])][0] for c in clips]),
             classifier_state=classifier_state,
             confidence=confidence,
             step=step,
@@ -214,39 +213,39 @@ class FrameGaze:
     def _classify(self, clips: Sequence[OpenClip], local: Sequence[torch.Tensor]) -> None:
         """The steps of the round that has just ended; a skipped step has zeros for its local feature."""
         pairs = list(zip(clips, local, strict=True))
-        for _, group in _grouped(pairs, lambda pair: pair[0].memory.round_end - pair[0].memory.next_step):
+        for _, group in grouped(pairs, lambda pair: pair[0].memory.round_end - pair[0].memory.next_step):
             inputs = torch.stack([self._inputs(clip, features) for clip, features in group])
             state = torch.cat([clip.memory.classifier_state for clip, _ in group])
             logits, state = self._classifier(inputs, state)
+            stops, stop_state = self._check([clip for clip, _ in group], logits)
             for i, (clip, _) in enumerate(group):
-                clip.memory.classifier_state = state[i : i + 1]
+                memory = clip.memory
+                memory.classifier_state, memory.stop_state = state[i : i + 1], stop_state[i : i + 1]
+                memory.next_step, memory.focused = memory.round_end, []
                 clip.step_logits += list(logits[i])
-                clip.memory.next_step = clip.memory.round_end
-                clip.memory.focused = []
-                self._check(clip)
+                clip.is_finished = stops[i] or memory.next_step >= clip.num_frames
+                if clip.is_finished:
+                    self._settle(clip)
 
     def _inputs(self, clip: OpenClip, local: torch.Tensor) -> torch.Tensor:
         """[n,C+D] of the round's n steps"""
         memory: _Memory = clip.memory
         steps = range(memory.next_step, memory.round_end)
-        glance = torch.stack([memory.features[int(memory.rows[step])] for step in steps])
+        glance = torch.stack([memory.seen[int(memory.rows[step])][1] for step in steps])
         focus = glance.new_zeros((len(steps), self._focus_features))
         if memory.focused:
             focus[[step - steps.start for step in memory.focused]] = local
         return join_features(glance, focus, self._focus_features)
 
-    def _check(self, clip: OpenClip) -> None:
-        """Ends a clip that is sure, or that has no more steps."""
-        memory: _Memory = clip.memory
-        is_last = memory.next_step >= clip.num_steps
-        if self._stop is not None and not is_last:
-            # The rule counts steps; between two checks it is told of each, and the last word counts.
-            for logits in clip.step_logits[-(memory.next_step - int(memory.stop_state)) :]:
-                stops, memory.stop_state = self._stop.stop(logits[None], memory.stop_state)
-                clip.is_finished = bool(stops)
-        clip.is_finished |= is_last
-        if clip.is_finished:
-            self._settle(clip)
+    def _check(self, clips: Sequence[OpenClip], logits: torch.Tensor) -> tuple[list[bool], torch.Tensor]:
+        """Whether the round's logits [B,n,K] end the clips, and the rule's state after it."""
+        state = torch.cat([clip.memory.stop_state for clip in clips])
+        stops = torch.zeros(len(clips), dtype=torch.bool)
+        if self._stop is not None:
+            # The rule counts steps, so it is told of each; a round is paid for whole, and its last step decides.
+            for step_logits in logits.unbind(1):
+                stops, state = self._stop.stop(step_logits, state)
+        return stops.tolist(), state
 
     def _settle(self, clip: OpenClip) -> None:
         focused = sum(decision.box_yxyx is not None for decision in clip.decisions)
@@ -261,7 +260,7 @@ class FrameGaze:
             skips_decided=steps if self._has_skip else 0,
         )
         clip.gmacs_full = self._cost.gmacs_full(
-            glanced=len(set(clip.memory.rows.tolist())), focused=clip.num_steps, classified=clip.num_steps
+            glanced=len(set(clip.memory.rows.tolist())), focused=clip.num_frames, classified=clip.num_frames
         )
         clip.memory = None
 
@@ -271,6 +270,7 @@ def _rows(pixels: np.ndarray, rows: list[int]) -> np.ndarray:
     return pixels if rows == list(range(len(pixels))) else pixels[rows]
 
 
-def _grouped(items: Sequence, key: Callable) -> list[tuple]:
+def grouped(items: Sequence, key: Callable) -> list[tuple]:
+    """(key, items) of those with equal keys, in order of the keys."""
     ordered = sorted(items, key=key)
     return [(value, list(group)) for value, group in itertools.groupby(ordered, key=key)]

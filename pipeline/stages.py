@@ -39,7 +39,8 @@ class OpenClip:
     generator: torch.Generator
     memory: Any = None
     """What its family keeps of it."""
-    num_steps: int = 0
+    num_frames: int = 0
+    """Sampled, a repeated one each time; a gaze says so when it opens the clip."""
     decisions: list[Decision] = field(default_factory=list)
     step_logits: list[torch.Tensor] = field(default_factory=list)
     """[K] of every classified step"""
@@ -195,8 +196,9 @@ class StreamWorker:
             topk=topk,
             logits=logits.numpy() if self._form.logits else None,
             step_logits=torch.stack(clip.step_logits).float().cpu().numpy() if self._form.step_logits else None,
-            frames_total=clip.num_steps,
-            frames_focused=sum(d.kind is Kind.FOCUS for d in clip.decisions),
+            frames_total=clip.num_frames,
+            # Many looks at one image are still one frame.
+            frames_focused=min(sum(d.kind is Kind.FOCUS for d in clip.decisions), clip.num_frames),
             frames_skipped=sum(d.kind is Kind.SKIP for d in clip.decisions),
             stopped_at=len(clip.step_logits),
             patches=tuple(_places(clip)),
