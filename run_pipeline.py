@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -133,10 +134,7 @@ def label(
         stdin=sys.stdin.buffer,
         tally=tally,
     )
-    if limit is not None:
-        import itertools
-
-        sources = itertools.islice(sources, limit)
+    sources = itertools.islice(sources, limit)
     if dry_run:
         from pipeline.estimate import estimate
 
@@ -146,8 +144,8 @@ def label(
     stop = stop_on_signals()
     with report.progress(quiet=quiet) as show:
         told = archive.Told(
-            message=lambda text: print(text, file=sys.stderr, flush=True),
-            started=lambda plan: None if quiet else print(plan.opening_line(), file=sys.stderr, flush=True),
+            message=_say,
+            started=lambda plan: None if quiet else _say(plan.opening_line()),
             progress=show,
         )
         summary = archive.label_archive(
@@ -170,6 +168,171 @@ def label(
         print("no input found: " + ", ".join(inputs), file=sys.stderr)
         return NO_INPUT
     return SOME_FAILED if summary.failed and not allow_failures else 0
+
+
+@cli.command("eval")
+@click.argument("inputs", nargs=-1, required=True, metavar="LABELS|INPUT...")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for labels and reports.")
+@common_options
+@click.option("--videos", type=click.Path(path_type=Path), help="Where the videos of an annotation or split file lie.")
+@click.option("--subset", help="Take one subset of an annotation file.")
+@click.option("--limit", type=click.IntRange(min=0), help="Take at most so many inputs.")
+@click.option("--compare", default=None, metavar="A,B,...", help="Policies side by side: learned,center,random,full...")
+@click.option("--truth", type=click.Path(path_type=Path), help="truth.parquet of a synthetic archive: boxes.")
+@click.option("--per-video", is_flag=True, help="Join the clips of a video before scoring.")
+def evaluate(
+    inputs: tuple[str, ...],
+    out: Path,
+    config_file: str | None,
+    checkpoint: str | None,
+    classes: str | None,
+    settings: tuple[str, ...],
+    executor: str | None,
+    ray_address: str | None,
+    as_json: bool,
+    quiet: bool,
+    videos: Path | None,
+    subset: str | None,
+    limit: int | None,
+    compare: str | None,
+    truth: Path | None,
+    per_video: bool,
+) -> int:
+    """Accuracy and mAP against annotations: of labels that are there, or of inputs labelled for it.
+
+    \b
+    Example:
+      saccade eval out/ -o report/
+      saccade eval data/annotations.json --videos data/videos --subset test -o report/ --config demo \\
+          --truth data/truth.parquet --compare learned,center,random
+    """
+    from pipeline import archive, report
+    from pipeline import compare as comparing
+    from pipeline import inputs as listing
+    from pipeline.evaluate import comparison, format_table
+
+    names = None if classes is None else listing.read_class_names(Path(classes))
+    known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names)
+    if len(inputs) == 1 and comparing.is_labels_table(Path(inputs[0])):
+        evaluations = {"labels": comparing.evaluate_table(Path(inputs[0]), out, truth=known)}
+    else:
+        config = load_config(
+            config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
+        )
+        stop = stop_on_signals()
+        with report.progress(quiet=quiet) as show:
+            evaluations = comparing.evaluate_policies(
+                config,
+                lambda: itertools.islice(
+                    listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit
+                ),
+                compare.split(",") if compare else [config.policy.kind],
+                out=out,
+                truth=known,
+                stop=stop,
+                told=archive.Told(message=_say, progress=show),
+            )
+        if stop.is_set:
+            return 128 + stop.signal_number
+    if as_json:
+        click.echo(json.dumps({name: e.as_dict() for name, e in evaluations.items()}, default=str))
+    else:
+        click.echo(format_table(*comparison(evaluations)))
+        click.echo(f"reports: {out}")
+    return 0
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--kind", type=click.Choice(["needle", "motion"]), default="needle", help="What says the class.")
+@click.option("--videos", type=int, default=300, show_default=True, help="Videos of all subsets together.")
+@click.option("--shares", type=float, nargs=3, default=(0.6, 0.15, 0.25), show_default=True, help="train val test.")
+@click.option("--classes", type=int, default=None, help="Classes: 10, or 4 directions of motion.")
+@click.option("--size", type=int, default=192, show_default=True, help="Typical short side in pixels.")
+@click.option("--fps", type=float, default=12.0, show_default=True, help="Typical frame rate.")
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="Typical length.")
+@click.option("--visible", type=float, default=None, help="Share of the frames that show the evidence.")
+@click.option("--clutter", type=float, default=1.0, show_default=True, help="How much else there is.")
+@click.option("--crf", type=int, default=20, show_default=True, help="Quality of the H.264 files.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same pixels.")
+@click.option("--workers", type=click.IntRange(min=1), default=None, help="Processes; one per core if not given.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def synth(out: Path, kind: str, workers: int | None, quiet: bool, **knobs: Any) -> int:
+    """Make a synthetic archive with its whole truth.
+
+    \b
+    Example:
+      saccade synth data/ --videos 300 --seed 1
+      saccade label data/annotations.json --videos data/videos --subset test -o out/ --config demo
+    """
+    from pipeline import report
+    from pipeline.placement import this_machine
+    from pipeline.synth import SynthSettings, generate
+
+    given = {k: v for k, v in knobs.items() if v is not None}
+    settings = SynthSettings.motion(**given) if kind == "motion" else SynthSettings(**given)
+    with report.counter("videos", quiet=quiet) as show:
+        summary = generate(out, settings, progress=show, workers=workers or this_machine().num_cores)
+    made = "made" if summary.is_new else "already there"
+    counts = ", ".join(f"{n} {name}" for name, n in summary.num_videos.items())
+    click.echo(f"{made}: {counts}; {summary.num_frames} frames, {summary.num_bytes / 1e6:.1f} MB in {out}")
+    return 0
+
+
+@cli.command()
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
+@click.option("--videos", type=click.IntRange(min=1), default=60, show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="One setting; repeatable.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
+    """Make a small archive of real H.264 files, label it on Ray, and say what came of it.
+
+    \b
+    Example:
+      saccade demo
+    """
+    from pipeline import archive, report
+    from pipeline.demo import rows, run_demo
+
+    stop = stop_on_signals()
+    with report.counter("videos", quiet=quiet) as made, report.progress(quiet=quiet) as show:
+        result = run_demo(
+            out,
+            videos=videos,
+            settings=settings,
+            stop=stop,
+            told=archive.Told(message=_say, progress=show),
+            made=made,
+        )
+    report.print_rows(rows(result))
+    if stop.is_set:
+        return 128 + stop.signal_number
+    return SOME_FAILED if result.run.failed else 0
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--ray/--no-ray", default=True, help="Whether Ray is started for a try.")
+def doctor(as_json: bool, ray: bool) -> int:
+    """Check this machine: codecs, Ray, GPU, shared memory, threads.
+
+    \b
+    Example:
+      saccade doctor
+    """
+    from pipeline.doctor import examine, worst
+
+    findings = examine(start_ray=ray)
+    if as_json:
+        click.echo(json.dumps([finding.to_dict() for finding in findings]))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.state:4}  {finding.name:24}{finding.text}")
+    return FAILED if worst(findings) == "fail" else 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

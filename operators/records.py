@@ -280,6 +280,8 @@ class ClipLabel:
     patches: tuple[PatchPlace, ...] = ()
     gmacs: float = 0.0
     gmacs_full: float = 0.0
+    step_gmacs: tuple[float, ...] | None = None
+    """What the clip had cost after each classified step; with step_logits."""
     decode_s: float = 0.0
     latency_s: float = 0.0
     width: int = 0

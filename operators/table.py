@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
         ("patches", pa.list_(_PATCH)),
         ("gmacs", pa.float64()),
         ("gmacs_full", pa.float64()),
+        ("step_gmacs", pa.list_(pa.float64())),
         ("decode_s", pa.float64()),
         ("latency_s", pa.float64()),
         ("width", pa.int32()),

@@ -56,6 +56,8 @@ class RayExecutor:
 
     def __init__(self, *, address: str | None = None, num_cpus: int, num_gpus: int = 0, store_bytes: int) -> None:
         self._is_ours = address is None
+        # It would tell of its token in two lines at every start; what goes wrong is raised.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         self._temporary: str | None = None
         try:
             if self._is_ours:
@@ -103,7 +105,8 @@ class RayExecutor:
             options["num_gpus"] = spec.num_gpus
         if spec.memory_bytes:
             options["memory"] = spec.memory_bytes
-        host: Any = ray.remote(_Host)
+        # Ray shows the class's name as the process's title: one looks at `ps` and sees the stages.
+        host: Any = ray.remote(type(f"saccade-{spec.stage}", (_Host,), {}))
         actor = host.options(**options).remote()
         self._actors[spec.stage, worker] = actor
         self._making[actor.make.remote(spec.factory, dict(spec.arguments))] = (spec.stage, worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -90,12 +90,37 @@ def _show(bar: Progress, task: TaskID, figures: dict[str, Any]) -> None:
     )
 
 
-def print_summary(summary: RunSummary, *, stream: TextIO = sys.stdout) -> None:
-    """The table at the end of a run."""
+@contextmanager
+def counter(what: str, *, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[Callable[[int, int], None]]:
+    """Progress of work whose size is known: a bar on a terminal, now and then a line of JSON elsewhere."""
+    if quiet:
+        yield lambda done, total: None
+    elif stream.isatty():
+        columns = (SpinnerColumn(), BarColumn(), TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} {what}"))
+        with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+            task = bar.add_task(what, total=0)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    else:
+        said_s = [time.monotonic()]
+
+        def say(done: int, total: int) -> None:
+            if time.monotonic() - said_s[0] >= 5.0:
+                said_s[0] = time.monotonic()
+                print(json.dumps({"progress": {what: done, "total": total}}), file=stream, flush=True)
+
+        yield say
+
+
+def print_rows(rows: Sequence[tuple[str, str]], *, stream: TextIO = sys.stdout) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in summary_rows(summary):
+    for name, value in rows:
         table.add_row(name, value)
     Console(file=stream, highlight=False, soft_wrap=True).print(table)
+
+
+def print_summary(summary: RunSummary, *, stream: TextIO = sys.stdout) -> None:
+    """The table at the end of a run."""
+    print_rows(summary_rows(summary), stream=stream)
 
 
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:

@@ -181,7 +181,6 @@ def file_worker(
     from operators.decode import FileReader
     from operators.decode import Limits as ReadLimits
     from operators.plan import Sampling
-
     from operators.view import Viewer
 
     wanted = Sampling(**sampling)

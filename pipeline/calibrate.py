@@ -1,0 +1,194 @@
+"""`calibrate`: from one run with all steps to thresholds for a whole range of budgets.
+
+Thresholds are searched on one half of the clips and told with what they give on the other: figures of the clips that
+thresholds were fitted to would flatter. Two searches compete at every budget, the published one (exits spread
+geometrically) and a direct one (one threshold from some step on); the one that is better where it was searched, less a
+margin, is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from operators import checkpoints
+from operators.errors import ConfigError
+from pipeline.evaluate import read_step_costs
+from pipeline.scores import Predictions, softmax
+from policies.stopping import (
+    NEVER_STOPS,
+    OperatingPoint,
+    accuracy_at,
+    direct_for_budget,
+    exit_steps,
+    geometric_for_budget,
+    mean_cost,
+)
+
+NUM_BUDGETS = 120
+"""Steps of two to three percent over the usual range: whatever is asked for has a point close below it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What all steps of N labelled clips said and cost."""
+
+    confidences: np.ndarray
+    """float64 [N,T]"""
+    correct: np.ndarray
+    """bool [N,T]"""
+    costs: np.ndarray
+    """float64 [N,T]: GMACs up to each step"""
+
+    def rows(self, which: np.ndarray) -> Table:
+        return Table(confidences=self.confidences[which], correct=self.correct[which], costs=self.costs[which])
+
+    @property
+    def num_clips(self) -> int:
+        return len(self.confidences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Operating points from cheap to dear, and what they were searched with."""
+
+    points: tuple[OperatingPoint, ...]
+    measure: str
+    steps_per_round: int
+    num_searched: int
+    num_reported: int
+    score_all_steps: float
+    gmacs_all_steps: float
+
+    def to_header(self) -> dict[str, Any]:
+        """As a checkpoint's header holds it."""
+        return {
+            "measure": self.measure,
+            "steps_per_round": self.steps_per_round,
+            "num_searched": self.num_searched,
+            "num_reported": self.num_reported,
+            "score_all_steps": self.score_all_steps,
+            "gmacs_all_steps": self.gmacs_all_steps,
+            "points": [asdict(point) | {"thresholds": list(point.thresholds)} for point in self.points],
+        }
+
+
+def table_of(predictions: Predictions, costs: np.ndarray, *, measure: str) -> Table:
+    """From a labels table with step_logits and step_gmacs."""
+    if predictions.step_logits is None:
+        raise ConfigError("the labels have no step_logits: label with --set output.step_logits=true")
+    logits = predictions.step_logits
+    values = softmax(logits) if measure == "softmax" else logits
+    truth = predictions.truth
+    best = logits.argmax(axis=2)
+    correct = (best[:, :, None] == truth[:, None, :]).any(axis=2)
+    return Table(confidences=values.max(axis=2).astype(np.float64), correct=correct, costs=costs)
+
+
+def search(
+    table: Table, *, steps_per_round: int = 1, seed: int = 0, margin: float = 0.0, measure: str = "softmax"
+) -> Calibration:
+    """Thresholds for budgets from the cheapest exit to all steps.
+
+    margin: points by which the direct search must be better where both were searched, to be kept over the published
+    one, which has less freedom to fit what it sees.
+    """
+    if table.num_clips < 8:
+        raise ConfigError(f"{table.num_clips} clips are too few to calibrate on; at least 8, better a thousand")
+    num_steps = table.confidences.shape[1]
+    ends = np.arange(steps_per_round - 1, num_steps, steps_per_round)
+    if not len(ends) or ends[-1] != num_steps - 1:
+        ends = np.append(ends, num_steps - 1)
+    # Between two checks nothing can stop, so the search sees only the steps at which it may.
+    seen = Table(
+        confidences=table.confidences[:, ends], correct=table.correct[:, ends], costs=table.costs[:, ends]
+    )
+    order = np.random.default_rng(seed).permutation(seen.num_clips)
+    half = seen.num_clips // 2
+    searched, reported = seen.rows(order[:half]), seen.rows(order[half:])
+    low, high = float(searched.costs[:, 0].mean()), float(searched.costs[:, -1].mean())
+    points: list[OperatingPoint] = []
+    for budget in np.geomspace(low * 1.0005, high, NUM_BUDGETS):
+        found = _best(searched, float(budget), margin)
+        if found is None:
+            continue
+        thresholds, name = found
+        exits = exit_steps(reported.confidences, thresholds)
+        points.append(
+            OperatingPoint(
+                gmacs=mean_cost(exits, reported.costs),
+                score=accuracy_at(exits, reported.correct),
+                thresholds=tuple(_spread(thresholds, ends, num_steps)),
+                found_by=name,
+            )
+        )
+    last = exit_steps(reported.confidences, np.full(len(ends), NEVER_STOPS))
+    return Calibration(
+        points=tuple(sorted(set(points), key=lambda point: point.gmacs)),
+        measure=measure,
+        steps_per_round=steps_per_round,
+        num_searched=searched.num_clips,
+        num_reported=reported.num_clips,
+        score_all_steps=accuracy_at(last, reported.correct),
+        gmacs_all_steps=mean_cost(last, reported.costs),
+    )
+
+
+def _best(table: Table, budget: float, margin: float) -> tuple[np.ndarray, str] | None:
+    published = geometric_for_budget(table.confidences, table.costs, budget)
+    direct = direct_for_budget(table.confidences, table.correct, table.costs, budget)
+    if published is None:
+        return None if direct is None else (direct, "direct")
+    if direct is None:
+        return published, "published"
+    score_published = accuracy_at(exit_steps(table.confidences, published), table.correct)
+    score_direct = accuracy_at(exit_steps(table.confidences, direct), table.correct)
+    return (direct, "direct") if score_direct > score_published + margin else (published, "published")
+
+
+def _spread(thresholds: np.ndarray, ends: np.ndarray, num_steps: int) -> np.ndarray:
+    """One threshold per step out of one per check; between checks nothing stops."""
+    full = np.full(num_steps, NEVER_STOPS)
+    full[ends] = thresholds
+    return full
+
+
+def calibrate_labels(
+    labels: Path, predictions: Predictions, *, measure: str, steps_per_round: int, seed: int
+) -> Calibration:
+    """From the labels of a run with all steps."""
+    table = table_of(predictions, read_step_costs(labels), measure=measure)
+    return search(table, steps_per_round=steps_per_round, seed=seed, measure=measure)
+
+
+def write_into(checkpoint: Path, out: Path, calibration: Calibration) -> None:
+    """The checkpoint again, with the calibration in its header."""
+    found = checkpoints.load(checkpoint)
+    header = dataclasses.replace(found.header, thresholds=calibration.to_header())
+    checkpoints.save(out, dataclasses.replace(found, header=header))
+
+
+def write_aside(path: Path, calibration: Calibration) -> None:
+    path.write_text(json.dumps(calibration.to_header(), indent=1))
+
+
+def read_aside(path: Path) -> Mapping[str, Any]:
+    """A calibration kept beside a checkpoint that cannot hold it."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{path} is no calibration: {exc}") from exc
+    if not isinstance(found, dict) or "points" not in found:
+        raise ConfigError(f"{path} is no calibration: it has no points")
+    return found
+
+
+def curve(calibration: Calibration) -> tuple[Sequence[float], Sequence[float]]:
+    """GMACs and score of each point, for the plot."""
+    return [p.gmacs for p in calibration.points], [p.score for p in calibration.points]

@@ -1,0 +1,75 @@
+"""`eval`: labels with all that scores need, under one policy or several side by side, and their worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from operators.errors import ConfigError
+from operators.records import Source
+from pipeline.archive import Told, label_archive
+from pipeline.config import Config
+from pipeline.evaluate import Evaluation, evaluate_labels, write_report
+from pipeline.runner import StopRequest
+from pipeline.scores import Predictions
+
+POLICIES = ("learned", "center", "random", "full", "glance", "oracle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What labels are compared with, where the table does not say it itself."""
+
+    boxes: Path | None = None
+    """truth.parquet of a synthetic archive"""
+    is_per_video: bool = False
+    class_names: Sequence[str] | None = None
+
+
+def is_labels_table(path: Path) -> bool:
+    """Whether a path is the OUT of `label`, its labels folder, or a Parquet file of labels."""
+    if path.is_dir():
+        return (path / "labels").is_dir() or bool(list(path.glob("*.parquet")))
+    return False
+
+
+def evaluate_table(labels: Path, out: Path, *, truth: Truth) -> Evaluation:
+    """Scores labels that are there, and writes the report."""
+    predictions, evaluation = _scored(labels, truth)
+    write_report(out, predictions, evaluation)
+    return evaluation
+
+
+def evaluate_policies(
+    config: Config,
+    sources: Callable[[], Iterator[Source]],
+    policies: Sequence[str],
+    *,
+    out: Path,
+    truth: Truth,
+    stop: StopRequest,
+    told: Told,
+) -> dict[str, Evaluation]:
+    """Labels the same inputs under each policy, into a folder each, and scores them. Labels that are there are kept."""
+    unknown = [name for name in policies if name not in POLICIES]
+    if unknown:
+        raise ConfigError(f"policy {unknown[0]!r} is not known; there are {', '.join(POLICIES)}")
+    evaluations = {}
+    for name in policies:
+        settings = {"policy.kind": name, "output.logits": True, "output.step_logits": True}
+        if name != "learned" and config.skip.kind == "learned":
+            settings["skip.kind"] = "none"
+        folder = out / name
+        label_archive(config.replaced(settings), sources(), out=folder, stop=stop, told=told)
+        if stop.is_set:
+            break
+        predictions, evaluations[name] = _scored(folder, truth)
+        write_report(folder / "report", predictions, evaluations[name])
+    return evaluations
+
+
+def _scored(labels: Path, truth: Truth) -> tuple[Predictions, Evaluation]:
+    return evaluate_labels(
+        labels, class_names=truth.class_names, truth_boxes=truth.boxes, is_per_video=truth.is_per_video
+    )

@@ -1,0 +1,75 @@
+"""`demo`: an archive made afresh, labelled with the checkpoint that ships, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from operators.table import summarize
+from pipeline import config as configuration
+from pipeline import inputs
+from pipeline.archive import Told, label_archive
+from pipeline.evaluate import Evaluation, evaluate_labels
+from pipeline.metrics import RunSummary
+from pipeline.runner import StopRequest
+from pipeline.synth import SynthSettings, generate
+
+SEED = 2026
+"""Not a seed that any weights were trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    run: RunSummary
+    evaluation: Evaluation
+    num_clips: int
+    labels: Path
+
+
+def run_demo(
+    out: Path,
+    *,
+    videos: int,
+    settings: tuple[str, ...],
+    stop: StopRequest,
+    told: Told,
+    made: Callable[[int, int], None],
+) -> DemoResult:
+    """Makes OUT/archive, labels it into OUT/labels, scores it. What is there already is not made again."""
+    archive = out / "archive"
+    generate(archive, SynthSettings(videos=videos, shares=(0, 0, 1), seed=SEED), progress=made, workers=2)
+    config = configuration.load("demo", settings=settings)
+    sources = inputs.sources([str(archive / "annotations.json")], videos=archive / "videos")
+    run = label_archive(config, sources, out=out, stop=stop, told=told)
+    _, evaluation = evaluate_labels(out / "labels", truth_boxes=archive / "truth.parquet")
+    return DemoResult(
+        run=run, evaluation=evaluation, num_clips=summarize(out / "labels").num_clips, labels=out / "labels"
+    )
+
+
+def rows(result: DemoResult) -> list[tuple[str, str]]:
+    """The demo's table."""
+    evaluation, run = result.evaluation, result.run
+    lines = [
+        ("clips", f"{result.num_clips}"),
+        ("accuracy", f"{evaluation.scores.top1:.1f} % against the known truth"),
+    ]
+    if evaluation.share_focused is not None:
+        lines.append(("frames focused", f"{evaluation.share_focused:.1f} %"))
+    if evaluation.looks is not None and evaluation.looks.evidence_in_patch is not None:
+        hits = f"{evaluation.looks.evidence_in_patch:.1f} % of focused frames that show any"
+        lines.append(("evidence in the patch", hits))
+    if evaluation.gmacs is not None and evaluation.gmacs_full:
+        share = 100 * evaluation.gmacs / evaluation.gmacs_full
+        lines.append(
+            ("GMACs per clip", f"{evaluation.gmacs:.4g}, {share:.1f} % of {evaluation.gmacs_full:.4g} for full frames")
+        )
+    if run.clips:
+        lines.append(("clips per second", f"{run.clips_per_s:.1f} (Ray and all workers started in the meantime)"))
+    else:
+        lines.append(("clips per second", "labelled by an earlier call"))
+    if not run.is_trained:
+        lines.append(("weights", "UNTRAINED (seeded random): the labels mean nothing"))
+    lines.append(("labels", f"{result.labels}/*.parquet"))
+    return lines

@@ -1,0 +1,118 @@
+"""The import plan: what may import what, and which file each library lives in."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("operators", "policies", "pipeline")
+HOMES = {
+    "av": {"operators/decode.py", "operators/camera.py", "operators/encode.py", "operators/container.py"},
+    "pyarrow": {
+        "operators/sink.py",
+        "operators/table.py",
+        "pipeline/inputs.py",
+        "pipeline/annotations.py",
+        "pipeline/evaluate.py",
+        "pipeline/looks.py",
+        "pipeline/synth.py",
+    },
+    "yaml": {"pipeline/config.py"},
+    "click": {"run_pipeline.py"},
+    "ray": {"pipeline/ray_executor.py"},
+    "prometheus_client": {"pipeline/live_metrics.py"},
+    "rich": {"pipeline/report.py"},
+    "safetensors": {"operators/checkpoints.py"},
+    "matplotlib": {"pipeline/plots.py"},
+    "pydantic": {"pipeline/config.py"},
+}
+LIGHT = ("operators/decode.py", "operators/plan.py", "operators/view.py", "operators/camera.py", "pipeline/workers.py")
+
+
+def sources() -> list[Path]:
+    files = [ROOT / "run_pipeline.py"]
+    for folder in OURS:
+        files += sorted((ROOT / folder).rglob("*.py"))
+    return files
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports, those inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports of ours are absolute"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def place(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", sources(), ids=place)
+def test_imports_flow_down(path: Path) -> None:
+    ours = {name for name in imported(path) if name.split(".")[0] in (*OURS, "run_pipeline", "tests", "configs")}
+    match place(path).split("/")[0]:
+        case "operators":
+            wrong = {name for name in ours if not name.startswith("operators")}
+        case "policies":
+            wrong = {
+                name
+                for name in ours
+                if not name.startswith(("policies", "operators.records", "operators.errors")) and name != "operators"
+            }
+        case "pipeline":
+            wrong = {name for name in ours if name.split(".")[0] not in OURS}
+        case _:
+            wrong = {name for name in ours if name.split(".")[0] in ("tests", "run_pipeline")}
+    assert not wrong, f"{place(path)} may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=place)
+def test_every_library_has_its_home(path: Path) -> None:
+    tops = {name.split(".")[0] for name in imported(path)}
+    strangers = sorted(library for library, homes in HOMES.items() if library in tops and place(path) not in homes)
+    assert not strangers, f"{place(path)} is no home of {strangers}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=place)
+def test_no_module_takes_a_standard_name_or_a_vague_one(path: Path) -> None:
+    assert path.stem not in sys.stdlib_module_names or path.stem == "__init__"
+    assert path.stem not in {"utils", "helpers", "common", "misc", "manager", "ray", "av", "torch"}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_source_workers_start_without_torch(name: str) -> None:
+    """They start fast, and a hundred of them fit: torch alone takes a second and 200 MB."""
+    seen: set[str] = set()
+    waiting = [ROOT / name]
+    while waiting:
+        path = waiting.pop()
+        for module in imported_at_the_top(path):
+            assert module.split(".")[0] not in ("torch", "pydantic", "pyarrow", "ray"), f"{place(path)}: {module}"
+            file = ROOT / (module.replace(".", "/") + ".py")
+            if module not in seen and module.split(".")[0] in OURS and file.exists():
+                seen.add(module)
+                waiting.append(file)
+
+
+def imported_at_the_top(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+def test_configs_and_tests_are_imported_by_nobody() -> None:
+    assert not list((ROOT / "configs").rglob("*.py"))
