@@ -28,7 +28,7 @@ HOMES = {
     "rich": {"pipeline/report.py"},
     "safetensors": {"operators/checkpoints.py"},
     "matplotlib": {"pipeline/plots.py"},
-    "pydantic": {"pipeline/config.py"},
+    "pydantic": {"pipeline/config.py", "pipeline/reference.py"},
 }
 LIGHT = ("operators/decode.py", "operators/plan.py", "operators/view.py", "operators/camera.py", "pipeline/workers.py")
 
