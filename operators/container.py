@@ -1,0 +1,528 @@
+"""Containers and decoders: opening files safely, tables of packets, frames of groups of packets, and of everything.
+
+The only home of PyAV for files. What to do with the frames says decode.py.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, cast
+
+import av
+import numpy as np
+from av.container.input import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from operators import bitstream
+from operators.cut import Shot
+from operators.errors import SourceError
+from operators.plan import (
+    NO_PTS,
+    Group,
+    PacketTable,
+    Restart,
+    Sampling,
+    groups_of_pictures,
+    irregularity,
+    whole_plan,
+)
+from operators.view import UPRIGHT, Orientation, Viewer
+
+# PyAV's log callback wants the interpreter lock from inside native code: with it off, nothing can wait on it.
+av.logging.set_level(None)
+
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,dv,ivf,nut,gif,h264,hevc,m4v,"
+    "obu,yuv4mpegpipe,rm,wtv"
+)
+"""Containers that may be opened: none of them names other files. Playlists, scripts and session descriptions do."""
+_MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+_SEEKS_BY_TIME = frozenset((_MOV, "matroska,webm", "avi", "flv"))
+_SEEKS_BY_BYTE = frozenset(("mpegts", "mpeg"))
+_FRAMES_PER_TICK = 8
+PROGRESSIVE = (0, 1)
+"""FFmpeg's field orders: unknown, progressive."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a source may demand; more is `too_large`."""
+
+    max_pixels: int = 1 << 26
+    max_duration_s: float = 86_400.0
+    max_streams: int = 64
+    max_batch_bytes: int = 64 << 20
+    """Views in one FrameBatch; a single clip's views may exceed it."""
+
+
+class Irregular(Exception):
+    """The file is not what the plan took it for. decode.py then takes the other way."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """What went wrong while everything was decoded."""
+
+    num_errors: int = 0
+    num_corrupt: int = 0
+
+
+def open_media(path: str, limits: Limits) -> InputContainer:
+    """Opens a local file and nothing else, whatever is written in it. Raises SourceError."""
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": FORMATS,
+        "max_streams": str(limits.max_streams),
+        "max_pixels": str(limits.max_pixels),
+    }
+    try:
+        # The prefix keeps a name like "concat:a|b" a name.
+        return av.open(f"file:{path}", options=options, metadata_errors="replace")
+    except FileNotFoundError as exc:
+        raise SourceError(f"{path} does not exist", "missing") from exc
+    except MemoryError as exc:
+        raise SourceError(f"{path} has more than {limits.max_streams} streams", "too_large") from exc
+    except OSError as exc:
+        raise SourceError(f"{path} cannot be read: {exc.strerror}", "missing") from exc
+    except (av.FFmpegError, UnicodeError) as exc:
+        if bitstream.file_shape(path).is_media:
+            raise SourceError(f"{path} is a container whose index is missing or broken", "corrupt") from exc
+        raise SourceError(f"{path} is not a video of a known kind", "not_media") from exc
+
+
+def missing_decoders(names: Iterable[str]) -> list[str]:
+    """The codecs of these, by FFmpeg's names, that cannot be decoded here."""
+    missing = []
+    for name in names:
+        try:
+            av.Codec(name, "r")
+        except ValueError:
+            missing.append(name)
+    return missing
+
+
+def check_file(path: str) -> None:
+    """Raises SourceError unless there is a file with something in it."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise SourceError(f"{path} does not exist", "missing") from exc
+    except (OSError, ValueError) as exc:
+        raise SourceError(f"{path} cannot be reached: {exc}", "missing") from exc
+    if not os.path.isfile(path):
+        raise SourceError(f"{path} is not a file", "not_media")
+    if status.st_size == 0:
+        raise SourceError(f"{path} is empty", "empty")
+
+
+def first_video(container: InputContainer, path: str, limits: Limits) -> VideoStream:
+    """The first video stream that is not an attached picture. Raises SourceError."""
+    if len(container.streams) > limits.max_streams:
+        raise SourceError(
+            f"{path} has {len(container.streams)} streams, more than {limits.max_streams}", "too_large"
+        )
+    for stream in container.streams.video:
+        if stream.disposition & Disposition.attached_pic:
+            continue
+        context = stream.codec_context
+        if context is None:
+            raise SourceError(
+                f"{path} holds video in a codec that FFmpeg cannot decode here", "unsupported_codec"
+            )
+        if context.width * context.height > limits.max_pixels:
+            raise SourceError(
+                f"{path} is {context.width}x{context.height}, more than {limits.max_pixels} pixels",
+                "too_large",
+            )
+        return stream
+    raise SourceError(f"{path} has no video, only {_kinds(container)}", "no_video")
+
+
+def _kinds(container: InputContainer) -> str:
+    kinds = sorted({"cover art" if stream.type == "video" else stream.type for stream in container.streams})
+    return " and ".join(kinds) or "no streams at all"
+
+
+def orientation_of(frame: VideoFrame, pixel_aspect: Fraction | None) -> Orientation:
+    """How a decoded frame is to be shown."""
+    rotation, is_mirrored = 0, False
+    try:
+        matrix = None
+        for data in cast(Iterable[Any], frame.side_data):
+            if data.type.name == "DISPLAYMATRIX":
+                matrix = bytes(data)
+    except ValueError:
+        # PyAV knows not every kind of side data, and one that it does not know hides all others.
+        rotation = round(-frame.rotation / 90) % 4 * 90
+    else:
+        if matrix is not None:
+            a, b, _, c, d = struct.unpack_from("<5i", matrix)
+            is_mirrored = a * d - b * c < 0
+            if is_mirrored:
+                a, b = -a, -b
+            rotation = round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90
+    if not rotation and not is_mirrored and (pixel_aspect is None or pixel_aspect == 1):
+        return UPRIGHT
+    return Orientation(rotation=rotation, is_mirrored=is_mirrored, pixel_aspect=pixel_aspect or Fraction(1))
+
+
+class Painter:
+    """Decoded frames -> full-size RGB -> views. One per thread: it keeps a converter."""
+
+    def __init__(self, *, viewer: Viewer) -> None:
+        self._viewer = viewer
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame, orientation: Orientation) -> np.ndarray:
+        """The view of a frame, uint8 RGB. Colour as tagged; untagged means BT.601, limited range."""
+        # One thread: the default takes every core of the machine for a third of a millisecond's work.
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        plane = rgb.planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        pixels = rows[: rgb.height, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
+        return self._viewer(pixels, orientation)
+
+
+class Decoder:
+    """One open file with one decoder. Used by one thread at a time, closed by whoever opened it."""
+
+    def __init__(self, path: str, limits: Limits, viewer: Viewer, *, num_threads: int) -> None:
+        self.path = path
+        self.limits = limits
+        self.container = open_media(path, limits)
+        try:
+            self.stream = first_video(self.container, path, limits)
+            for other in self.container.streams:
+                # What is not wanted is not even read, where the container allows that.
+                if other.index != self.stream.index:
+                    other.discard = Discard.all
+            self.context = self.stream.codec_context
+            self.context.thread_count = num_threads
+            self.context.thread_type = "FRAME" if num_threads > 1 else "NONE"  # type: ignore[assignment]
+            self.codec = self.context.name
+            self.may_skip = num_threads == 1 and bitstream.may_skip_unreferenced(
+                self.codec, self.context.extradata
+            )
+            self._paint = Painter(viewer=viewer)
+            self._packets: Iterator[Packet] = self._demux()
+            self._at: int | None = 0
+            """Place of the next packet in the table; None where only a seek would tell."""
+        except BaseException:
+            self.container.close()
+            raise
+
+    def close(self) -> None:
+        self.container.close()
+
+    @property
+    def seconds_per_tick(self) -> float:
+        return float(self.stream.time_base or Fraction(1, 1_000_000))
+
+    def _demux(self) -> Iterator[Packet]:
+        for packet in self.container.demux(self.stream):
+            if packet.size:
+                yield packet
+
+    def packets(self) -> Iterator[Packet]:
+        """Packets from where the file stands. An error in reading ends them, as the end of the file does."""
+        with suppress(av.FFmpegError):
+            yield from self._packets
+
+    def shot(self, frame: VideoFrame, wanted: int, shown: int, unix_s: float) -> Shot:
+        if frame.width * frame.height > self.limits.max_pixels:
+            raise SourceError(f"{self.path} grows to {frame.width}x{frame.height}", "too_large")
+        aspect = self.stream.sample_aspect_ratio or self.context.sample_aspect_ratio
+        orientation = orientation_of(frame, aspect if aspect and aspect > 0 else None)
+        return Shot(
+            wanted=wanted,
+            shown=shown,
+            pixels=self._paint(frame, orientation),
+            pts=frame.pts,
+            unix_s=unix_s,
+            size=(frame.height, frame.width),
+            orientation=orientation,
+        )
+
+    def seek(self, table: PacketTable, place: int) -> None:
+        """Lets the next packet be the one at `place`, which is a keyframe."""
+        if self._at == place:
+            return
+        if self.container.format.name in _SEEKS_BY_BYTE:
+            targets, by_byte = [int(table.pos[place])], True
+        else:
+            keys = np.flatnonzero(table.restart[:place])
+            shift = int(table.pts[0] - table.dts[0]) if NO_PTS not in (table.pts[0], table.dts[0]) else 0
+            # Some demuxers search by the time of showing and some by that of decoding, and one of them goes to a
+            # keyframe before; reading on from an earlier one costs little, as nothing is decoded on the way.
+            earlier = [int(keys[-1])] if len(keys) else []
+            targets = [
+                int(table.pts[i]) if table.pts[i] != NO_PTS else int(table.dts[i]) + shift
+                for i in [place, *earlier]
+            ]
+            by_byte = False
+        for target in targets:
+            try:
+                if by_byte:
+                    self.container.seek(target, unsupported_byte_offset=True, stream=self.stream)
+                else:
+                    self.container.seek(target, stream=self.stream)
+            except (av.FFmpegError, OSError, OverflowError) as exc:
+                raise Irregular(f"cannot seek: {exc}") from exc
+            self._packets = self._demux()
+            self._at = None
+            for packet in self.packets():
+                if _is_at(table, place, packet):
+                    self._packets = _put_back(packet, self._packets)
+                    self._at = place
+                    return
+                if table.is_after(place, dts=packet.dts):
+                    break
+        raise Irregular("the keyframe is not where the index says")
+
+    def take(self, table: PacketTable, stop: int) -> Iterator[tuple[int, Packet]]:
+        """(place, packet) from where the file stands to `stop`, each checked against the table."""
+        if self._at is None:
+            raise ValueError("seek first")
+        packets = self.packets()
+        while self._at < stop:
+            packet = next(packets, None)
+            if packet is None or not _is_at(table, self._at, packet):
+                self._at = None
+                raise Irregular("packets are not those of the table")
+            self._at += 1
+            yield self._at - 1, packet
+
+    def group(
+        self, table: PacketTable, group: Group, clock: Callable[[], float], *, is_strict: bool
+    ) -> Iterator[Shot | None]:
+        """Shots of the wanted frames in the order of showing, None between them as a sign of life.
+
+        Raises Irregular when anything is not as planned; without `is_strict` missing frames are just not given.
+        """
+        wanted = dict(zip(group.places, group.frames, strict=True))
+        awaited: dict[int | None, int] = {}
+        handed: set[int | None] = set()
+        leading: set[int | None] = set()
+        self.seek(table, group.first)
+        try:
+            start_pts: int | None = None
+            for place, packet in self.take(table, group.stop):
+                if place == group.first:
+                    start_pts = packet.pts
+                number = wanted.get(place)
+                if number is not None:
+                    awaited[packet.pts] = number
+                handed.add(packet.pts)
+                is_leading = start_pts is not None and packet.pts is not None and packet.pts < start_pts
+                if is_leading:
+                    leading.add(packet.pts)
+                # The decoder itself knows what nothing refers to. Containers may say so too, but not all do, and the
+                # word of those that do is not as good.
+                skips = self.may_skip and number is None
+                self.context.skip_frame = "NONREF" if skips else "DEFAULT"
+                try:
+                    frames = self.context.decode(packet)
+                except av.FFmpegError as exc:
+                    # Pictures that lean on what was before the start cannot be decoded, and are not wanted.
+                    if is_strict and not is_leading:
+                        raise Irregular(f"does not decode: {exc}") from exc
+                    frames = []
+                yield from self._wanted(frames, awaited, handed, leading, clock, is_strict=is_strict)
+                if (place - group.first) % _FRAMES_PER_TICK == 0:
+                    yield None
+            try:
+                frames = self.context.decode(None)
+            except av.FFmpegError as exc:
+                if is_strict:
+                    raise Irregular(f"does not decode: {exc}") from exc
+                frames = []
+            yield from self._wanted(frames, awaited, handed, leading, clock, is_strict=is_strict)
+        finally:
+            # After draining a decoder takes nothing more until it is reset.
+            self.context.flush_buffers()
+            self.context.skip_frame = "DEFAULT"
+        if awaited and is_strict:
+            raise Irregular(f"{len(awaited)} wanted frames did not come out")
+
+    def _wanted(
+        self,
+        frames: Sequence[VideoFrame],
+        awaited: dict[int | None, int],
+        handed: set[int | None],
+        leading: set[int | None],
+        clock: Callable[[], float],
+        *,
+        is_strict: bool,
+    ) -> Iterator[Shot]:
+        for frame in frames:
+            if is_strict and frame.pts not in leading and (frame.is_corrupt or frame.pts not in handed):
+                raise Irregular("a frame is corrupt or of a time that no packet has")
+            number = awaited.pop(frame.pts, None)
+            if number is None and not is_strict and len(awaited) == 1:
+                # The one packet's one frame, whatever its time became.
+                _, number = awaited.popitem()
+            if number is not None:
+                yield self.shot(frame, number, number, clock())
+
+    def trouble(self) -> str | None:
+        """Why packets of this container and codec cannot be planned with; None if they can."""
+        name = self.container.format.name
+        if not bitstream.can_plan(self.codec):
+            return f"{self.codec} is not known well enough"
+        if name not in _SEEKS_BY_TIME and name not in _SEEKS_BY_BYTE:
+            return f"{name} is not known well enough"
+        if name == "avi" and bitstream.reorders(self.codec):
+            return "AVI does not say when reordered frames are shown"
+        if self.codec in ("h264", "hevc") and self.context.field_order not in PROGRESSIVE:
+            return "a frame may be two packets, one for each field"
+        return None
+
+    def read_table(self) -> Generator[None, None, tuple[PacketTable, str | None]]:
+        """(all packets of the stream, why they cannot be planned with or None), by reading the file once."""
+        trouble = self.trouble()
+        codec, extradata = self.codec, self.context.extradata
+        needs_data = not bitstream.shows_by_size(codec)
+        columns: list[tuple[int, int, int, int, bool]] = []
+        for packet in self.packets():
+            if not columns:
+                self.refuse_encrypted(packet)
+            data = memoryview(packet) if packet.is_keyframe or needs_data else None
+            shows = bitstream.gives_frame(codec, packet.size, data)
+            if shows is None:
+                trouble = trouble or "a packet may give no frame"
+            if packet.is_corrupt:
+                trouble = trouble or "a packet is corrupt"
+            start = bitstream.restart(codec, packet.is_keyframe, data, extradata)
+            columns.append(
+                (
+                    NO_PTS if packet.pts is None else packet.pts,
+                    NO_PTS if packet.dts is None else packet.dts,
+                    -1 if packet.pos is None else packet.pos,
+                    int(start),
+                    bool(shows is not False and not packet.is_discard),
+                )
+            )
+            if len(columns) % 1000 == 0:
+                yield None
+        self._at = None
+        return _table(columns), trouble
+
+    def index_table(
+        self, shape: bitstream.FileShape, sampling: Sampling
+    ) -> Generator[None, None, PacketTable | None]:
+        """The table from the file's own index, with times only where one clip of the whole file needs them.
+
+        Only MP4 and MOV list every packet, and with the time of decoding only: the groups of pictures that matter
+        are read for the time of showing. None where the index will not do.
+        """
+        if self.container.format.name != _MOV or shape.is_fragmented or self.trouble() is not None:
+            return None
+        if not bitstream.shows_by_size(self.codec):
+            return None
+        is_intra_only = bitstream.restart(self.codec, False, None, None) == Restart.CLOSED
+        columns, stop = [], 0
+        for entry in self.stream.index_entries:
+            if bitstream.gives_frame(self.codec, entry.size, None) is None:
+                return None
+            start = Restart.CLOSED if is_intra_only or entry.is_keyframe else Restart.NONE
+            columns.append((NO_PTS, entry.timestamp, entry.pos, int(start), not entry.is_discard))
+            stop = max(stop, entry.pos + entry.size)
+        yield None
+        table = _table(columns)
+        if table.num_frames == 0 or stop > os.path.getsize(self.path) or np.any(np.diff(table.dts) <= 0):
+            return None
+        try:
+            for _, packet in self.take(table, 1):
+                self.refuse_encrypted(packet)
+                table.pts[0] = NO_PTS if packet.pts is None else packet.pts
+            if sampling.seek == "keyframe":
+                return table
+            frames = whole_plan(table.num_frames, 0.0, sampling).frames
+            spans = groups_of_pictures(table, [0, *frames.tolist()])
+            begins = {begin for begin, _ in spans}
+            for begin, end in spans:
+                self.seek(table, begin)
+                # With the keyframe that follows: its group is shown after this one only if it cuts.
+                for place, packet in self.take(table, min(end + (end not in begins), len(table))):
+                    if place in (begin, end):
+                        data = memoryview(packet)
+                        if (
+                            bitstream.restart(self.codec, True, data, self.context.extradata)
+                            != Restart.CLOSED
+                        ):
+                            return None
+                    if place < end:
+                        table.pts[place] = NO_PTS if packet.pts is None else packet.pts
+                    if place % 1000 == 0:
+                        yield None
+        except Irregular:
+            return None
+        return table if irregularity(table) is None else None
+
+    def promised(self, shape: bitstream.FileShape, num_packets: int) -> float:
+        """How many times as many packets there would be had the file not been cut short; 1 where it was not."""
+        if self.container.format.name == _MOV and not shape.is_fragmented:
+            return max(1.0, len(self.stream.index_entries) / num_packets)
+        return max(1.0, shape.promised_bytes / os.path.getsize(self.path))
+
+    def refuse_encrypted(self, packet: Packet) -> None:
+        if packet.has_sidedata("encryption_info") or packet.has_sidedata("encryption_init_info"):
+            raise SourceError(f"{self.path} is encrypted", "encrypted")
+
+    def everything(self, tally: Tally) -> Iterator[tuple[int, VideoFrame] | None]:
+        """(number, frame) of all frames from the file's start, None as a sign of life; errors go to the tally."""
+        number = handed = 0
+
+        def decoded(packet: Packet | None) -> list[VideoFrame]:
+            try:
+                return self.context.decode(packet)
+            except av.FFmpegError:
+                tally.num_errors += 1
+                return []
+
+        packets = self._demux()
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:
+                tally.num_errors += 1
+                packet = None
+            for frame in decoded(packet):
+                yield number, frame
+                number += 1
+            if packet is None:
+                return
+            handed += 1
+            if handed % _FRAMES_PER_TICK == 0:
+                yield None
+
+
+def _table(columns: Sequence[tuple[int, int, int, int, bool]]) -> PacketTable:
+    """Of (pts, dts, pos, restart, is_shown)."""
+    values = np.array(columns, np.int64).reshape(-1, 5)
+    return PacketTable(
+        pts=values[:, 0].copy(),
+        dts=values[:, 1].copy(),
+        pos=values[:, 2].copy(),
+        restart=values[:, 3].astype(np.int8),
+        is_shown=values[:, 4].astype(bool),
+    )
+
+
+def _is_at(table: PacketTable, place: int, packet: Packet) -> bool:
+    return table.is_at(place, pts=packet.pts, dts=packet.dts, pos=packet.pos)
+
+
+def _put_back(packet: Packet, packets: Iterator[Packet]) -> Iterator[Packet]:
+    yield packet
+    yield from packets
