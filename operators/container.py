@@ -9,7 +9,6 @@ import math
 import os
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, cast
@@ -214,7 +213,8 @@ class Decoder:
                 self.codec, self.context.extradata
             )
             self._paint = Painter(viewer=viewer)
-            self._packets: Iterator[Packet] = self._demux()
+            self._packets = self._demux()
+            self._peeked: Packet | None = None
             self._at: int | None = 0
             """Place of the next packet in the table; None where only a seek would tell."""
         except BaseException:
@@ -233,10 +233,15 @@ class Decoder:
             if packet.size:
                 yield packet
 
-    def packets(self) -> Iterator[Packet]:
-        """Packets from where the file stands. An error in reading ends them, as the end of the file does."""
-        with suppress(av.FFmpegError):
-            yield from self._packets
+    def next_packet(self) -> Packet | None:
+        """The next one of the stream. An error in reading ends the file, as its end does."""
+        packet, self._peeked = self._peeked, None
+        if packet is not None:
+            return packet
+        try:
+            return next(self._packets, None)
+        except av.FFmpegError:
+            return None
 
     def shot(self, frame: VideoFrame, wanted: int, shown: int, unix_s: float) -> Shot:
         if frame.width * frame.height > self.limits.max_pixels:
@@ -278,12 +283,10 @@ class Decoder:
                     self.container.seek(target, stream=self.stream)
             except (av.FFmpegError, OSError, OverflowError) as exc:
                 raise Irregular(f"cannot seek: {exc}") from exc
-            self._packets = self._demux()
-            self._at = None
-            for packet in self.packets():
+            self._packets, self._peeked, self._at = self._demux(), None, None
+            while (packet := self.next_packet()) is not None:
                 if _is_at(table, place, packet):
-                    self._packets = _put_back(packet, self._packets)
-                    self._at = place
+                    self._peeked, self._at = packet, place
                     return
                 if table.is_after(place, dts=packet.dts):
                     break
@@ -293,9 +296,8 @@ class Decoder:
         """(place, packet) from where the file stands to `stop`, each checked against the table."""
         if self._at is None:
             raise ValueError("seek first")
-        packets = self.packets()
         while self._at < stop:
-            packet = next(packets, None)
+            packet = self.next_packet()
             if packet is None or not _is_at(table, self._at, packet):
                 self._at = None
                 raise Irregular("packets are not those of the table")
@@ -393,7 +395,7 @@ class Decoder:
         codec, extradata = self.codec, self.context.extradata
         needs_data = not bitstream.shows_by_size(codec)
         columns: list[tuple[int, int, int, int, bool]] = []
-        for packet in self.packets():
+        while (packet := self.next_packet()) is not None:
             if not columns:
                 self.refuse_encrypted(packet)
             data = memoryview(packet) if packet.is_keyframe or needs_data else None
@@ -521,8 +523,3 @@ def _table(columns: Sequence[tuple[int, int, int, int, bool]]) -> PacketTable:
 
 def _is_at(table: PacketTable, place: int, packet: Packet) -> bool:
     return table.is_at(place, pts=packet.pts, dts=packet.dts, pos=packet.pos)
-
-
-def _put_back(packet: Packet, packets: Iterator[Packet]) -> Iterator[Packet]:
-    yield packet
-    yield from packets
