@@ -142,12 +142,12 @@ def look(
                 waiting.append((patches, row.clip_id, row.start, row.stop))
 
     for start in range(0, len(batches), clips_per_call):
-        part = list(batches[start : start + clips_per_call])
+        opened = list(batches[start : start + clips_per_call])
         requests = tuple(
             OpenRequest(frames=Slice(0, i, i + 1), clip_ids=tuple(w.clip_id for w in frames.windows))
-            for i, frames in enumerate(part)
+            for i, frames in enumerate(opened)
         )
-        take(*stream.open(requests, (part,)))
+        take(*stream.open(requests, (opened,)))
     number = 0
     while waiting:
         part, waiting[:] = waiting[:clips_per_call], waiting[clips_per_call:]
