@@ -29,6 +29,7 @@ from operators.errors import PipelineError, StageError
 from pipeline.executor import Call, Completion, WorkerSpec, make_worker
 
 CODE = Path(__file__).resolve().parent.parent
+MAX_STILLBORN = 3
 _DEAD = (
     exceptions.RayActorError,
     exceptions.OutOfMemoryError,
@@ -90,6 +91,7 @@ class RayExecutor:
         self._specs: dict[str, WorkerSpec] = {}
         self._actors: dict[tuple[str, int], Any] = {}
         self._pids: dict[tuple[str, int], int] = {}
+        self._stillborn: dict[tuple[str, int], int] = {}
         self._making: dict[Any, tuple[str, int]] = {}
         self._running: dict[Any, tuple[int, Any]] = {}
         self._tickets = itertools.count()
@@ -125,7 +127,14 @@ class RayExecutor:
                 raise exc.cause from None
             raise StageError(f"{stage} worker {worker} cannot be made: {exc.cause!r}") from exc
         except exceptions.RayError as exc:
-            raise StageError(f"{stage} worker {worker} died while it was made: {_one_line(exc)}") from exc
+            # The first call tells of the death, and the worker is replaced like any other; but not for ever.
+            self._stillborn[stage, worker] = self._stillborn.get((stage, worker), 0) + 1
+            if self._stillborn[stage, worker] >= MAX_STILLBORN:
+                raise StageError(
+                    f"{stage} worker {worker} died {MAX_STILLBORN} times while it was made: {_one_line(exc)}"
+                ) from exc
+            return
+        self._stillborn.pop((stage, worker), None)
         if address == ray.util.get_node_ip_address():
             self._pids[stage, worker] = pid
 
