@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from operators.errors import SinkError
+from operators.fold import swap_parts
 from operators.records import ClipLabel, PatchPlace, clip_id
 from operators.sink import SCHEMA, ParquetSink, part_paths, read_identity, summarize
 
@@ -97,6 +98,7 @@ def test_every_column_arrives_as_it_was_given(tmp_path: Path) -> None:
         logits=np.array([0.5, -1.0], np.float32),
         step_logits=np.array([[1, 2], [3, 4], [5, 6]], np.float32),
         patches=(PatchPlace(frame=3, pts_s=0.1, y=0.5, x=0.25, h=0.125, w=1.0),),
+        step_gmacs=(0.5, 1.5, 2.0),
         frames_skipped=2,
         stopped_at=3,
         decode_s=0.25,
@@ -135,6 +137,7 @@ def test_every_column_arrives_as_it_was_given(tmp_path: Path) -> None:
             "patches": [{"frame": 3, "pts_s": 0.1, "y": 0.5, "x": 0.25, "h": 0.125, "w": 1.0}],
             "gmacs": 2.0,
             "gmacs_full": 8.0,
+            "step_gmacs": [0.5, 1.5, 2.0],
             "decode_s": 0.25,
             "latency_s": 0.75,
             "width": 640,
@@ -179,7 +182,9 @@ def test_pyarrow_pandas_and_duckdb_read_an_archive_as_one_table(tmp_path: Path) 
         expected = ["v0", "v1", "v2", "v3"]
         assert sorted(ds.dataset(labels).to_table()["video_id"].to_pylist()) == expected
         assert sorted(pd.read_parquet(labels)["video_id"]) == expected
-        found = duckdb.sql(f"SELECT video_id FROM read_parquet('{labels}/*.parquet') ORDER BY 1").fetchall()
+        found = duckdb.execute(
+            f"SELECT video_id FROM read_parquet('{labels}/*.parquet') ORDER BY 1"
+        ).fetchall()
         assert [name for (name,) in found] == expected
 
 
@@ -200,7 +205,7 @@ def test_pyarrow_pandas_and_duckdb_read_cameras_as_one_table_with_columns_from_t
     pandas = pd.read_parquet(labels)
     assert sorted(zip(pandas["camera"], pandas["date"], strict=True)) == expected
     query = f"SELECT camera, date::VARCHAR FROM read_parquet('{labels}/**/*.parquet', hive_partitioning=true)"
-    assert sorted(duckdb.sql(query).fetchall()) == expected
+    assert sorted(duckdb.execute(query).fetchall()) == expected
 
 
 def test_a_file_name_that_is_not_utf8_is_still_a_row(tmp_path: Path) -> None:
@@ -418,6 +423,26 @@ def test_a_killed_retry_is_made_good_by_whatever_run_comes_next(tmp_path: Path) 
         assert videos(out) == {"v1": None, "v2": "corrupt"}
 
 
+def test_a_sink_that_died_in_a_retry_does_not_try_its_own_failures_again(tmp_path: Path) -> None:
+    with sink(tmp_path) as table:
+        table.write(0, [failed(1)])
+    with sink(tmp_path, "run2", retry_failed=True) as table:
+        table.write(0, [failed(1, "timeout")])
+    with sink(tmp_path, "run2", retry_failed=True) as restarted:
+        assert len(restarted.done()) == 1
+    assert videos(tmp_path) == {"v1": "timeout"}
+
+
+def test_a_clip_that_failed_again_in_a_killed_retry_fails_once(tmp_path: Path) -> None:
+    with sink(tmp_path) as table:
+        table.write(0, [failed(1), failed(2)])
+    _start(_fail_again_and_die, tmp_path).join()
+    assert videos(tmp_path) == {"v1": "corrupt"}
+    with sink(tmp_path, "run3", retry_failed=True) as later:
+        assert len(later.done()) == 0
+    assert videos(tmp_path) == {"v1": "corrupt", "v2": "corrupt"}
+
+
 def test_a_retry_killed_before_any_of_its_changes_to_the_disk_loses_and_doubles_nothing(
     tmp_path: Path,
 ) -> None:
@@ -495,6 +520,12 @@ def _retry_all_but_two(out: Path) -> None:
 def _retry_and_die(out: Path) -> None:
     with sink(out, "run2", retry_failed=True) as table:
         table.write(0, [clip(1)])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fail_again_and_die(out: Path) -> None:
+    with sink(out, "run2", retry_failed=True) as table:
+        table.write(0, [failed(1)])
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -605,6 +636,20 @@ def test_a_folder_that_was_folded_away_is_kept_for_those_who_are_listing_it(tmp_
         assert not list((tmp_path / "run/fold").iterdir())
 
 
+def test_where_folders_cannot_change_places_nothing_changes(tmp_path: Path) -> None:
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second disk, which /dev/shm is on Linux")
+    (tmp_path / "day").mkdir()
+    (tmp_path / "day/small.parquet").write_text("small")
+    (tmp_path / "day/stays.parquet").write_text("stays")
+    aside = elsewhere / f"saccade-{os.getpid()}"
+    write = lambda folder: (folder / "large.parquet").touch()  # noqa: E731
+    assert not swap_parts(tmp_path / "day", aside, without={"small.parquet"}, write_new=write)
+    assert not aside.exists()
+    assert sorted(os.listdir(tmp_path / "day")) == ["small.parquet", "stays.parquet"]
+
+
 def test_a_fold_killed_before_any_of_its_changes_to_the_disk_loses_and_doubles_nothing(
     tmp_path: Path,
 ) -> None:
@@ -637,7 +682,7 @@ def test_who_reads_while_hours_are_folded_never_misses_or_doubles_a_label(tmp_pa
         "pyarrow": lambda: (
             ds.dataset(labels, partitioning="hive").to_table(["clip_id"])["clip_id"].to_pylist()
         ),
-        "duckdb": lambda: [name for (name,) in duckdb.sql(query).fetchall()],
+        "duckdb": lambda: [name for (name,) in duckdb.execute(query).fetchall()],
     }
     ours, theirs = processes.Pipe()
     child = _start(_fold_when_told, tmp_path, theirs)
