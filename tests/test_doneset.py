@@ -62,7 +62,7 @@ def test_a_million_keys_are_taken_over_as_they_come_from_the_sink() -> None:
     done = DoneSet(given_keys)
     assert len(done) == 1_000_000
     assert done.nbytes == 16_000_000
-    assert all(hexed(tuple(map(int, key))) in done for key in given_keys[::10_007])
+    assert all(hexed((int(high), int(low))) in done for high, low in given_keys[::10_007])
 
 
 def test_what_is_not_a_clip_id_is_a_bug() -> None:

@@ -114,9 +114,7 @@ def test_a_folder_of_numbered_images_is_one_video(tmp_path: Path) -> None:
         (["a_001.jpg", "a_002.jpg", "cover.jpg"], False),
     ],
 )
-def test_numbers_make_a_video_only_where_they_count_frames(
-    tmp_path: Path, names: list[str], is_video: bool
-) -> None:
+def test_numbers_make_a_video_only_where_they_count_frames(tmp_path: Path, names: list[str], is_video: bool) -> None:
     make(tmp_path, *names)
     assert len(listed(tmp_path)) == (1 if is_video else len(names))
     assert {s.media for s in listed(tmp_path)} == {Media.FRAMES if is_video else Media.IMAGE}
@@ -212,9 +210,7 @@ def test_a_list_holds_paths_or_paths_and_labels(tmp_path: Path) -> None:
         "http://host/x.mp4 cat\n",
     )
     found = listed(tmp_path / "in/list.txt")
-    assert [
-        (os.path.relpath(s.uri, tmp_path / "in") if "://" not in s.uri else s.uri, s.truth) for s in found
-    ][:7] == [
+    assert [(os.path.relpath(s.uri, tmp_path / "in") if "://" not in s.uri else s.uri, s.truth) for s in found][:7] == [
         ("a.mp4", None),
         ("a.mp4", ("cat",)),
         ("b c.mp4", None),
@@ -229,9 +225,7 @@ def test_a_list_holds_paths_or_paths_and_labels(tmp_path: Path) -> None:
     ]
 
 
-def test_paths_of_a_list_are_meant_from_the_list_or_from_where_one_stands(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_paths_of_a_list_are_meant_from_the_list_or_from_where_one_stands(tmp_path: Path, monkeypatch: Any) -> None:
     make(tmp_path, "lists/here.mp4", "cwd/there.mp4")
     monkeypatch.chdir(tmp_path / "cwd")
     write(tmp_path / "lists/l.txt", "here.mp4\nthere.mp4\ngone.mp4\n")
@@ -288,7 +282,7 @@ def test_a_list_of_millions_stays_a_stream() -> None:
 
 @pytest.mark.parametrize("form", ["csv", "semicolon", "tsv", "jsonl", "json", "parquet"])
 def test_a_table_has_a_path_and_may_have_labels_and_ids(tmp_path: Path, form: str) -> None:
-    table = [
+    table: list[dict[str, Any]] = [
         {"Path": "a.mp4", "label": "cat", "video_id": "A"},
         {"Path": "b, c.mp4", "label": "3", "video_id": None},
         {"Path": "/abs/d.mp4", "label": None, "video_id": None},
@@ -296,9 +290,7 @@ def test_a_table_has_a_path_and_may_have_labels_and_ids(tmp_path: Path, form: st
     match form:
         case "csv" | "semicolon" | "tsv":
             mark = {"csv": ",", "semicolon": ";", "tsv": "\t"}[form]
-            lines = [
-                f'"{row["Path"]}"{mark}{row["label"] or ""}{mark}{row["video_id"] or ""}' for row in table
-            ]
+            lines = [f'"{row["Path"]}"{mark}{row["label"] or ""}{mark}{row["video_id"] or ""}' for row in table]
             path = tmp_path / f"t.{'tsv' if form == 'tsv' else 'csv'}"
             write(path, "\n".join([f"Path{mark}label{mark}video_id", *lines, ""]))
         case "jsonl":
@@ -407,9 +399,7 @@ def test_split_files_of_fcvid_and_activitynet(tmp_path: Path) -> None:
 def test_lists_of_mini_kinetics_and_something_something(tmp_path: Path) -> None:
     make(tmp_path, *(f"d/riding a bike/x y/image_{n:05d}.jpg" for n in (1, 2)), "d/78687.webm")
     path = write(tmp_path / "val_videofolder.txt", "riding a bike/x y 250 5\n78687 42 173\n")
-    assert [
-        (os.path.relpath(s.uri, tmp_path / "d"), s.truth) for s in listed(path, videos=tmp_path / "d")
-    ] == [
+    assert [(os.path.relpath(s.uri, tmp_path / "d"), s.truth) for s in listed(path, videos=tmp_path / "d")] == [
         ("riding a bike/x y", ("class_005",)),
         ("78687.webm", ("class_173",)),
     ]
@@ -448,9 +438,7 @@ def test_something_something_v2_json_gives_the_template_as_label(tmp_path: Path)
         ("t.txt", "a.mp4 1\nb.mp4 2\n", r"t.txt:2: label 2, but the class list ends at 1"),
     ],
 )
-def test_a_list_that_cannot_be_read_is_told_with_its_line(
-    tmp_path: Path, name: str, text: str, message: str
-) -> None:
+def test_a_list_that_cannot_be_read_is_told_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         listed(write(tmp_path / name, text), class_names=["a", "b"])
 
