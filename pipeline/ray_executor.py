@@ -11,10 +11,12 @@ import contextlib
 import itertools
 import logging
 import os
-import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import traceback
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from ray import exceptions
 
 from operators.errors import PipelineError, StageError
 from pipeline.executor import Call, Completion, WorkerSpec, make_worker
+from pipeline.reaper import MARK
 
 CODE = Path(__file__).resolve().parent.parent
 MAX_STILLBORN = 3
@@ -57,6 +60,7 @@ class RayExecutor:
 
     def __init__(self, *, address: str | None = None, num_cpus: int, num_gpus: int = 0, store_bytes: int) -> None:
         self._is_ours = address is None
+        self._reaper: subprocess.Popen[bytes] | None = None
         # It would tell of its token in two lines at every start; what goes wrong is raised.
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._temporary: str | None = None
@@ -64,6 +68,7 @@ class RayExecutor:
             if self._is_ours:
                 # Socket paths are limited to 107 bytes, so the folder has to lie high up.
                 self._temporary = tempfile.mkdtemp(prefix="saccade-", dir="/tmp")
+                self._reaper = _start_reaper(self._temporary)
                 ray.init(
                     address="local",
                     num_cpus=num_cpus,
@@ -85,7 +90,7 @@ class RayExecutor:
                     runtime_env={"working_dir": str(CODE), "excludes": excludes},
                 )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as exc:
-            self._remove_temporary()
+            self._reap()
             where = "on this machine" if self._is_ours else f"at {address}"
             raise StageError(f"Ray does not start {where}: {' '.join(str(exc).split())}") from exc
         self._specs: dict[str, WorkerSpec] = {}
@@ -183,12 +188,16 @@ class RayExecutor:
         self._running.clear()
         self._actors.clear()
         ray.shutdown()
-        self._remove_temporary()
+        self._reap()
 
-    def _remove_temporary(self) -> None:
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary = None
+    def _reap(self) -> None:
+        """Has whatever Ray left behind ended, and its folder removed."""
+        if self._reaper is not None:
+            os.environ.pop(MARK, None)
+            assert self._reaper.stdin is not None
+            self._reaper.stdin.close()
+            self._reaper.wait()
+            self._reaper = None
 
 
 def cluster_resources(address: str) -> dict[str, float]:
@@ -218,6 +227,21 @@ def _completion(ticket: int, ref: Any, payload: Any) -> Completion:
         return Completion(ticket=ticket, outcome="died", error=_one_line(exc))
     except exceptions.RayError as exc:
         raise StageError(f"Ray failed: {_one_line(exc)}") from exc
+
+
+def _start_reaper(folder: str) -> subprocess.Popen[bytes]:
+    """From here on every process that this one starts carries the mark by which the reaper knows it."""
+    mark = uuid.uuid4().hex
+    reaper = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), mark, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+    os.environ[MARK] = mark
+    return reaper
 
 
 def _one_line(exc: BaseException) -> str:
