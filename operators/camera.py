@@ -353,6 +353,8 @@ class CameraReader:
                 return SourceError(f"{self._shown}: the camera has no such stream; check the path", "missing")
             case av.error.ExitError() | TimeoutError():
                 return SourceError(f"{self._shown}: {what}: no answer in time", "timeout")
+            case av.error.ArgumentError():
+                return SourceError(f"{self._shown}: {what}: it sends a format that cameras do not use", "not_media")
             case av.error.InvalidDataError():
                 return SourceError(f"{self._shown}: {what}: it sends nothing that is understood", "not_media")
             case av.error.ProtocolNotFoundError() | av.error.DemuxerNotFoundError():

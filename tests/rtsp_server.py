@@ -21,6 +21,10 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
+_EVERYTHING = (
+    Gst.BufferCopyFlags.MEMORY | Gst.BufferCopyFlags.FLAGS | Gst.BufferCopyFlags.TIMESTAMPS | Gst.BufferCopyFlags.META
+)
+
 
 def load_frames(path):
     """The coded frames of an MP4 file, in decoding order, with the caps of their stream."""
@@ -44,27 +48,33 @@ class LiveCamera:
     def __init__(self, frames, caps, fps, started_s):
         self.frames, self.caps, self.fps, self.started_s = frames, caps, fps, started_s
         self.sources = []
+        """[appsrc, number of the first frame that it was given] of each medium."""
+        self.next = 0
+        self.is_waiting = False
 
     def configure(self, _factory, media):
+        """Called on the server's threads; everything else runs in the main loop."""
         source = media.get_element().get_child_by_name("source")
         source.set_property("caps", self.caps)
+        media.connect("unprepared", lambda _media: GLib.idle_add(self.forget, source))
+        GLib.idle_add(self.add, source)
+
+    def add(self, source):
         self.sources.append([source, None])
-        media.connect("unprepared", lambda _media: self.forget(source))
-        if len(self.sources) == 1:
-            self.arm()
+        if not self.is_waiting:
+            self.next = int((time.time() - self.started_s) * self.fps) + 1
+            self.wait()
 
     def forget(self, source):
         self.sources = [one for one in self.sources if one[0] is not source]
 
-    def arm(self):
-        self.next = int((time.time() - self.started_s) * self.fps) + 1
-        self.wait()
-
     def wait(self):
+        self.is_waiting = True
         due_s = self.started_s + self.next / self.fps - time.time()
         GLib.timeout_add(max(0, round(due_s * 1000)), self.push)
 
     def push(self):
+        self.is_waiting = False
         n, self.next = self.next, self.next + 1
         frame = self.frames[n % len(self.frames)]
         is_keyframe = not frame.has_flags(Gst.BufferFlags.DELTA_UNIT)
@@ -74,15 +84,14 @@ class LiveCamera:
                 if not is_keyframe:
                     continue
                 first = entry[1] = n
-            copy = frame.copy()
+            # Not copy(), which is one more reference to the same buffer.
+            copy = frame.copy_region(_EVERYTHING, 0, frame.get_size())
             # The spacing of the file, on a time that goes on when the file begins again.
-            loop_s = (n - n % len(self.frames) - first) / self.fps
-            shift = round(loop_s * Gst.SECOND)
+            shift = round((n - n % len(self.frames) - first) / self.fps * Gst.SECOND)
             copy.pts, copy.dts = max(0, frame.pts + shift), max(0, frame.dts + shift)
             source.emit("push-buffer", copy)
         if self.sources:
             self.wait()
-        return False
 
 
 def main():

@@ -85,7 +85,7 @@ def write_numbered(
         gop=gop,
         b_frames=b_frames,
         crf=23,
-        options={"preset": "veryfast"},
+        options={"preset": "superfast"},
     )
     return path
 
@@ -153,8 +153,8 @@ class Script:
     """User and password without which it answers 401."""
     joins_at_keyframe: bool = True
     """Whether the first frame sent is a keyframe, as most cameras do it."""
-    ticks: Callable[[int], int] = lambda number: number * 6000
-    """Frame number -> RTP time stamp (of which 32 bits are sent)."""
+    ticks: Callable[[int], int] | None = None
+    """Frame number -> RTP time stamp (of which 32 bits are sent); by default its time in 1/90000 s."""
     loses: Callable[[int, int], bool] = lambda number, packet: False
     """(frame number, packet of the frame) -> lost on the way."""
     num_frames: int | None = None
@@ -163,6 +163,7 @@ class Script:
     """close, reset, bye (RTCP BYE, then close), silence (sends nothing more), garbage (noise in the stream),
     drip (goes on with a byte every half second)."""
     is_paced: bool = True
+    """Whether frames are sent when they are due, or as fast as they go."""
     burst: int = 0
     """So many frames of the past are sent at once at the join, as servers with a cache do it."""
 
@@ -337,7 +338,8 @@ class ScriptedCamera:
                     if self._is_closing.wait(max(0.0, wait_s)):
                         return
                 nals = (*video.parameter_sets, *unit.nals) if unit.is_keyframe else unit.nals
-                stamp = script.ticks(number) % (1 << 32)
+                ticks = script.ticks(number) if script.ticks else round(number * CLOCK_HZ / self.fps)
+                stamp = ticks % (1 << 32)
                 packets = packetise(nals)
                 data = bytearray()
                 for i, payload in enumerate(packets):
