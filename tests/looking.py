@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from pipeline.build import build_gaze
 from pipeline.config import Config, parse
 from pipeline.gaze import TruthAt
 from pipeline.messages import OpenRequest, Slice, StepRequest
-from pipeline.stages import Gaze, LabelForm, StreamWorker
+from pipeline.stages import LabelForm, StreamWorker
 from pipeline.untrained import untrained
 from pipeline.workers import FocusWorker
 
@@ -109,7 +109,7 @@ class Look:
 
 def make_workers(
     config: Config, checkpoint: Checkpoint, *, truth_at: TruthAt | None = None
-) -> tuple[StreamWorker, FocusWorker, Gaze]:
+) -> tuple[StreamWorker, FocusWorker]:
     gaze = build_gaze(config, checkpoint, device="cpu", truth_at=truth_at)
     form = LabelForm(class_names=NAMES, logits=True, step_logits=True)
     reads_patches = checkpoint.header.policy is not None and checkpoint.header.policy.reads == "patch"
@@ -117,7 +117,7 @@ def make_workers(
         network=checkpoint.focus_network(), feature_maps=reads_patches and config.policy.kind == "learned"
     )
     stream = StreamWorker(gaze=gaze, form=form, seed=config.compute.seed, unix_clock=lambda: 1e9 + 100.0)
-    return stream, FocusWorker(focuser=focuser), gaze
+    return stream, FocusWorker(focuser=focuser)
 
 
 def look(
@@ -127,10 +127,16 @@ def look(
     checkpoint: Checkpoint | None = None,
     clips_per_call: int = 1000,
     truth_at: TruthAt | None = None,
-    on_step: Callable[[int], None] = lambda number: None,
+) -> Look:
+    """Labels all clips with the small networks; see `drive`."""
+    stream, focus = make_workers(config, checkpoint or make_checkpoint(config), truth_at=truth_at)
+    return drive(stream, focus, batches, clips_per_call=clips_per_call)
+
+
+def drive(
+    stream: StreamWorker, focus: FocusWorker, batches: Sequence[FrameBatch], *, clips_per_call: int = 1000
 ) -> Look:
     """Labels all clips. `clips_per_call`: how many FrameBatches are opened, and clips stepped, in one call."""
-    stream, focus, _ = make_workers(config, checkpoint or make_checkpoint(config), truth_at=truth_at)
     seen = Look()
     waiting: list[tuple[PatchBatch, str, int, int]] = []
 
@@ -148,7 +154,6 @@ def look(
             for i, frames in enumerate(opened)
         )
         take(*stream.open(requests, (opened,)))
-    number = 0
     while waiting:
         part, waiting[:] = waiting[:clips_per_call], waiting[clips_per_call:]
         payloads = tuple(patches for patches, *_ in part)
@@ -161,8 +166,6 @@ def look(
             steps.append(StepRequest(clip_id=clip_id, features=(Slice(0, begin, begin + b - a),)))
             begin += b - a
         take(*stream.step(tuple(steps), (features,)))
-        number += 1
-        on_step(number)
     return seen
 
 

@@ -1,0 +1,105 @@
+"""Presets: each loads, and becomes a run with random weights where no checkpoint is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from operators.checkpoints import Checkpoint, save
+from operators.errors import ConfigError
+from pipeline.build import Plan, build_cost, resolve
+from pipeline.config import load, presets
+from pipeline.placement import Machine
+from pipeline.untrained import untrained
+
+MACHINE = Machine(num_cores=2, memory_bytes=8 << 30)
+PUBLISHED = {
+    # family, glance and focus backbone, classes, patch, frames glanced at, frames focused on where they are others
+    "adafocus_activitynet": ("adafocus", "mobilenet_v2", "resnet50", 200, 128, 16, None),
+    "adafocus_fcvid": ("adafocus", "mobilenet_v2", "resnet50", 239, 128, 16, None),
+    "adafocus_minikinetics": ("adafocus", "mobilenet_v2", "resnet50", 200, 128, 16, None),
+    "adafocus_tsm_something_v1": ("adafocus_tsm", "mobilenet_v2", "resnet50", 174, 144, 8, 12),
+    "adafocus_tsm_something_v2": ("adafocus_tsm", "mobilenet_v2", "resnet50", 174, 144, 8, 12),
+    "gfnet_imagenet_resnet50": ("gfnet", "resnet50", "resnet50", 1000, 96, 1, None),
+    "gfnet_imagenet_mobilenetv3_large_100": (
+        "gfnet", "mobilenetv3_large_100", "mobilenetv3_large_100", 1000, 96, 1, None
+    ),
+    "gfnet_imagenet_mobilenetv3_large_125": (
+        "gfnet", "mobilenetv3_large_125", "mobilenetv3_large_125", 1000, 128, 1, None
+    ),
+}  # fmt: skip
+
+
+def plan_of(name: str, *settings: str) -> Plan:
+    return resolve(load(name, settings=["model.untrained=true", "compute.device=cpu", *settings]), MACHINE)
+
+
+def test_the_promised_presets_are_there():
+    assert {*PUBLISHED, "demo"} <= set(presets())
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_becomes_a_run(name: str):
+    plan = plan_of(name)
+    assert "auto" not in str(plan.config.compute)
+    assert plan.opening_line().count("UNTRAINED") == (not plan.is_trained)
+    if name not in PUBLISHED:
+        return
+    family, glance, focus, classes, patch_px, num_frames, num_focus = PUBLISHED[name]
+    config, header = plan.config, plan.header
+    assert (header.family, header.glance.name, header.focus.name) == (family, glance, focus)
+    assert (len(plan.class_names), config.focus.patch_px) == (classes, patch_px)
+    assert (config.sampling.num_frames, config.sampling.num_focus_frames) == (num_frames, num_focus)
+    assert (config.view.resize_px, config.view.crop_px, config.view.square_pixels) == (256, 224, False)
+
+
+def test_without_a_checkpoint_a_published_preset_says_what_it_needs():
+    with pytest.raises(ConfigError, match=r"gfnet model needs --checkpoint FILE; .* --set model.untrained=true"):
+        resolve(load("gfnet_imagenet_resnet50"), MACHINE)
+
+
+def test_the_tsm_presets_cost_what_was_published_at_every_patch_size():
+    plan = plan_of("adafocus_tsm_something_v2")
+    spent = []
+    for patch_px in (144, 160, 176):
+        cost = build_cost(plan.config.replaced({"focus.patch_px": patch_px}), plan.header)
+        spent.append(cost.gmacs(glanced=8, focused=12, classified=1, decided=1))
+    assert spent == pytest.approx([23.535, 27.467, 33.717], abs=6e-4)
+    assert (plan.config.sampling.pad, plan.rows_per_batch) == ("first", 24)
+
+
+def test_gfnet_at_128_px_takes_one_setting_and_costs_what_was_published_after_every_look():
+    plan = plan_of("gfnet_imagenet_resnet50", "focus.patch_px=128")
+    assert plan.config.glance.size_px == 128
+    cost = build_cost(plan.config, plan.header)
+    spent = [cost.gmacs(glanced=1, focused=k - 1, decided=k - 1, classified=k) for k in range(1, 6)]
+    assert spent == pytest.approx([1.345, 2.766, 4.186, 5.607, 7.027], abs=6e-4)
+
+
+@pytest.mark.parametrize("family", ["adafocus", "gfnet", "adafocus_tsm"])
+def test_random_weights_follow_from_the_seed_and_leave_torchs_own_numbers_alone(family: str):
+    def made(seed: int) -> Checkpoint:
+        glance = "small_focus" if family == "gfnet" else "small_glance"
+        settings = [f"model.family={family}", f"model.glance_backbone={glance}", f"compute.seed={seed}"]
+        return untrained(load("demo", settings=[*settings, "sampling.num_focus_frames=12"]))
+
+    torch.manual_seed(7)
+    wanted = torch.rand(1)
+    torch.manual_seed(7)
+    first = made(1)
+    assert torch.equal(torch.rand(1), wanted)
+    assert first.model_id == made(1).model_id != made(2).model_id
+
+
+def test_random_weights_saved_as_a_checkpoint_say_by_themselves_how_to_run(tmp_path):
+    made = untrained(load("demo", settings=["focus.patch_px=40", "sampling.num_frames=5"]))
+    save(tmp_path / "model.safetensors", made)
+    plan = resolve(load(flags={"model.checkpoint": str(tmp_path / "model.safetensors")}), MACHINE)
+    config = plan.config
+    assert (config.sampling.num_frames, config.focus.patch_px, config.glance.size_px, config.view.crop_px) == (
+        5,
+        40,
+        32,
+        96,
+    )
+    assert plan.model_id == made.model_id and plan.is_trained

@@ -1,0 +1,233 @@
+"""What settings and checkpoint cannot have together, and what they say together."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from looking import make_config
+
+from operators.checkpoints import Checkpoint, save
+from operators.errors import CheckpointError, ConfigError
+from operators.header import SkipSpec
+from pipeline.build import Plan, goes_in_rounds, resolve
+from pipeline.config import Config, parse
+from pipeline.placement import Machine
+from pipeline.rules import check, skip_price, stop_rule
+from pipeline.untrained import untrained
+from policies.stopping import Confidence
+
+MACHINE = Machine(num_cores=2, memory_bytes=8 << 30)
+GFNET = {
+    "model__family": "gfnet",
+    "model__glance_backbone": "small_focus",
+    "glance__size_px": 24,
+    "sampling__num_frames": 1,
+}
+TSM = {"model__family": "adafocus_tsm", "sampling__num_frames": 4, "sampling__num_focus_frames": 6}
+SKIP = SkipSpec(
+    policy_hidden=256, classifier_hidden=128, price_tables={"glance": ((0.01, 0.8), (0.1, 0.2)), "classifier": ()}
+)
+
+
+def refused(checkpoint: Checkpoint | None = None, **settings: object) -> str:
+    """What a run of these settings is refused with."""
+    config = make_config(**settings)
+    with pytest.raises((ConfigError, CheckpointError)) as error:
+        check(config, checkpoint or untrained(config))
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def with_header(checkpoint: Checkpoint, **fields: object) -> Checkpoint:
+    return Checkpoint(header=dataclasses.replace(checkpoint.header, **fields), sections=checkpoint.sections)
+
+
+def trained(**settings: object) -> Checkpoint:
+    return untrained(make_config(**settings))
+
+
+@pytest.mark.parametrize("settings", [{}, GFNET, TSM])
+def test_plain_settings_go_with_every_family(settings: dict):
+    check(make_config(**settings), trained(**settings))
+
+
+@pytest.mark.parametrize("extra", [{"skip__kind": "uniform"}, {"stop__kind": "confidence", "stop__thresholds": [0.5]}])
+def test_tsm_neither_skips_nor_stops(extra: dict):
+    assert "leave them at none" in refused(**TSM, **extra)
+
+
+def test_gfnet_does_not_skip_and_checks_every_look():
+    assert "skip.kind does not apply" in refused(**GFNET, skip__kind="random")
+    text = refused(**GFNET, stop__kind="confidence", stop__thresholds=[0.5], stop__steps_per_round=2)
+    assert "stop.steps_per_round" in text
+
+
+def test_gfnet_looks_no_more_often_than_it_was_made_for():
+    assert "made for 5 looks" in refused(trained(**GFNET), **GFNET, model__num_looks=6)
+
+
+def test_each_family_has_its_own_sampling():
+    assert "sampling.num_frames is 16, set it to 1" in refused(**{**GFNET, "sampling__num_frames": 16})
+    assert "leave it out" in refused(sampling__num_focus_frames=12)
+    text = refused(trained(**TSM), **{**TSM, "sampling__num_frames": 8})
+    assert "glances at 4 frames and focuses on 6, but sampling.num_frames=8" in text
+    with pytest.raises(ConfigError, match="num_focus_frames"):
+        trained(model__family="adafocus_tsm")
+
+
+def test_sizes_that_a_learned_policy_cannot_read_are_refused_and_fixed_ones_take_them():
+    checkpoint = trained()
+    assert "set glance.size_px=32" in refused(checkpoint, glance__size_px=48)
+    check(make_config(glance__size_px=48, policy__kind="center"), checkpoint)
+    assert "set focus.patch_px=24" in refused(trained(**GFNET), **{**GFNET, "focus__patch_px": 32})
+
+
+def test_a_patch_larger_than_the_view_is_refused():
+    with pytest.raises(ConfigError, match=r"focus.patch_px=80 is larger than view.crop_px=64"):
+        make_config(focus__patch_px=80)
+
+
+def test_a_preset_of_another_model_is_refused():
+    assert "model.family is gfnet, but checkpoint holds adafocus" in refused(
+        Checkpoint(header=trained().header, sections=trained().sections), **{**GFNET, "glance__size_px": 32}
+    )
+    assert "model.focus_backbone is resnet50" in refused(trained(), model__focus_backbone="resnet50")
+
+
+def test_two_different_networks_are_no_gfnet():
+    with pytest.raises(ConfigError, match="same backbone twice"):
+        trained(**{**GFNET, "model__glance_backbone": "small_glance"})
+
+
+@pytest.mark.parametrize(("section", "kind"), [("policy", "learned"), ("focuser", "center"), ("classifier", "center")])
+def test_parts_that_are_missing_are_named(section: str, kind: str):
+    whole = trained()
+    sections = {name: weights for name, weights in whole.sections.items() if name != section}
+    text = refused(Checkpoint(header=whole.header, sections=sections), policy__kind=kind)
+    assert f"has no {section}" in text
+
+
+def test_without_a_policy_the_fixed_ones_still_run():
+    whole = trained()
+    sections = {name: weights for name, weights in whole.sections.items() if name != "policy"}
+    header = dataclasses.replace(whole.header, policy=None)
+    check(make_config(policy__kind="center"), Checkpoint(header=header, sections=sections))
+
+
+def test_learned_skips_need_a_learned_place_and_a_trained_head():
+    assert "has no skip" in refused(skip__kind="learned")
+    whole = trained()
+    checkpoint = with_header(Checkpoint(header=whole.header, sections={**whole.sections, "skip": {}}), skip=SKIP)
+    assert "needs policy.kind=learned" in refused(checkpoint, skip__kind="learned", policy__kind="center")
+
+
+def test_the_oracle_needs_a_truth_that_is_there(tmp_path: Path):
+    assert "needs policy.truth" in refused(policy__kind="oracle")
+    missing = str(tmp_path / "truth.parquet")
+    assert missing in refused(policy__kind="oracle", policy__truth=missing)
+
+
+def test_thresholds_are_one_or_as_many_as_a_clip_has_steps():
+    assert "needs stop.thresholds" in refused(stop__kind="confidence")
+    assert "5 numbers and a clip has 6 steps" in refused(stop__kind="confidence", stop__thresholds=[0.5] * 5)
+    config = make_config(stop__kind="confidence", stop__thresholds=[0.5] * 8, sampling__num_frames=8)
+    # As many as are sampled, whatever the checkpoint was trained with.
+    assert stop_rule(config, trained().header) == Confidence(thresholds=(0.5,) * 8)
+    looks = make_config(**GFNET, stop__kind="confidence", stop__thresholds=[0.5], model__num_looks=3)
+    assert stop_rule(looks, trained(**GFNET).header) == Confidence(thresholds=(0.5,) * 3)
+
+
+def test_a_budget_is_met_by_the_calibration_in_the_checkpoint():
+    points = [
+        {"gmacs": 1.0, "score": 60.0, "thresholds": [0.1] * 6},
+        {"gmacs": 2.0, "score": 70.0, "thresholds": [0.6] * 6},
+        {"gmacs": 3.0, "score": 72.0, "thresholds": [0.9] * 6},
+    ]
+    header = dataclasses.replace(trained().header, thresholds={"measure": "logit", "points": points})
+
+    def rule(**settings: object):
+        return stop_rule(make_config(stop__kind="budget", **settings), header)
+
+    assert rule(stop__budget_gmacs=2.5) == Confidence(thresholds=(0.6,) * 6, measure="logit")
+    with pytest.raises(ConfigError, match="calibrated from 1 to 3 GMACs"):
+        rule(stop__budget_gmacs=0.5)
+    with pytest.raises(ConfigError, match="calibrated for 6 steps, but a clip has 8"):
+        rule(stop__budget_gmacs=2.5, sampling__num_frames=8)
+    assert "run `calibrate`" in refused(stop__kind="budget", stop__budget_gmacs=2.0)
+
+
+def test_the_price_of_a_skip_is_the_one_given_or_that_of_the_share_or_the_heads_own():
+    header = dataclasses.replace(trained().header, skip=SKIP)
+
+    def price(**settings: object) -> float:
+        return skip_price(make_config(skip__kind="learned", **settings), header)
+
+    assert price() == 0.01
+    assert price(skip__price=0.05, skip__share=0.5) == 0.05
+    # Half way between the shares of 0.01 and 0.1 is their geometric mean.
+    assert price(skip__share=0.5, skip__sees="glance") == pytest.approx(0.1**1.5)
+    with pytest.raises(ConfigError, match=r"none for skip.sees=classifier: set skip.price"):
+        price(skip__share=0.5)
+
+
+def test_clips_go_in_rounds_where_what_they_see_decides():
+    header = dataclasses.replace(trained().header, skip=SKIP)
+
+    def rounds(header=header, **settings: object) -> bool:
+        return goes_in_rounds(make_config(**settings), header)
+
+    assert not rounds()
+    assert not rounds(skip__kind="uniform")
+    assert rounds(skip__kind="learned")
+    assert not rounds(skip__kind="learned", skip__sees="glance")
+    assert rounds(stop__kind="confidence", stop__thresholds=[0.9])
+    assert rounds(trained(**GFNET).header, **GFNET)
+    assert not rounds(trained(**TSM).header, **TSM)
+
+
+def resolved(path: Path, **settings: object) -> Plan:
+    given = {name.replace("__", "."): value for name, value in settings.items()}
+    return resolve(parse({"model.checkpoint": str(path), "compute.device": "cpu", **given}), MACHINE)
+
+
+def test_what_nobody_gave_comes_from_the_checkpoint_and_what_was_given_stays(tmp_path: Path):
+    save(tmp_path / "model", trained(view__square_pixels=False, sampling__pad="first"))
+    config = resolved(tmp_path / "model", sampling__num_frames=9).config
+    assert (config.view.crop_px, config.view.square_pixels, config.sampling.pad) == (64, False, "first")
+    assert (config.glance.size_px, config.focus.patch_px, config.sampling.num_frames) == (32, 24, 9)
+    assert config.model.glance_backbone == "small_glance"
+
+
+def test_paths_hold_wherever_a_worker_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path / "model", trained())
+    monkeypatch.chdir(tmp_path)
+    plan = resolved(Path("model"))
+    assert plan.config.model.checkpoint == str(tmp_path / "model")
+    assert os.path.isabs(plan.worker_specs()[1].arguments["config"]["model"]["checkpoint"])
+    assert plan.config_id == resolved(tmp_path / "model").config_id
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(32, 30), (6, 6), (4, 6), (13, 12)])
+def test_passes_of_the_motion_model_hold_whole_clips(tmp_path: Path, batch_size: int, rows: int):
+    save(tmp_path / "model", trained(**TSM))
+    plan = resolved(tmp_path / "model", focus__batch_size=batch_size)
+    assert plan.rows_per_batch == rows
+    focus = next(spec for spec in plan.worker_specs() if spec.factory.endswith("focus_worker"))
+    assert focus.arguments["batch_size"] == rows
+
+
+def test_class_names_must_be_as_many_as_classes(tmp_path: Path):
+    save(tmp_path / "model", trained())
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    with pytest.raises(ConfigError, match="2 class names, but the checkpoint has 7 classes"):
+        resolved(tmp_path / "model", model__classes=str(tmp_path / "names.txt"))
+
+
+def test_random_weights_have_to_be_asked_for():
+    config: Config = make_config(model__untrained=False)
+    with pytest.raises(ConfigError, match="adafocus model needs --checkpoint FILE"):
+        resolve(config, MACHINE)
