@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from operators.errors import ConfigError, PipelineError
+from operators.records import Source
 from pipeline import config as configuration
 from pipeline.runner import StopRequest
 
@@ -126,19 +127,17 @@ def label(
         config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
     )
     tally = listing.Tally()
-    sources = listing.sources(
-        inputs,
-        videos=videos,
-        subset=subset,
-        class_names=None if classes is None else listing.read_class_names(Path(classes)),
-        stdin=sys.stdin.buffer,
-        tally=tally,
-    )
-    sources = itertools.islice(sources, limit)
+
+    def list_sources(names: Sequence[str]) -> Iterator[Source]:
+        found = listing.sources(
+            inputs, videos=videos, subset=subset, class_names=names, stdin=sys.stdin.buffer, tally=tally
+        )
+        return itertools.islice(found, limit)
+
     if dry_run:
         from pipeline.estimate import estimate
 
-        figures = estimate(config, sources, tally=tally)
+        figures = estimate(config, list_sources)
         click.echo(json.dumps(figures.to_dict()) if as_json else figures.text())
         return 0 if figures.inputs else NO_INPUT
     stop = stop_on_signals()
@@ -150,7 +149,7 @@ def label(
         )
         summary = archive.label_archive(
             config,
-            sources,
+            list_sources,
             out=out,
             resume=resume,
             retry_failed=retry_failed,
@@ -164,6 +163,8 @@ def label(
         report.print_summary(summary)
     if summary.interrupted:
         return 128 + stop.signal_number
+    for problem in (*tally.empty_patterns, *tally.unreadable):
+        print(f"nothing could be listed: {problem}", file=sys.stderr)
     if not tally.num_sources:
         print("no input found: " + ", ".join(inputs), file=sys.stderr)
         return NO_INPUT
@@ -223,7 +224,7 @@ def evaluate(
         with report.progress(quiet=quiet) as show:
             evaluations = comparing.evaluate_policies(
                 config,
-                lambda: itertools.islice(
+                lambda names: itertools.islice(
                     listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit
                 ),
                 compare.split(",") if compare else [config.policy.kind],

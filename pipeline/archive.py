@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +39,7 @@ class Told:
 
 def label_archive(
     config: Config,
-    sources: Iterator[Source],
+    list_sources: Callable[[Sequence[str]], Iterator[Source]],
     *,
     out: Path,
     resume: bool = True,
@@ -49,13 +49,16 @@ def label_archive(
     skipped_files: Callable[[], Mapping[str, int]] = dict,
     machine: Machine | None = None,
 ) -> RunSummary:
-    """Labels every source that has no label in `out` yet; returns when all of it is committed."""
+    """Labels every source that has no label in `out` yet; returns when all of it is committed.
+
+    `list_sources` is given the class names, because numbers in an annotation mean what the checkpoint says.
+    """
     told, stop = told or Told(), stop or StopRequest()
     machine = machine or machine_of(config)
     run_id = new_run_id()
     # Whatever is wrong with settings or weights is said before any process is started.
     plan = resolve(config, machine, remembered=_remembered(read_identity(out)) if resume else None)
-    feed = SourceFeed(sources)
+    feed = SourceFeed(list_sources(plan.class_names))
     with make_executor(plan, machine) as executor:
         executor.start(
             WorkerSpec(

@@ -43,7 +43,7 @@ def evaluate_table(labels: Path, out: Path, *, truth: Truth) -> Evaluation:
 
 def evaluate_policies(
     config: Config,
-    sources: Callable[[], Iterator[Source]],
+    list_sources: Callable[[Sequence[str]], Iterator[Source]],
     policies: Sequence[str],
     *,
     out: Path,
@@ -61,7 +61,7 @@ def evaluate_policies(
         if name != "learned" and config.skip.kind == "learned":
             settings["skip.kind"] = "none"
         folder = out / name
-        label_archive(config.replaced(settings), sources(), out=folder, stop=stop, told=told)
+        label_archive(config.replaced(settings), list_sources, out=folder, stop=stop, told=told)
         if stop.is_set:
             break
         predictions, evaluations[name] = _scored(folder, truth)

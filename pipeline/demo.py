@@ -40,8 +40,14 @@ def run_demo(
     archive = out / "archive"
     generate(archive, SynthSettings(videos=videos, shares=(0, 0, 1), seed=SEED), progress=made, workers=2)
     config = configuration.load("demo", settings=settings)
-    sources = inputs.sources([str(archive / "annotations.json")], videos=archive / "videos")
-    run = label_archive(config, sources, out=out, stop=stop, told=told)
+    listing = [str(archive / "annotations.json")]
+    run = label_archive(
+        config,
+        lambda names: inputs.sources(listing, videos=archive / "videos", class_names=names),
+        out=out,
+        stop=stop,
+        told=told,
+    )
     _, evaluation = evaluate_labels(out / "labels", truth_boxes=archive / "truth.parquet")
     return DemoResult(
         run=run, evaluation=evaluation, num_clips=summarize(out / "labels").num_clips, labels=out / "labels"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from operators.records import Source
@@ -14,7 +14,6 @@ from pipeline.build import Plan, resolve
 from pipeline.config import Config
 from pipeline.doneset import DoneSet
 from pipeline.executor import InlineExecutor, WorkerSpec
-from pipeline.inputs import Tally
 from pipeline.messages import Reply
 from pipeline.metrics import RunMetrics, StageTime
 from pipeline.runner import Runner, SourceFeed, StopRequest
@@ -67,10 +66,13 @@ def null_sink() -> _NullSink:
     return _NullSink()
 
 
-def estimate(config: Config, sources: Iterator[Source], *, tally: Tally, sample: int = 3) -> Estimate:
+def estimate(
+    config: Config, list_sources: Callable[[Sequence[str]], Iterator[Source]], *, sample: int = 3
+) -> Estimate:
     """Lists all inputs and labels the first few in this process, writing nothing."""
     machine = machine_of(config)
     plan = resolve(config, machine)
+    sources = list_sources(plan.class_names)
     head = list(itertools.islice(sources, sample))
     metrics, busy_s = _try_out(plan, head)
     num_inputs = len(head) + sum(1 for _ in sources)
