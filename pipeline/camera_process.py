@@ -174,7 +174,8 @@ def start(spec: CameraSpec) -> ReaderHandle:
     finally:
         os.close(write_fd)
     assert process.stdin is not None
-    told = {**asdict(spec), "parent": os.getpid()}
+    uri = spec.uri if "://" in spec.uri else os.path.abspath(spec.uri)
+    told = {**asdict(spec), "uri": uri, "parent": os.getpid()}
     with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
         stdin.write(json.dumps(told).encode())
     return ReaderHandle(process, read_fd)
@@ -262,13 +263,14 @@ def _die_with(parent: int) -> None:
 def _read_camera(spec: CameraSpec, outbox: _Outbox) -> tuple[str, bool]:
     """Reads until the camera is lost; why, and whether that is final."""
     # Here, not above: the parent has no use for PyAV.
-    from operators.camera import CameraReader
+    from operators.camera import CameraKind, CameraReader, camera_kind
     from operators.view import Viewer
     from pipeline.clock_repair import ClockRepair
     from pipeline.live_frames import FrameSampler
 
     is_file = False
     try:
+        is_file = camera_kind(spec.uri) is CameraKind.FILE
         reader = CameraReader(
             uri=spec.uri,
             viewer=Viewer(
@@ -277,7 +279,8 @@ def _read_camera(spec: CameraSpec, outbox: _Outbox) -> tuple[str, bool]:
                 square_pixels=spec.square_pixels,
                 interpolation=spec.interpolation,
             ),
-            repair=ClockRepair(),
+            # The frames of a file come when we say so, from the first on.
+            repair=ClockRepair(settle_s=0) if is_file else ClockRepair(),
             sampler=FrameSampler(analysis_fps=spec.analysis_fps, gap_s=spec.gap_s, is_loss_a_gap=spec.is_loss_a_gap),
             transport=spec.transport,
             open_timeout_s=spec.open_timeout_s,
@@ -285,7 +288,6 @@ def _read_camera(spec: CameraSpec, outbox: _Outbox) -> tuple[str, bool]:
             clock=time.time,
             sleep=time.sleep,
         )
-        is_file = reader.is_file
         with reader:
             for frame in reader.read():
                 outbox.put(frame, reader.counts)
