@@ -47,7 +47,9 @@ FORMATS = (
 """Containers that may be opened: none of them names other files. Playlists, scripts and session descriptions do."""
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _SEEKS_BY_TIME = frozenset((_MOV, "matroska,webm", "avi", "flv"))
-_SEEKS_BY_BYTE = frozenset(("mpegts", "mpeg"))
+_SEEKS_BY_BYTE = frozenset(("mpegts",))
+"""Their packets say where they begin. MPEG program streams do too, but not in the middle of a pack: after a seek times
+come out on other packets (tried)."""
 _FRAMES_PER_TICK = 8
 PROGRESSIVE = (0, 1)
 """FFmpeg's field orders: unknown, progressive."""
@@ -432,15 +434,19 @@ class Decoder:
         if not bitstream.shows_by_size(self.codec):
             return None
         is_intra_only = bitstream.restart(self.codec, False, None, None) == Restart.CLOSED
+        may_be_empty = bitstream.gives_frame(self.codec, 0, None) is None
         columns, stop = [], 0
         for entry in self.stream.index_entries:
-            if bitstream.gives_frame(self.codec, entry.size, None) is None:
+            flags, pos, size = entry.flags, entry.pos, entry.size
+            if may_be_empty and bitstream.gives_frame(self.codec, size, None) is None:
                 return None
-            start = Restart.CLOSED if is_intra_only or entry.is_keyframe else Restart.NONE
-            columns.append((NO_PTS, entry.timestamp, entry.pos, int(start), not entry.is_discard))
-            stop = max(stop, entry.pos + entry.size)
+            columns.append((NO_PTS, entry.timestamp, pos, flags & 1, not flags & 2))
+            if pos + size > stop:
+                stop = pos + size
         yield None
         table = _table(columns)
+        # What the container calls keyframes is asked for its true kind where it is needed.
+        table.restart[(table.restart > 0) | is_intra_only] = Restart.CLOSED
         if table.num_frames == 0 or stop > os.path.getsize(self.path) or np.any(np.diff(table.dts) <= 0):
             return None
         try:

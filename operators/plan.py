@@ -300,8 +300,21 @@ def monotone_seconds(pts: Sequence[int | None], seconds_per_tick: float) -> np.n
         following = np.minimum.accumulate(np.where(have, places, len(known))[::-1])[::-1]
         base = np.where(previous >= 0, previous, following)
         known = np.where(have, known, known[base] + (places - base) * step)
-    known = np.sort(known)
+    known = _without_outliers(np.sort(known), step)
     return (known - known[0]) * seconds_per_tick
+
+
+def _without_outliers(times: np.ndarray, step: float) -> np.ndarray:
+    """Sorted times without the few that damaged headers have sent hours away: they follow one step from the rest."""
+    most = max(1, len(times) // 20)
+    for _ in range(2):
+        gap = int(np.argmax(np.diff(times))) if len(times) > 2 else 0
+        after = len(times) - 1 - gap
+        if 0 < after <= most and times[gap + 1] - times[gap] > times[gap] - times[0] + 100 * step:
+            times[gap + 1 :] = times[gap] + step * np.arange(1, after + 1)
+        # The same from behind: a few far too early.
+        times = -times[::-1]
+    return times
 
 
 def frame_seconds(times: np.ndarray) -> float:

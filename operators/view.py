@@ -6,6 +6,7 @@ the crop shows is resized.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def _over_rgb(band: _Band) -> tuple[tuple[slice, slice, np.ndarray], ...] | None
 
 
 class Viewer:
-    """Makes views out of full-size RGB frames. Keeps the weights of the last few frame sizes."""
+    """Makes views out of full-size RGB frames. Any number of threads may share one."""
 
     def __init__(
         self,
@@ -149,10 +150,11 @@ class Viewer:
         self.crop_px = crop_px
         self.square_pixels = square_pixels
         self.interpolation = interpolation
-        self._geometries: dict[tuple[int, int, Orientation], _Geometry] = {}
 
     def resized_size(self, height: int, width: int, orientation: Orientation = UPRIGHT) -> tuple[int, int]:
         """(height, width) of the whole displayed frame after the resize: the short side is resize_px."""
+        if height <= 0 or width <= 0:
+            raise ValueError(f"a frame has positive sides, not {width}x{height}")
         aspect = orientation.pixel_aspect if self.square_pixels else Fraction(1)
         # Integers in the ratio of the displayed sides: the long side is truncated once, from exact numbers.
         high, wide = height * aspect.denominator, width * aspect.numerator
@@ -220,43 +222,46 @@ class Viewer:
         return result.astype(np.uint8).reshape(rows.size, columns.size, 3)
 
     def _geometry(self, height: int, width: int, orientation: Orientation) -> _Geometry:
-        key = (height, width, orientation)
-        found = self._geometries.get(key)
-        if found is None:
-            if len(self._geometries) >= 8:
-                self._geometries.pop(next(iter(self._geometries)))
-            found = self._geometries[key] = self._new_geometry(height, width, orientation)
-        return found
-
-    def _new_geometry(self, height: int, width: int, orientation: Orientation) -> _Geometry:
-        if height <= 0 or width <= 0:
-            raise ValueError(f"a frame has positive sides, not {width}x{height}")
-        shown_h, shown_w = self.resized_size(height, width, orientation)
-        side = self.crop_px
-        # Python's round is the banker's rounding that the published transform used.
-        top, left = round((shown_h - side) / 2), round((shown_w - side) / 2)
-        box = (top / shown_h, left / shown_w, side / shown_h, side / shown_w)
-        # The crop's corner in the picture as coded, so that only the small view is turned.
-        match orientation.rotation:
-            case 0:
-                coded_h, coded_w, row, column = shown_h, shown_w, top, left
-            case 90:
-                coded_h, coded_w, row, column = shown_w, shown_h, shown_w - left - side, top
-            case 180:
-                coded_h, coded_w, row, column = shown_h, shown_w, shown_h - top - side, shown_w - left - side
-            case _:
-                coded_h, coded_w, row, column = shown_w, shown_h, left, shown_h - top - side
-        if orientation.is_mirrored:
-            column = coded_w - column - side
-        rows = _band(height, coded_h, row, side, self.interpolation)
-        columns = _band(width, coded_w, column, side, self.interpolation)
-        return _Geometry(
-            region=Region(top=rows.start, bottom=rows.stop, left=columns.start, right=columns.stop),
-            rows=rows,
-            columns=columns,
-            column_blocks=_over_rgb(columns),
-            box_yxhw=box,
+        return _geometry(
+            height,
+            width,
+            orientation,
+            self.resized_size(height, width, orientation),
+            self.crop_px,
+            self.interpolation,
         )
+
+
+@functools.lru_cache(maxsize=32)
+def _geometry(
+    height: int, width: int, orientation: Orientation, shown: tuple[int, int], side: int, interpolation: str
+) -> _Geometry:
+    """Kept for all viewers and threads: making the weights costs as much as five views."""
+    shown_h, shown_w = shown
+    # Python's round is the banker's rounding that the published transform used.
+    top, left = round((shown_h - side) / 2), round((shown_w - side) / 2)
+    box = (top / shown_h, left / shown_w, side / shown_h, side / shown_w)
+    # The crop's corner in the picture as coded, so that only the small view is turned.
+    match orientation.rotation:
+        case 0:
+            coded_h, coded_w, row, column = shown_h, shown_w, top, left
+        case 90:
+            coded_h, coded_w, row, column = shown_w, shown_h, shown_w - left - side, top
+        case 180:
+            coded_h, coded_w, row, column = shown_h, shown_w, shown_h - top - side, shown_w - left - side
+        case _:
+            coded_h, coded_w, row, column = shown_w, shown_h, left, shown_h - top - side
+    if orientation.is_mirrored:
+        column = coded_w - column - side
+    rows = _band(height, coded_h, row, side, interpolation)
+    columns = _band(width, coded_w, column, side, interpolation)
+    return _Geometry(
+        region=Region(top=rows.start, bottom=rows.stop, left=columns.start, right=columns.stop),
+        rows=rows,
+        columns=columns,
+        column_blocks=_over_rgb(columns),
+        box_yxhw=box,
+    )
 
 
 def patch_corners(offsets: np.ndarray, *, view_px: int, patch_px: int) -> np.ndarray:

@@ -18,11 +18,12 @@ from operators.records import FrameBatch
 from operators.view import Orientation, Viewer
 
 TURNED = {"h264_rotated": Orientation(rotation=90)}
-COUNTS = {"prores": 30, "two_frames": 2, "edit_list": None, "cut_open_group": None, "mpeg4_packed_avi": None}
+COUNTS = {"prores": 30, "two_frames": 2, "edit_list": None, "cut_open_group": None, "xvid_avi": None}
 """Frames of each file where they are not 60; None where only the whole decode tells."""
 PLANNED = {
     "h264_b_frames", "h264_with_audio", "h264_no_b", "h264_one_group", "h264_mkv", "h264_ts", "h264_10_bit",
-    "h264_444_odd", "h264_full_range", "h264_vfr", "h264_late_start", "h264_rotated", "h264_wide_pixels", "hevc",
+    "h264_444_odd", "h264_full_range", "h264_vfr", "h264_late_start", "h264_rotated", "h264_wide_pixels", "false_keyframes",
+    "hevc",
     "hevc_10_bit", "vp8", "vp9", "mpeg4_mp4", "mpeg2_ts", "prores", "mjpeg", "flv", "vp8_hidden", "vp9_hidden", "av1",
     "open_groups_h264", "open_groups_h264_ts", "open_groups_hevc", "fragmented", "cover_art", "edit_list",
 }  # fmt: skip

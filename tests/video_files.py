@@ -183,10 +183,11 @@ def vp8(folder: Path) -> Path:
 
 
 def vp8_hidden(folder: Path) -> Path:
-    return x264(
-        folder, "vp8_hidden.webm", "-b:v", "200k", "-g", "30", "-auto-alt-ref", "1", "-lag-in-frames", "16",
-        "-deadline", "good", "-cpu-used", "5", codec="libvpx",
-    )  # fmt: skip
+    """With reference frames that are never shown, in packets of their own: VP8 makes them in a second pass only."""
+    how = ["-b:v", "200k", "-g", "30", "-auto-alt-ref", "1", "-lag-in-frames", "16", "-arnr-maxframes", "5",
+           "-deadline", "good", "-cpu-used", "4", "-passlogfile", str(folder / "vp8")]  # fmt: skip
+    x264(folder, "first_pass.webm", *how, "-pass", "1", codec="libvpx")
+    return x264(folder, "vp8_hidden.webm", *how, "-pass", "2", codec="libvpx")
 
 
 def vp9(folder: Path) -> Path:
@@ -215,12 +216,8 @@ def mpeg4_avi(folder: Path) -> Path:
     return plain(folder / "mpeg4.avi", codec="mpeg4", gop=GOP, b_frames=2, bit_rate=600_000)
 
 
-def mpeg4_packed_avi(folder: Path) -> Path:
-    """As DivX 5 wrote it: two pictures in one packet, then an empty one."""
-    return x264(
-        folder, "packed.avi", "-b:v", "600k", "-g", "12", "-bf", "2", "-vtag", "DX50", "-flags", "+bitexact",
-        "-mpeg_quant", "0", codec="libxvid",
-    )  # fmt: skip
+def xvid_avi(folder: Path) -> Path:
+    return x264(folder, "xvid.avi", "-b:v", "600k", "-g", "12", "-bf", "2", codec="libxvid")
 
 
 def mpeg2_ts(folder: Path) -> Path:
@@ -272,6 +269,13 @@ def edit_list(folder: Path) -> Path:
     return copied(h264_b_frames(folder), "edited.mp4", before=("-ss", "0.9"))
 
 
+def false_keyframes(folder: Path) -> Path:
+    """Every picture is called a keyframe: the table that lists the true ones is gone."""
+    path = folder / "false_keys.mp4"
+    path.write_bytes(h264_b_frames(folder).read_bytes())
+    return patched(path, b"stss", b"free")
+
+
 def fragmented(folder: Path) -> Path:
     return copied(h264_b_frames(folder), "pieces.mp4", "-movflags", "frag_keyframe+empty_moov")
 
@@ -302,7 +306,7 @@ MAKERS = {
     maker.__name__: maker
     for maker in (
         h264_b_frames, h264_with_audio, h264_no_b, h264_one_group, h264_mkv, h264_ts, h264_10_bit, h264_444_odd,
-        h264_full_range, h264_vfr, h264_late_start, h264_rotated, h264_wide_pixels, hevc, hevc_10_bit, vp8, vp9,
+        h264_full_range, h264_vfr, h264_late_start, h264_rotated, h264_wide_pixels, false_keyframes, hevc, hevc_10_bit, vp8, vp9,
         mpeg4_mp4, mpeg4_avi, mpeg2_ts, prores, mjpeg, two_frames, flv,
     )
 }  # fmt: skip
@@ -311,7 +315,7 @@ MAKERS = {
 FFMPEG_MAKERS = {
     maker.__name__: maker
     for maker in (
-        vp8_hidden, vp9_hidden, av1, mpeg4_packed_avi, mpeg2_ps, open_groups_h264, open_groups_h264_ts,
+        vp8_hidden, vp9_hidden, av1, xvid_avi, mpeg2_ps, open_groups_h264, open_groups_h264_ts,
         open_groups_hevc, cut_open_group, intra_refresh, interlaced, edit_list, fragmented, cover_art,
     )
 }  # fmt: skip
