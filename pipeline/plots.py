@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,4 +61,34 @@ def draw_curves(
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path)
+
+
+_AGAINST_LEFT = ("loss", "patch_loss", "reward", "return", "entropy")
+_NOT_DRAWN = ("stage", "done", "total", "seconds", "lr")
+
+
+def draw_training(path: str | Path, stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+    """One panel per training stage (title, rows of metrics): losses on the left axis, percentages on the right."""
+    shown = [(title, rows) for title, rows in stages if rows]
+    if not shown:
+        return
+    figure = _figure(4.2 * len(shown), 3.4)
+    for i, (title, rows) in enumerate(shown):
+        left = figure.add_subplot(1, len(shown), i + 1)
+        right = left.twinx()
+        for name in dict.fromkeys(name for row in rows for name in row if name not in _NOT_DRAWN):
+            points = [(row["done"], row[name]) for row in rows if row.get(name) is not None]
+            axes, style = (left, "-") if name in _AGAINST_LEFT else (right, "o--")
+            axes.plot([x for x, _ in points], [y for _, y in points], style, label=name, markersize=3, linewidth=1.2)
+        lines = [*left.get_lines(), *right.get_lines()]
+        # Each axis counts its colours from the first: no two lines of a panel may look alike.
+        for number, line in enumerate(lines):
+            line.set_color(f"C{number}")
+        left.set_title(f"{title}, {rows[-1]['seconds']:.0f} s", fontsize=10)
+        left.set_xlabel("epoch")
+        right.set_ylim(0, 102)
+        right.set_ylabel("%")
+        if lines:
+            left.legend(lines, [str(line.get_label()) for line in lines], fontsize=7)
     figure.savefig(path)

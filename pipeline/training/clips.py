@@ -1,5 +1,6 @@
-"""What a training stage reads: views, labels and, where there is a truth, the evidence's place. Randomness is passed
-in; an epoch's order and draws follow from (seed, stage, epoch), so a run that goes on needs no saved generator."""
+"""What a training stage reads: views, labels and, where there is a truth, the evidence's place. Randomness is
+passed in; an epoch's order and draws follow from (seed, stage, epoch), so a run that goes on needs no saved
+generator."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class FrameTruth:
     visible: np.ndarray
     """bool [n]"""
     box_yxhw: np.ndarray
-    """float64 [n,4]: upper left corner and size in units of the displayed frame; anything where not visible."""
+    """float64 [n,4]: upper left corner and size in units of the displayed frame; anything where not visible.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,8 +57,8 @@ class Clips:
     def draw_labels(self, rows: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         """int64 [B]: the clip's label; of several a random one in training, the first without a generator.
 
-        The published loader draws too, but gives the smaller of two labels twice the weight of the other, by the way
-        its swap recurses.
+        The published loader draws too, but gives the smaller of two labels twice the weight of the other, by
+        the way its swap recurses.
         """
         chosen = [self.labels[i][0 if rng is None else int(rng.integers(len(self.labels[i])))] for i in rows]
         return torch.tensor(chosen, dtype=torch.int64)
@@ -202,6 +204,27 @@ def cut(views: np.ndarray, corners: np.ndarray, patch_px: int) -> np.ndarray:
 def random_corners(shape: tuple[int, ...], free_px: int, rng: np.random.Generator) -> np.ndarray:
     """int64 [*shape,2]: uniform over pixels, the last one excluded, as published."""
     return rng.integers(0, max(free_px, 1), size=(*shape, 2))
+
+
+def salient_corners(
+    maps: Tensor, weight: Tensor, labels: Tensor, *, view_px: int, patch_px: int, rng: np.random.Generator
+) -> np.ndarray:
+    """int64 [B,T,2]: patches about cells of the glance's map that are drawn by how much they speak for the
+    class.
+
+    maps [B,T,C,h,w], weight [K,C] of a linear layer on the mean over cells: each cell has its share in the
+    logit.
+    """
+    evidence = torch.einsum("btchw,bc->bthw", maps, weight.to(maps)[labels])
+    height, width = evidence.shape[-2:]
+    # In units of the spread, so that a sharper or blunter head draws alike; 3 puts three in four of the
+    # synthetic archive's patches on the evidence.
+    sharpened = (3 * evidence / evidence.std().clamp_min(1e-6)).flatten(2).cpu().numpy()
+    cell = (sharpened + rng.gumbel(size=sharpened.shape)).argmax(axis=2)
+    side = np.array([view_px / height, view_px / width])
+    within = rng.random((*cell.shape, 2))
+    centre = (np.stack([cell // width, cell % width], axis=-1) + within) * side
+    return np.clip(centre - patch_px / 2, 0, view_px - patch_px).astype(np.int64)
 
 
 def normalised(pixels: np.ndarray, normalisation: Normalisation, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """Videos decoded once: views in one memory-mapped file that training reads and any number of processes share.
 
-For every clip and step it keeps the frame that inference takes and a few others of the same segment. Killed while it
-is made, it goes on where it was; a second process that wants the same cache waits for the first.
+For every clip and step it keeps the frame that inference takes and a few others of the same segment. Killed
+while it is made, it goes on where it was; a second process that wants the same cache waits for the first.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def choose_candidates(
 ) -> np.ndarray:
     """Rows of the decoded frames for every step and candidate: int64 [T,k].
 
-    Candidate 0 is the validation frame int(n/T/2 + n/T*i). The others are spread over the step's segment
-    i*d .. i*d+d-1, d = n // T, from which the published training draws. A video of at most T frames has its frames
-    in order and repeats the last one (`pad` first: the first one at every step).
+    Candidate 0 is the validation frame int(n/T/2 + n/T*i). The others are spread over the step's segment i*d
+    .. i*d+d-1, d = n // T, from which the published training draws. A video of at most T frames has its
+    frames in order and repeats the last one (`pad` first: the first one at every step).
     """
     rows = np.zeros((num_steps, candidates), np.int64)
     at = np.searchsorted(frame_index, np.arange(num_frames)).clip(0, len(frame_index) - 1)
@@ -125,8 +125,8 @@ def open_cache(
 ) -> FrameCache:
     """The cache of these sources below `folder`: as it is there, or made now.
 
-    A video that cannot be read is left out and told in `errors`. `read_many` gives the sources' frames in order, or
-    the error of each; None reads one after the other here.
+    A video that cannot be read is left out and told in `errors`. `read_many` gives the sources' frames in
+    order, or the error of each; None reads one after the other here.
     """
     if candidates < 1 or num_steps < 1:
         raise ValueError(f"{num_steps} steps, {candidates} candidates")
@@ -143,7 +143,8 @@ def open_cache(
     shape = (len(sources), num_steps, candidates, size_px, size_px, 3)
     if not (home / "done.json").exists():
         with open(home / "lock", "w") as lock:
-            # Whoever comes second waits here, and then finds the cache finished. The lock goes with the process.
+            # Whoever comes second waits here, and then finds the cache finished. The lock goes with the
+            # process.
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (home / "done.json").exists():
                 _fill(home, sources, read, read_many or _one_by_one, shape, pad, progress)
@@ -164,7 +165,8 @@ def _maps(home: Path, shape: tuple[int, ...], mode: Any) -> dict[str, np.ndarray
         num_bytes = int(np.prod(size)) * np.dtype(kind).itemsize
         if mode == "r+":
             with open(path, "ab") as file:
-                # Of full size at once: a full disk then fails here, as an OSError, and not as a bus error later.
+                # Of full size at once: a full disk then fails here, as an OSError, and not as a bus error
+                # later.
                 if file.tell() < num_bytes:
                     os.posix_fallocate(file.fileno(), 0, num_bytes)
         if num_bytes == 0:

@@ -187,7 +187,9 @@ def load_stage(path: Path, wanted_by: str) -> Checkpoint:
 
 
 def glance_at(parts: Parts, views: np.ndarray) -> tuple[Tensor, Tensor]:
-    """uint8 [...,S,S,3] -> map [N,C,h,w] and feature [N,C] of the glance network, as it stands (train or eval)."""
+    """uint8 [...,S,S,3] -> map [N,C,h,w] and feature [N,C] of the glance network, as it stands (train or
+    eval).
+    """
     x = normalised(views, parts.normalisation, parts.device)
     assert parts.header.glance is not None and parts.header.glance.size_px is not None
     x = resize_views(x, parts.header.glance.size_px, parts.header.preprocessing.glance_resize)

@@ -1,4 +1,5 @@
-"""What the supervised stages share: parameter groups, the cosine, half precision, a step that notices a NaN."""
+"""What the supervised stages share: parameter groups, the cosine, half precision, a step that notices a
+NaN."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from pipeline.training.settings import Optimiser, Supervised, TrainSettings
 def make_optimiser(spec: Optimiser, groups: Sequence[tuple[nn.Module, float]]) -> torch.optim.Optimizer:
     """One group per module with a rate above zero. The rate is kept in the group as `base_lr`.
 
-    Every group names the parameters it trains and a rate of its own: a schedule that sets rates by position would
-    silently miss groups.
+    Every group names the parameters it trains and a rate of its own: a schedule that sets rates by position
+    would silently miss groups.
     """
     parameters: list[dict[str, Any]] = [
         {"params": [p for p in module.parameters() if p.requires_grad], "lr": lr, "base_lr": lr}

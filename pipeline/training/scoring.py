@@ -1,5 +1,6 @@
-"""How good the networks under training are on a subset, with any choice of places: what validation and the header
-report. The pipeline's own evaluation decodes files and counts costs; this one reads the frame cache and is fast."""
+"""How good the networks under training are on a subset, with any choice of places: what validation and the
+header report. The pipeline's own evaluation decodes files and counts costs; this one reads the frame cache
+and is fast."""
 
 from __future__ import annotations
 

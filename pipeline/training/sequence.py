@@ -1,11 +1,12 @@
-"""`train`: the stages one after another, each from the checkpoint of the one before. Interrupted anywhere, the same
-call goes on: finished stages are passed over, the one under way continues after its last epoch."""
+"""`train`: the stages one after another, each from the checkpoint of the one before. Interrupted anywhere,
+the same call goes on: finished stages are passed over, the one under way continues after its last epoch."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 from operators import checkpoints
 from operators.errors import ConfigError
 from operators.records import Source
+from pipeline.plots import draw_training
 from pipeline.training.clips import Clips, FrameTruth, make_clips
-from pipeline.training.curves import draw_curves
 from pipeline.training.frame_cache import FrameCache, Read, ReadMany, open_cache
 from pipeline.training.journal import Journal, Progress, read_metrics
 from pipeline.training.model import (
@@ -30,9 +31,9 @@ from pipeline.training.model import (
     save_parts,
 )
 from pipeline.training.scoring import policy_named, score
-from pipeline.training.settings import FULL, STAGES, Stage, TrainSettings
-from pipeline.training.stage_glance import train_alone
-from pipeline.training.stage_patches import train_on_patches
+from pipeline.training.settings import FULL, STAGES, TITLES, Stage, TrainSettings
+from pipeline.training.stage_glance import load_head, train_alone
+from pipeline.training.stage_patches import Where, train_on_patches
 from pipeline.training.stage_policy import train_policy
 from pipeline.training.stage_skip import price_tables, train_skip
 
@@ -94,8 +95,8 @@ def checkpoint_path(out: Path, stage: str) -> Path:
 def run(
     stages: Sequence[Stage], *, settings: TrainSettings, data: TrainingData, setting: Setting
 ) -> dict[str, dict[str, Any]]:
-    """Trains the stages, in their order, and gives each one's record (scores, seconds). The last one's checkpoint is
-    also left as `checkpoint.safetensors`; `curves.png` shows all."""
+    """Trains the stages, in their order, and gives each one's record (scores, seconds). The last one's
+    checkpoint is also left as `checkpoint.safetensors`; `curves.png` shows all."""
     unknown = [s for s in stages if s not in _BEFORE]
     if unknown:
         raise ConfigError(f"there is no stage {unknown[0]!r}; there are {', '.join(_BEFORE)}")
@@ -141,7 +142,9 @@ def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Dat
 
 
 def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: Setting, ready: _Data) -> dict[str, Any]:
-    """One stage from its predecessor's checkpoint to its own. A stage that is finished gives its record again."""
+    """One stage from its predecessor's checkpoint to its own. A stage that is finished gives its record
+    again.
+    """
     before = _BEFORE[stage]
     parts = new_parts(settings, data.class_names, whole_views=stage == "full")
     model_before = ""
@@ -189,8 +192,8 @@ def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: S
 
 
 def _identity(stage: str, settings: TrainSettings, fingerprint: str, model_before: str) -> str:
-    """What a stage's result depends on. Settings of other stages are left out, so that changing a late stage does not
-    begin the early ones anew."""
+    """What a stage's result depends on. Settings of other stages are left out, so that changing a late stage
+    does not begin the early ones anew."""
     own = {
         "0a": ("glance",),
         "0b": ("focus",),
@@ -211,22 +214,27 @@ def _train(stage: Stage, parts: Parts, settings: TrainSettings, ready: _Data, jo
         which = "glancer" if stage == "0a" else "focuser"
         return train_alone(parts, settings, ready.train, ready.val, journal, which=which)
     _glance_once(parts, settings, ready)
-    kept = {"train_glances": ready.glances.get("train"), "val_glances": ready.glances.get("val")}
-    match stage:
-        case "1":
-            return train_on_patches(
-                parts, settings, settings.warmup, ready.train, ready.val, journal, where="random", **kept
-            )
-        case "2":
-            return train_policy(parts, settings, ready.train, ready.val, journal, **kept)
-        case "3":
-            return train_on_patches(
-                parts, settings, settings.finetune, ready.train, ready.val, journal, where="learned", **kept
-            )
-        case "full":
-            return train_on_patches(
-                parts, settings, settings.full, ready.train, ready.val, journal, where="whole", **kept
-            )
+    train_glances, val_glances = ready.glances.get("train"), ready.glances.get("val")
+    if stage in ("1", "3", "full"):
+        head = None
+        if stage == "1" and settings.warmup.salient_share > 0:
+            head = load_head(journal.folder.parent / "stage_0a" / "head.pt")
+        supervised, where = _ON_PATCHES[stage]
+        return train_on_patches(
+            parts,
+            settings,
+            getattr(settings, supervised),
+            ready.train,
+            ready.val,
+            journal,
+            where=where,
+            glance_head=head,
+            train_glances=train_glances,
+            val_glances=val_glances,
+        )
+    kept = {"train_glances": train_glances, "val_glances": val_glances}
+    if stage == "2":
+        return train_policy(parts, settings, ready.train, ready.val, journal, **kept)
     values = train_skip(parts, settings, ready.train, ready.val, journal, **kept)
     tables = price_tables(parts, settings, ready.val, ready.glances.get("val"))
     assert parts.header.skip is not None
@@ -236,6 +244,14 @@ def _train(stage: Stage, parts: Parts, settings: TrainSettings, ready: _Data, jo
     )
     parts.header = dataclasses.replace(parts.header, skip=spec)
     return values
+
+
+_ON_PATCHES: dict[str, tuple[str, Where]] = {
+    "1": ("warmup", "random"),
+    "3": ("finetune", "learned"),
+    "full": ("full", "whole"),
+}
+"""Stage -> its settings, and where its patches lie."""
 
 
 def _glance_once(parts: Parts, settings: TrainSettings, ready: _Data) -> None:
@@ -265,5 +281,8 @@ def _scores(stage: Stage, parts: Parts, settings: TrainSettings, ready: _Data) -
 
 
 def _draw(out: Path) -> None:
-    stages = [(stage, read_metrics(out / f"stage_{stage}" / "metrics.jsonl")) for stage in _BEFORE]
-    draw_curves(out / "curves.png", stages)
+    rows = {stage: read_metrics(out / f"stage_{stage}" / "metrics.jsonl") for stage in _BEFORE}
+    aside = out / ".curves.part.png"
+    draw_training(aside, [(f"{stage}: {TITLES[stage]}", found) for stage, found in rows.items()])
+    if aside.exists():
+        os.replace(aside, out / "curves.png")

@@ -1,12 +1,18 @@
-"""Stages 0a and 0b: the glance network on whole views, the focus network on whole views, each with a head of its
-own that names the class; logits are averaged over a clip's frames. The heads are not kept."""
+"""Stages 0a and 0b: the glance network on whole views, the focus network on whole views, each with a head of
+its own that names the class; logits are averaged over a clip's frames. The heads do not go into the
+checkpoint."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from operators.errors import CheckpointError
 from operators.network import Network
 from pipeline.training.clips import (
     Augmentation,
@@ -70,10 +76,28 @@ def train_alone(
             values["val_accuracy"] = _accuracy(parts, settings, network, head, val)
         journal.save(done=epoch + 1, **kept)
         journal.log(done=epoch + 1, total=epochs, **values)
+    save_head(journal.folder / "head.pt", head)
     return values
 
 
-def _feature(parts: Parts, network: Network, views) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def save_head(path: Path, head: nn.Linear) -> None:
+    """Beside the checkpoint: inference has no use for it, but stage 1 may ask it where a class is seen."""
+    aside = path.with_name(f".{path.name}.part")
+    torch.save({k: v.detach().cpu() for k, v in head.state_dict().items()}, aside)
+    os.replace(aside, path)
+
+
+def load_head(path: Path) -> Tensor:
+    """Its weight [K,C]"""
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} is not there: it comes from stage 0a and says where the glance sees a class. "
+            "Train stage 0a, or set train.warmup.salient_share to 0"
+        )
+    return torch.load(path, map_location="cpu", weights_only=True)["weight"]
+
+
+def _feature(parts: Parts, network: Network, views: np.ndarray) -> Tensor:
     """[N,D] of uint8 [B,T,S,S,3]"""
     if network is parts.glancer:
         return glance_at(parts, views)[1]

@@ -1,7 +1,9 @@
-"""Stages 1 and 3, and the comparison `full`: focus network and classifier on patches, cross entropy after every step.
+"""Stages 1 and 3, and the comparison `full`: focus network and classifier on patches, cross entropy after
+every step.
 
-They differ in where the patches lie: anywhere, independently for every frame (1); where the trained policy looks (3);
-or they are the whole views (full). The glance network rests in all of them.
+They differ in where the patches lie: anywhere, independently for every frame (1), or mostly where the glance
+network sees the class if so set; where the trained policy looks (3); or they are the whole views (full). The
+glance network rests in all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from operators.classify import join_features
@@ -24,6 +26,7 @@ from pipeline.training.clips import (
     normalised,
     num_batches,
     random_corners,
+    salient_corners,
     seeded,
 )
 from pipeline.training.journal import Journal
@@ -45,10 +48,11 @@ def train_on_patches(
     journal: Journal,
     *,
     where: Where,
+    glance_head: Tensor | None = None,
     train_glances: Glances | None = None,
     val_glances: Glances | None = None,
 ) -> dict[str, float]:
-    """Gives the last scores."""
+    """Gives the last scores. glance_head [K,C]: stage 0a's, for `salient_share`."""
     assert parts.header.classifier is not None
     assert parts.header.focus is not None and parts.header.focus.size_px is not None
     view_px, patch_px = settings.preprocessing.crop_px, parts.header.focus.size_px
@@ -106,6 +110,10 @@ def train_on_patches(
                     maps, glance = (x.float().unflatten(0, shape) for x in (maps, glance))
                 if where == "random":
                     places = random_corners(shape, view_px - patch_px, rng)
+                    if glance_head is not None:
+                        seen = salient_corners(maps, glance_head, labels, view_px=view_px, patch_px=patch_px, rng=rng)
+                        is_salient = rng.random(shape) < stage.salient_share
+                        places = np.where(is_salient[..., None], seen, places)
                 elif where == "learned":
                     actions, _ = act_all(parts.policy, maps, parts.policy.initial_state(len(rows)))
                     places = corners(actions.offsets, view_px=view_px, patch_px=patch_px).cpu().numpy()
@@ -136,9 +144,9 @@ def train_on_patches(
                 last_good=str(journal.state_path),
             )
 
-        values = {"loss": sums[0] / steps, "lr": optimiser.param_groups[0]["lr"]}
+        values = {"loss": float(sums[0] / steps), "lr": optimiser.param_groups[0]["lr"]}
         if has_head:
-            values["patch_loss"] = sums[1] / steps
+            values["patch_loss"] = float(sums[1] / steps)
         if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == epochs:
             policy = policy_named({"random": "random", "learned": "learned", "whole": "center"}[where], parts)
             values |= score(parts, settings, val, policy, glances=val_glances).values("val_")

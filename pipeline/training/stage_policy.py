@@ -1,7 +1,7 @@
 """Stage 2: where to look, learned by PPO. Everything but the policy rests.
 
-One batch of clips is one roll-out of all their steps. The policy reads glances only, so its steps come first and all
-patches go through the focus network together.
+One batch of clips is one roll-out of all their steps. The policy reads glances only, so its steps come first
+and all patches go through the focus network together.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def train_policy(
                 )
             sums += [float(loss.total.detach()), float(rewards.mean()), float(loss.entropy.detach()), 1]
 
-        values = {"loss": sums[0] / sums[3], "reward": sums[1] / sums[3], "entropy": sums[2] / sums[3]}
+        values = dict(zip(("loss", "reward", "entropy"), (sums[:3] / sums[3]).tolist(), strict=True))
         if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == stage.epochs:
             values |= score(parts, settings, val, policy, glances=val_glances).values("val_")
         journal.save(done=epoch + 1, policy=policy, optimiser=optimiser)

@@ -1,8 +1,9 @@
 """The stage after the published ones: whether a frame is worth a focus. Own design; everything else rests.
 
-REINFORCE: a clip is rolled out several times at a price per focus drawn for it, and each roll-out is judged against
-the others. Half of the clips see the classifier's state and half do not, so one head learns both. Patches do not
-depend on what is skipped, so all features are computed beforehand and an update costs a few recurrent steps.
+REINFORCE: a clip is rolled out several times at a price per focus drawn for it, and each roll-out is judged
+against the others. Half of the clips see the classifier's state and half do not, so one head learns both.
+Patches do not depend on what is skipped, so all features are computed beforehand and an update costs a few
+recurrent steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from policies.recurrent import Sees
 from policies.rewards import leave_one_out, skip_return
 
 _EPOCHS = 6
-"""Times that the features are computed anew, from other candidate frames; the updates are spread over them."""
+"""Times that the features are computed anew, from other candidate frames; the updates are spread over
+them."""
 
 TABLE_PRICES = (0.001, 0.002, 0.003, 0.005, 0.008, 0.012, 0.02, 0.03, 0.05, 0.08, 0.12)
 """Prices at which the finished head is measured."""
@@ -87,7 +89,7 @@ def train_skip(
                 last_good=str(journal.state_path),
             )
             sums += [float(returns.mean()), float(focus.float().mean()), 1]
-        values = {"return": sums[0] / sums[2], "share": 100 * sums[1] / sums[2]}
+        values = {"return": float(sums[0] / sums[2]), "share": float(100 * sums[1] / sums[2])}
         for sees in ("classifier", "glance"):
             accuracy, share = measure(parts, val, val_looks, stage.price, sees)  # type: ignore[arg-type]
             values |= {f"val_accuracy_{sees}": accuracy, f"val_share_{sees}": 100 * share}
@@ -139,7 +141,9 @@ def measure(parts: Parts, clips: Clips, looks: Looks, price: float, sees: Sees) 
 def price_tables(
     parts: Parts, settings: TrainSettings, val: Clips, val_glances: Glances | None
 ) -> dict[str, list[tuple[float, float, float]]]:
-    """What the head sees -> rows of (price, share of the steps focused, accuracy), measured on validation clips."""
+    """What the head sees -> rows of (price, share of the steps focused, accuracy), measured on validation
+    clips.
+    """
     looks = look(parts, settings, val, parts.policy, glances=val_glances)
     tables: dict[str, list[tuple[float, float, float]]] = {}
     for sees in ("classifier", "glance"):
