@@ -24,7 +24,7 @@ from operators.glance import Glancer
 from operators.records import FrameBatch
 from operators.tensors import Normalisation
 from pipeline.batching import round_to_shape
-from pipeline.config import Config, parse
+from pipeline.config import Config
 from pipeline.executor import WorkerSpec
 from pipeline.gaze import FrameGaze, TruthAt
 from pipeline.gaze_image import ImageGaze
@@ -474,6 +474,3 @@ def read_truth_at(path: str | None) -> TruthAt:
         return float((y + h / 2 - top) / height), float((x + w / 2 - left) / width)
 
     return truth_at
-
-
-__all__ = ["Plan", "header_settings", "parse", "resolve", "untrained"]

@@ -88,7 +88,7 @@ class ImageGaze:
             self._hear([clip for clip, _ in group], feature, feature_map)
 
     def _tensor(self, rows: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(rows).astype(np.float32)).to(self._glancer.device)
+        return torch.from_numpy(np.concatenate(rows, dtype=np.float32)).to(self._glancer.device)
 
     def _hear(self, clips: Sequence[OpenClip], feature: torch.Tensor, feature_map: torch.Tensor) -> None:
         """A look of clips that have had equally many: feature [B,D] and map [B,C,h,w]."""

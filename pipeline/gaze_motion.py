@@ -72,7 +72,7 @@ class MotionGaze:
 
     @torch.inference_mode()
     def step(self, clips: Sequence[OpenClip], features: Sequence[PatchFeatures]) -> None:
-        local = torch.from_numpy(np.stack([seen.feature for seen in features]).astype(np.float32))
+        local = torch.from_numpy(np.stack([seen.feature for seen in features], dtype=np.float32))
         logits = self._classifier(torch.stack([clip.memory for clip in clips]), local.to(self._glancer.device))
         for i, clip in enumerate(clips):
             self._settle(clip, logits[i], num_focused=self._num_focused)
