@@ -18,13 +18,12 @@ from typing import Any, Protocol, cast
 
 import av
 import av.error
-import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
 
+from operators.container import Painter, orientation_of
 from operators.errors import SourceError
 from operators.h264 import FrameNumbers
 from operators.records import CameraCounts, CameraFrame, SourceFacts, without_password
-from operators.view import Orientation, Viewer
+from operators.view import Viewer
 
 # PyAV's log callback wants the interpreter lock from inside native code: with it off, nothing can wait on it. And
 # FFmpeg logs addresses with their passwords.
@@ -150,6 +149,7 @@ class CameraReader:
         self._shown = without_password(uri)
         self._kind = camera_kind(uri)
         self._viewer = viewer
+        self._painter = Painter(viewer=viewer)
         self._repair = repair
         self._sampler = sampler
         self._transport = transport
@@ -321,8 +321,8 @@ class CameraReader:
         self._has_loss = False
         if place is None:
             return None
-        orientation = _orientation(frame, self._stream)
-        pixels = self._viewer(_rgb(frame), orientation)
+        orientation = orientation_of(frame, self._stream.codec_context.sample_aspect_ratio)
+        pixels = self._painter(frame, orientation)
         self._count(num_analysed=1)
         return CameraFrame(
             pixels=pixels,
@@ -384,23 +384,3 @@ class _Pace:
             self._sleep(due_s - now_s)
             now_s = self._clock()
         return now_s
-
-
-def _orientation(frame: av.VideoFrame, stream: Any) -> Orientation:
-    aspect = stream.codec_context.sample_aspect_ratio
-    # PyAV's rotation is anticlockwise.
-    return Orientation(rotation=round(-frame.rotation / 90) % 4 * 90, pixel_aspect=Fraction(aspect or 1))
-
-
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 RGB [H,W,3]. Colour as tagged; untagged means BT.601, limited range."""
-    matrix = {1: Colorspace.ITU709, 7: Colorspace.SMPTE240M, 9: Colorspace.BT2020, 10: Colorspace.BT2020}.get(
-        int(frame.colorspace), Colorspace.ITU601
-    )
-    is_full = int(frame.color_range) == int(ColorRange.JPEG) or frame.format.name.startswith("yuvj")
-    return frame.reformat(
-        format="rgb24",
-        src_colorspace=matrix,
-        src_color_range=ColorRange.JPEG if is_full else ColorRange.MPEG,
-        dst_color_range=ColorRange.JPEG,
-    ).to_ndarray()

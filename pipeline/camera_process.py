@@ -27,14 +27,15 @@ import numpy as np
 
 from operators.errors import PipelineError
 from operators.records import CameraCounts, CameraFrame, SourceFacts, without_password
+from pipeline.reaper import MARK
 
 _HEADER = struct.Struct(">II")
 """Bytes of the JSON, bytes of the pixels."""
 _PIPE_BYTES = 1 << 20
 _TELL_S = 0.2
 """How often the child tells its counts when it has no frame to send."""
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "HOME", "LANG", "TZ", "TMPDIR")
-"""What a child gets of the environment: addresses of cameras may stand in the rest."""
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "HOME", "LANG", "TZ", "TMPDIR", MARK)
+"""What a child gets of the environment, the mark of its run among it: addresses of cameras may stand in the rest."""
 _PR_SET_PDEATHSIG = 1
 
 
