@@ -46,8 +46,10 @@ def load_config(
     classes: str | None = None,
     executor: str | None = None,
     ray_address: str | None = None,
+    metrics_port: int | None = None,
 ) -> configuration.Config:
     given = {
+        "live.metrics_port": metrics_port,
         "model.checkpoint": checkpoint,
         "model.classes": classes,
         "run.executor": executor,
@@ -169,6 +171,67 @@ def label(
         print("no input found: " + ", ".join(inputs), file=sys.stderr)
         return NO_INPUT
     return SOME_FAILED if summary.failed and not allow_failures else 0
+
+
+@cli.command()
+@click.argument("cameras", nargs=-1, required=True, metavar="CAMERA...")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the labels.")
+@common_options
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics and /healthz there.")
+@click.option("--for", "for_s", type=float, help="Stop by itself after so many seconds.")
+def live(
+    cameras: tuple[str, ...],
+    out: Path,
+    config_file: str | None,
+    checkpoint: str | None,
+    classes: str | None,
+    settings: tuple[str, ...],
+    executor: str | None,
+    ray_address: str | None,
+    as_json: bool,
+    quiet: bool,
+    metrics_port: int | None,
+    for_s: float | None,
+) -> int:
+    """Label cameras until stopped: a label per camera every live.stride_s.
+
+    CAMERA: an rtsp:// address (or anything else that plays), or a YAML file that names cameras. With --json there is
+    a line per label on stdout as it is made.
+
+    \b
+    Example:
+      saccade live cameras.yaml -o out/ --metrics-port 9400
+      saccade live rtsp://user:${PASSWORD}@10.0.0.7/stream -o out/ --json
+    """
+    from pipeline import report
+    from pipeline.live_runner import LiveTold, cameras_of, watch_cameras
+
+    config = load_config(
+        config_file or ("live" if checkpoint is None else None),
+        settings,
+        checkpoint=checkpoint,
+        classes=classes,
+        executor=executor,
+        ray_address=ray_address,
+        metrics_port=metrics_port,
+    )
+    stop = stop_on_signals()
+    summary = watch_cameras(
+        config,
+        cameras_of(cameras),
+        out=out,
+        stop=stop,
+        for_s=for_s,
+        told=LiveTold(
+            message=_say,
+            label=(lambda label: click.echo(report.label_line(label))) if as_json else lambda label: None,
+            news=report.live_progress(quiet=quiet),
+            metrics_port=lambda port: _say(f"metrics on port {port}"),
+        ),
+    )
+    if not as_json:
+        report.print_rows(report.live_rows(summary, out))
+    return 128 + stop.signal_number if stop.is_set else 0
 
 
 @cli.command("eval")

@@ -57,7 +57,7 @@ def label_archive(
     machine = machine or machine_of(config)
     run_id = new_run_id()
     # Whatever is wrong with settings or weights is said before any process is started.
-    plan = resolve(config, machine, remembered=_remembered(read_identity(out)) if resume else None)
+    plan = resolve(config, machine, remembered=remembered(read_identity(out)) if resume else None)
     feed = SourceFeed(list_sources(plan.class_names))
     with make_executor(plan, machine) as executor:
         executor.start(
@@ -72,12 +72,12 @@ def label_archive(
                 },
             )
         )
-        opened = _open_sink(executor, told, stop)
+        opened = open_sink(executor, told.message, stop)
         if opened is None:
             return _not_begun(plan, out, run_id)
-        plan = resolve(config, machine, remembered=_remembered(opened.identity))
+        plan = resolve(config, machine, remembered=remembered(opened.identity))
         identity = identity_of(plan)
-        done = _ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0].done
+        done = ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0].done
         write_run(out, plan, run_id)
         for spec in plan.worker_specs():
             executor.start(spec)
@@ -115,7 +115,7 @@ def label_archive(
             feed.close()
         wall_s = time.monotonic() - begun_s
         metrics.done_before += scheduler.counts["done_before"]
-        _ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
+        ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
     summary = summarise(
         metrics,
         wall_s=wall_s,
@@ -185,7 +185,7 @@ def write_run(out: Path, plan: Plan, run_id: str) -> None:
     write_durably(out / "run" / f"placement-{run_id}.json", placement.encode())
 
 
-def _remembered(identity: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def remembered(identity: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """What `auto` settings became in the run that began this table."""
     return None if identity is None else identity.get("config")
 
@@ -200,22 +200,22 @@ def _stage_times(plan: Plan) -> dict[str, StageTime]:
     }
 
 
-def _open_sink(executor: Executor, told: Told, stop: StopRequest) -> SinkOpened | None:
+def open_sink(executor: Executor, say: Callable[[str], None], stop: StopRequest) -> SinkOpened | None:
     """Waits for the lock, and says so; None when the run was asked to stop meanwhile."""
     is_told = False
     for _ in itertools.count():
         if stop.is_set:
             return None
-        opened: SinkOpened = _ask(executor, Call(stage=SINK, worker=0, method="open", requests=())).rows[0]
+        opened: SinkOpened = ask(executor, Call(stage=SINK, worker=0, method="open", requests=())).rows[0]
         if opened.waits_for is None:
             return opened
         if not is_told:
-            told.message(opened.waits_for)
+            say(opened.waits_for)
             is_told = True
     raise AssertionError
 
 
-def _ask(executor: Executor, call: Call) -> Any:
+def ask(executor: Executor, call: Call) -> Any:
     """One call, and its reply; for the moments before and after the loop."""
     ticket = executor.submit(call)
     ended: Iterable[Completion] = ()

@@ -28,7 +28,10 @@ from pipeline.config import Config
 from pipeline.executor import WorkerSpec
 from pipeline.gaze import FrameGaze, TruthAt
 from pipeline.gaze_image import ImageGaze
+from pipeline.gaze_live import LiveGaze
 from pipeline.gaze_motion import MotionGaze
+from pipeline.live import Limits as LiveLimits
+from pipeline.live_worker import LiveWorker
 from pipeline.placement import Machine, Placement, place
 from pipeline.rules import check, skip_price, skip_sees, steps_per_round, stop_rule
 from pipeline.scheduler import FOCUS, SOURCE, STREAM, Limits
@@ -68,6 +71,19 @@ class Plan:
             f"in {compute.precision}, {place.source_workers} source, {place.stream_workers} stream and "
             f"{place.focus_workers} focus worker(s)"
         )
+
+    def live_arguments(self) -> dict[str, Any]:
+        """What a worker that watches cameras is made with: it has the machine for itself."""
+        place = self.placement
+        skip = {"skip.sees": "glance"} if self.config.skip.kind == "learned" else {}
+        return {
+            "config": self.config.replaced(skip).model_dump(mode="json"),
+            "model_id": self.model_id,
+            "device": place.device,
+            "num_threads": place.num_threads,
+            "class_names": self.class_names,
+            "batch_size": place.batch_size,
+        }
 
     @property
     def num_cpus(self) -> int:
@@ -308,6 +324,65 @@ def focus_worker(
         feature_maps=reads_patches and settings.policy.kind == "learned",
     )
     return FocusWorker(focuser=focuser, round_up=lambda n: round_to_shape(n, shapes))
+
+
+def live_worker(
+    *,
+    config: Mapping[str, Any],
+    model_id: str,
+    device: str,
+    num_threads: int,
+    class_names: tuple[str, ...],
+    batch_size: int,
+) -> LiveWorker:
+    """A worker that watches cameras with all networks in one process. What it watches it is told later."""
+    _prepare(num_threads)
+    settings = Config.model_validate(config)
+    checkpoint = load_checkpoint(settings, model_id)
+    header, live = checkpoint.header, settings.live
+    shared: dict[str, Any] = {
+        "normalisation": normalisation(header),
+        "device": device,
+        "dtype": _DTYPES[settings.compute.precision],
+        "max_batch": batch_size,
+    }
+    glancer = Glancer(
+        network=checkpoint.glance_network(),
+        size_px=settings.glance.size_px,
+        resize=header.preprocessing.glance_resize,
+        **shared,
+    )
+    policy, skip = build_policy(settings, checkpoint, device=device)
+    is_full = settings.policy.kind == "full"
+    gaze = LiveGaze(
+        glancer=glancer,
+        policy=policy if skip is None else Skipping(place=policy, skip=skip),
+        focuser=Focuser(network=checkpoint.focus_network(), **shared),
+        classifier=_frozen(checkpoint.classifier_module(), device),
+        cost=build_cost(settings, header),
+        patch_px=settings.view.crop_px if is_full else settings.focus.patch_px,
+        view_px=settings.view.crop_px,
+        seed=settings.compute.seed,
+        has_skip=settings.skip.kind == "learned",
+        decides=settings.policy.kind == "learned",
+    )
+    return LiveWorker(
+        gaze=gaze,
+        form=LabelForm(
+            class_names=class_names,
+            topk=settings.output.topk,
+            logits=settings.output.logits,
+            step_logits=settings.output.step_logits,
+        ),
+        limits=LiveLimits(
+            open_s=live.open_timeout_s,
+            silence_s=live.watchdog_s,
+            backoff_s=live.backoff_s,
+            max_backoff_s=live.max_backoff_s,
+        ),
+        max_waiting=live.max_waiting_frames,
+        max_batch=batch_size,
+    )
 
 
 def normalisation(header: Header) -> Normalisation:

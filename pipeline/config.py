@@ -207,17 +207,22 @@ class Config(Section):
         """The config with these values whatever was given, by their dotted names."""
         return parse({**self.given(), **values})
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, *, live: bool = False) -> dict[str, Any]:
         """The settings that a label depends on. Where and how fast the work is done is not among them."""
         sections = ("sampling", "view", "glance", "focus", "policy", "skip", "stop", "compute", "output", "model")
         silent = {
             "model.checkpoint", "model.untrained", "glance.clips_per_call", "focus.batch_size", "focus.max_wait_ms",
             "output.rows_per_part", "output.part_age_s",
         }  # fmt: skip
-        return {k: v for k, v in self.flat().items() if k.split(".")[0] in sections and k not in silent}
+        own = {k: v for k, v in self.flat().items() if k.split(".")[0] in sections and k not in silent}
+        if live:
+            # Cameras are cut by windows of their own.
+            own = {k: v for k, v in own.items() if not k.startswith(("sampling.", "stop."))}
+            own |= {f"live.{name}": getattr(self.live, name) for name in ("analysis_fps", "window_s", "stride_s")}
+        return own
 
-    def config_id(self) -> str:
-        text = json.dumps(self.identity(), sort_keys=True)
+    def config_id(self, *, live: bool = False) -> str:
+        text = json.dumps(self.identity(live=live), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

@@ -30,6 +30,8 @@ class Placement:
     source_threads: int
     stream_threads: int
     focus_threads: int
+    num_threads: int
+    """All of them: for work that has the machine for itself."""
     device: str
     stream_gpus: float = 0.0
     focus_gpus: float = 0.0
@@ -114,6 +116,7 @@ def place(
         source_threads=source_threads,
         stream_threads=stream_threads,
         focus_threads=focus_threads,
+        num_threads=budget,
         device="cuda" if use_gpu else "cpu",
         stream_gpus=stream_gpus,
         focus_gpus=focus_gpus,

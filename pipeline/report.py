@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
+from operators.records import ClipLabel
 from pipeline.metrics import RunSummary
 from pipeline.runner import Runner
+
+if TYPE_CHECKING:
+    from pipeline.live_runner import LiveSummary
+    from pipeline.live_worker import CameraNews
 
 
 def _duration(seconds: float) -> str:
@@ -165,4 +171,78 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     if not summary.is_trained:
         rows.append(("weights", "UNTRAINED (seeded random): the labels mean nothing"))
     rows.append(("labels", f"{summary.out}/labels"))
+    return rows
+
+
+def label_line(label: ClipLabel) -> str:
+    """A label as one line of JSON."""
+    received_at = label.received_at
+    return json.dumps(
+        {
+            "camera": label.camera,
+            "start_s": label.start_s,
+            "end_s": label.end_s,
+            "received_at": None if received_at is None else received_at.isoformat(),
+            "label": label.label,
+            "label_id": label.label_id,
+            "score": label.score,
+            "frames_total": label.frames_total,
+            "frames_focused": label.frames_focused,
+            "gmacs": label.gmacs,
+            "coverage": label.coverage,
+            "latency_s": label.latency_s,
+            "clip_id": label.clip_id,
+        }
+    )
+
+
+def live_progress(
+    *, quiet: bool, stream: TextIO = sys.stderr, every_s: float = 5.0
+) -> Callable[[Mapping[str, CameraNews]], None]:
+    """A line whenever a camera changes its state, and now and then how all of them are."""
+    states: dict[str, str] = {}
+    said_s = [time.monotonic()]
+
+    def say(cameras: Mapping[str, CameraNews]) -> None:
+        if quiet:
+            return
+        for name, camera in cameras.items():
+            if states.get(name) != camera.state.value:
+                states[name] = camera.state.value
+                is_away = camera.state.value in ("lost", "waiting") and camera.last_error
+                why = f": {camera.last_error}" if is_away else ""
+                print(f"{name} is {camera.state.value}{why}", file=stream, flush=True)
+        if time.monotonic() - said_s[0] >= every_s:
+            said_s[0] = time.monotonic()
+            figures = {
+                name: {
+                    "state": camera.state.value,
+                    "analysed": camera.counts.num_analysed,
+                    "dropped": camera.dropped + camera.counts.num_behind,
+                    "waiting": camera.waiting,
+                }
+                for name, camera in cameras.items()
+            }
+            print(json.dumps({"progress": figures}), file=stream, flush=True)
+
+    return say
+
+
+def live_rows(summary: LiveSummary, out: Path) -> list[tuple[str, str]]:
+    """The table at the end of a live run."""
+    rows = [("labels", f"{summary.labels} in {_duration(summary.wall_s)}")]
+    if summary.latencies_s:
+        ordered = sorted(summary.latencies_s)
+        p50, p95 = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in (0.5, 0.95))
+        rows.append(("latency", f"p50 {p50 * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms"))
+    for name, camera in summary.cameras.items():
+        dropped = camera.dropped + camera.counts.num_behind
+        rows.append(
+            (
+                f"  {name}",
+                f"{summary.by_camera.get(name, 0)} labels, {dropped} frames dropped, "
+                f"{camera.num_reconnects} reconnects, {camera.state.value}",
+            )
+        )
+    rows.append(("table", f"{out}/labels"))
     return rows

@@ -75,6 +75,12 @@ class SinkWorker:
             num_rows += len(request.labels)
         return Reply(rows=(), work=Work(busy_s=time.monotonic() - begun_s, num_items=num_rows)), None
 
+    def fold(self, requests: tuple[Any, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
+        """Folds at most one finished hour of a camera, for a moment when nothing waits to be written."""
+        assert self._sink is not None
+        self._sink.fold_next()
+        return Reply(rows=()), None
+
     def finish(self, requests: tuple[Any, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
         """Gives the lock back."""
         if self._sink is not None:

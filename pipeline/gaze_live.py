@@ -1,0 +1,157 @@
+"""How cameras are looked at: one frame after another, each once, with the policy's state running on along the stream.
+
+Frames of several cameras go through each network together. What was seen of a frame is kept for as long as a window
+can ask for it; a window's label is made from what was kept, by a classifier that begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from operators.classify import GRUClassifier, join_features
+from operators.cost import CostModel
+from operators.focus import Focuser
+from operators.glance import Glancer
+from operators.records import CameraFrame, Observation, PatchBatch
+from operators.view import crop_patches
+from pipeline.stages import generator_of
+from policies.base import Policy, PolicyState, corners, join
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Seen:
+    """What is kept of a frame."""
+
+    feature: torch.Tensor
+    """[C+D]: glance and focus together; zeros for the focus of a frame that was skipped."""
+    box_yxyx: tuple[float, float, float, float] | None
+    """In [0,1] of the view; None for a skipped frame."""
+    frame_index: int
+    time_unix_s: float
+    received_unix_s: float
+    view_yxhw: tuple[float, float, float, float]
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """What runs along one camera's stream."""
+
+    name: str
+    segment_start_s: float = float("nan")
+    policy_state: PolicyState | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+
+class LiveGaze:
+    """The networks and rules that all cameras share."""
+
+    def __init__(
+        self,
+        *,
+        glancer: Glancer,
+        policy: Policy,
+        focuser: Focuser,
+        classifier: GRUClassifier,
+        cost: CostModel,
+        patch_px: int,
+        view_px: int,
+        seed: int = 0,
+        has_skip: bool = False,
+        decides: bool = True,
+    ) -> None:
+        if policy.reads != "glance":
+            raise ValueError(f"a policy that reads the {policy.reads} cannot run along a stream")
+        self._glancer = glancer
+        self._policy = policy
+        self._focuser = focuser
+        self._classifier = classifier
+        self._cost = cost
+        self._patch_px = patch_px
+        self._view_px = view_px
+        self._seed = seed
+        self._has_skip = has_skip
+        self._decides = decides
+
+    @torch.inference_mode()
+    def look(self, streams: Sequence[Stream], frames: Sequence[CameraFrame]) -> list[Seen]:
+        """One frame each of different cameras. State starts at zero where a camera's segment is new."""
+        for stream, frame in zip(streams, frames, strict=True):
+            if frame.segment_start_s != stream.segment_start_s:
+                stream.segment_start_s = frame.segment_start_s
+                stream.policy_state = None
+                stream.generator = generator_of(self._seed, f"{stream.name}@{frame.segment_start_s:.6f}")
+        pixels = np.stack([frame.pixels for frame in frames])
+        glance = self._glancer(pixels)
+        states = [s.policy_state or self._policy.initial_state(1) for s in streams]
+        actions, state = self._policy.act(
+            Observation(feature_map=glance.feature_map),
+            join(states),
+            generators=[stream.generator for stream in streams],
+        )
+        for i, stream in enumerate(streams):
+            stream.policy_state = state.select([i])
+        is_focused = actions.focus.cpu().numpy()
+        places = corners(actions.offsets, view_px=self._view_px, patch_px=self._patch_px).cpu().numpy()
+        local = glance.feature.new_zeros((len(frames), self._focuser.num_features))
+        rows = np.flatnonzero(is_focused)
+        if len(rows):
+            patches = PatchBatch(
+                pixels=crop_patches(pixels, rows, places[rows], patch_px=self._patch_px),
+                clip_ids=tuple(streams[int(i)].name for i in rows),
+                steps=np.array([frames[int(i)].tick for i in rows], np.int64),
+            )
+            features = torch.from_numpy(self._focuser(patches).feature).to(local.device)
+            local[torch.from_numpy(rows).to(local.device)] = features
+        joined = join_features(glance.feature, local, self._focuser.num_features)
+        side = self._view_px
+        return [
+            Seen(
+                feature=joined[i],
+                box_yxyx=None
+                if not is_focused[i]
+                else (
+                    places[i, 0] / side,
+                    places[i, 1] / side,
+                    (places[i, 0] + self._patch_px) / side,
+                    (places[i, 1] + self._patch_px) / side,
+                ),
+                frame_index=frame.frame_index,
+                time_unix_s=frame.time_unix_s,
+                received_unix_s=frame.received_unix_s,
+                view_yxhw=frame.view_yxhw,
+            )
+            for i, frame in enumerate(frames)
+        ]
+
+    @torch.inference_mode()
+    def classify(self, windows: Sequence[Sequence[Seen]]) -> list[torch.Tensor]:
+        """[n,K] of each window's n frames; windows of one length share a pass."""
+        logits: list[torch.Tensor] = [torch.empty(0)] * len(windows)
+        by_length: dict[int, list[int]] = {}
+        for i, seen in enumerate(windows):
+            by_length.setdefault(len(seen), []).append(i)
+        for members in by_length.values():
+            inputs = torch.stack([torch.stack([s.feature for s in windows[i]]) for i in members])
+            found, _ = self._classifier(inputs)
+            for row, i in enumerate(members):
+                logits[i] = found[row].float().cpu()
+        return logits
+
+    def gmacs(self, window: Sequence[Seen], num_fresh: int) -> tuple[float, float]:
+        """(spent, with every full view focused) for a window of which the last num_fresh frames are in none before."""
+        fresh = window[len(window) - num_fresh :]
+        focused = sum(seen.box_yxyx is not None for seen in fresh)
+        is_full = self._patch_px == self._view_px
+        spent = self._cost.gmacs(
+            glanced=num_fresh,
+            focused=0 if is_full else focused,
+            focused_full=focused if is_full else 0,
+            classified=len(window),
+            decided=num_fresh if self._decides else 0,
+            skips_decided=num_fresh if self._has_skip else 0,
+        )
+        return spent, self._cost.gmacs_full(glanced=num_fresh, focused=num_fresh, classified=len(window))

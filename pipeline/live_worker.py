@@ -1,0 +1,294 @@
+"""The worker that watches cameras: it owns their readers as child processes, so that pixels never pass the driver.
+
+It is asked for a slice of time again and again, and answers with the labels made and how the cameras are.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchPlace, clip_id, source_id, without_password
+from operators.view import place_in_frame
+from pipeline.camera_process import CameraSpec, ReaderHandle, start
+from pipeline.gaze_live import LiveGaze, Seen, Stream
+from pipeline.live import Camera, Ended, Event, Gone, Kill, Limits, Open, Progress, Stop, Wait, step
+from pipeline.live import CameraState as State
+from pipeline.live_frames import CutWindow, FairBuffer, WindowCutter
+from pipeline.messages import Reply, Work
+from pipeline.stages import LabelForm
+
+_MAX_WAIT_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraPlan:
+    """One camera, and how it is cut."""
+
+    spec: CameraSpec
+    window_s: float
+    stride_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraNews:
+    """How a camera stands after a slice."""
+
+    state: State
+    num_reconnects: int
+    last_error: str | None
+    counts: CameraCounts
+    num_opened: int
+    dropped: int
+    waiting: int
+    analysed: tuple[tuple[float, bool], ...]
+    """(time_unix_s, whether it was focused) of every frame of this slice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveNews:
+    labels: tuple[ClipLabel, ...]
+    cameras: Mapping[str, CameraNews]
+    is_over: bool
+    """Every camera is stopped and nothing waits."""
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """A camera as this worker holds it."""
+
+    plan: CameraPlan
+    camera: Camera
+    stream: Stream
+    cutter: WindowCutter[int]
+    handle: ReaderHandle | None = None
+    wake_s: float = 0.0
+    counts: CameraCounts = field(default_factory=CameraCounts)
+    num_opened: int = 0
+    dropped: int = 0
+    seen: dict[int, Seen] = field(default_factory=dict)
+    num_seen: int = 0
+    facts: Any = None
+    analysed: list[tuple[float, bool]] = field(default_factory=list)
+
+
+class LiveWorker:
+    """Cameras that share networks. One thread; nothing in the loop waits for a camera."""
+
+    def __init__(
+        self,
+        *,
+        gaze: LiveGaze,
+        form: LabelForm,
+        limits: Limits,
+        max_waiting: int,
+        max_batch: int = 32,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._gaze = gaze
+        self._form = form
+        self._limits = limits
+        self._max_batch = max_batch
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._draw = draw
+        self._buffer: FairBuffer[CameraFrame] = FairBuffer(capacity=max_waiting)
+        self._labels: list[ClipLabel] = []
+        self._watched: dict[str, _Watched] = {}
+        self._is_stopping = False
+
+    def begin(self, requests: tuple[CameraPlan, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
+        """The cameras to watch."""
+        for plan in requests:
+            spec = plan.spec
+            self._watched[spec.name] = _Watched(
+                plan=plan,
+                camera=Camera(since_s=self._clock()),
+                stream=Stream(name=spec.name),
+                cutter=WindowCutter(
+                    analysis_fps=spec.analysis_fps, window_s=plan.window_s, stride_s=plan.stride_s
+                ),
+            )
+        return Reply(rows=()), None
+
+    def watch(self, requests: tuple[float], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
+        """Goes on for so many seconds."""
+        until_s = self._clock() + requests[0]
+        busy_s = 0.0
+        num_frames = 0
+        while self._clock() < until_s and not self._is_over():
+            self._attend()
+            begun_s = self._clock()
+            num = self._analyse()
+            num_frames += num
+            if num:
+                busy_s += self._clock() - begun_s
+            else:
+                self._sleep(until_s)
+        return Reply(rows=(self._news(),), work=Work(busy_s=busy_s, num_items=num_frames)), None
+
+    def stop(self, requests: tuple[Any, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
+        """Cameras are let go; what has arrived is still analysed by the slices that follow."""
+        self._is_stopping = True
+        return Reply(rows=()), None
+
+    def shutdown(self) -> None:
+        for watched in self._watched.values():
+            if watched.handle is not None:
+                watched.handle.kill()
+
+    def _is_over(self) -> bool:
+        is_let_go = all(w.camera.state is State.STOPPED and w.handle is None for w in self._watched.values())
+        return is_let_go and not len(self._buffer)
+
+    def _attend(self) -> None:
+        """Takes what readers have sent, and does what each camera's state wants."""
+        for name, watched in self._watched.items():
+            events: list[Event] = []
+            if self._is_stopping and not watched.camera.is_stopping:
+                events.append(Stop())
+            handle = watched.handle
+            if handle is not None and handle.is_open:
+                polled = handle.poll()
+                watched.counts = polled.counts
+                for frame in polled.frames:
+                    watched.dropped += self._buffer.put(name, frame) is not None
+                events.append(Progress(num_packets=polled.counts.num_packets, num_decoded=polled.counts.num_decoded))
+                if polled.ended is not None:
+                    events.append(Ended(reason=without_password(polled.ended), is_final=polled.is_final))
+            if handle is not None and not handle.is_open and handle.is_gone():
+                watched.handle = None
+                events.append(Gone())
+            watched.camera, decision = step(
+                watched.camera, events, now_s=self._clock(), draw=self._draw(), limits=self._limits
+            )
+            match decision:
+                case Open():
+                    watched.handle = start(watched.plan.spec)
+                    watched.num_opened += 1
+                    watched.counts = CameraCounts()
+                    watched.wake_s = self._clock() + _MAX_WAIT_S
+                case Kill():
+                    if watched.handle is not None:
+                        watched.handle.kill()
+                    watched.wake_s = self._clock() + 0.01
+                case Wait():
+                    watched.wake_s = decision.until_s
+
+    def _sleep(self, until_s: float) -> None:
+        """Until a reader has something to say, or until then."""
+        poll = select.poll()
+        for watched in self._watched.values():
+            if watched.handle is not None and watched.handle.is_open:
+                poll.register(watched.handle.fileno(), select.POLLIN)
+        wake_s = min([until_s, self._clock() + _MAX_WAIT_S, *(w.wake_s for w in self._watched.values())])
+        poll.poll(max(0.0, (wake_s - self._clock()) * 1000))
+
+    def _analyse(self) -> int:
+        """Looks at the frames that wait, cameras in turn, of each the oldest first."""
+        batch: dict[str, CameraFrame] = {}
+        num_frames = 0
+        for name, frame in self._buffer.take(self._max_batch):
+            if name in batch:
+                # Of each camera one frame at a time: its policy wants them in order.
+                num_frames += self._look(batch)
+                batch = {}
+            batch[name] = frame
+        return num_frames + self._look(batch)
+
+    def _look(self, taken: Mapping[str, CameraFrame]) -> int:
+        if not taken:
+            return 0
+        names = list(taken)
+        streams = [self._watched[name].stream for name in names]
+        seen = self._gaze.look(streams, [taken[name] for name in names])
+        cut: list[tuple[_Watched, CutWindow[int], list[Seen]]] = []
+        for name, one in zip(names, seen, strict=True):
+            watched, frame = self._watched[name], taken[name]
+            key = watched.num_seen
+            watched.num_seen += 1
+            watched.seen[key] = one
+            watched.facts = frame.facts
+            watched.analysed.append((frame.time_unix_s, one.box_yxyx is not None))
+            for window in watched.cutter.push(segment_start_s=frame.segment_start_s, tick=frame.tick, key=key):
+                cut.append((watched, window, [watched.seen[k] for k in window.keys]))
+            for unwanted in watched.cutter.forget():
+                watched.seen.pop(unwanted, None)
+        logits = self._gaze.classify([members for _, _, members in cut]) if cut else []
+        for (watched, window, members), found in zip(cut, logits, strict=True):
+            self._labels.append(self._label(watched, window, members, found))
+        return len(taken)
+
+    def _label(self, watched: _Watched, window: CutWindow[int], members: list[Seen], logits: torch.Tensor) -> ClipLabel:
+        spec, facts = watched.plan.spec, watched.facts
+        shown = without_password(spec.uri)
+        scores = torch.softmax(logits[-1], dim=0)
+        best = torch.topk(scores, min(self._form.topk, len(scores)))
+        topk = tuple(
+            (self._form.class_names[i], i, score)
+            for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
+        spent, full = self._gaze.gmacs(members, window.num_fresh)
+        received_s = max(seen.received_unix_s for seen in members)
+        focused = sum(seen.box_yxyx is not None for seen in members)
+        return ClipLabel(
+            video_id=spec.name,
+            clip_id=clip_id(source_id(f"{spec.name} {shown}"), window.start_s),
+            source_uri=shown,
+            camera=spec.name,
+            received_at=datetime.fromtimestamp(received_s, UTC),
+            start_s=window.start_s,
+            end_s=window.end_s,
+            label=topk[0][0],
+            label_id=topk[0][1],
+            score=topk[0][2],
+            topk=topk,
+            logits=logits[-1].numpy() if self._form.logits else None,
+            step_logits=logits.numpy() if self._form.step_logits else None,
+            frames_total=len(members),
+            frames_focused=focused,
+            frames_skipped=len(members) - focused,
+            stopped_at=len(members),
+            patches=tuple(_place(seen) for seen in members if seen.box_yxyx is not None),
+            gmacs=spent,
+            gmacs_full=full,
+            latency_s=max(0.0, self._unix_clock() - received_s),
+            width=facts.width,
+            height=facts.height,
+            rotation=facts.rotation,
+            num_corrupt=watched.counts.num_corrupt,
+            coverage=window.coverage,
+        )
+
+    def _news(self) -> LiveNews:
+        sizes = self._buffer.sizes()
+        cameras = {}
+        for name, watched in self._watched.items():
+            cameras[name] = CameraNews(
+                state=watched.camera.state,
+                num_reconnects=watched.camera.num_reconnects,
+                last_error=watched.camera.last_error,
+                counts=watched.counts,
+                num_opened=watched.num_opened,
+                dropped=watched.dropped,
+                waiting=sizes.get(name, 0),
+                analysed=tuple(watched.analysed),
+            )
+            watched.analysed = []
+        labels, self._labels = tuple(self._labels), []
+        return LiveNews(labels=labels, cameras=cameras, is_over=self._is_over())
+
+
+def _place(seen: Seen) -> PatchPlace:
+    assert seen.box_yxyx is not None
+    y, x, h, w = place_in_frame(seen.box_yxyx, seen.view_yxhw)
+    return PatchPlace(frame=seen.frame_index, pts_s=seen.time_unix_s, y=y, x=x, h=h, w=w)
