@@ -76,7 +76,12 @@ def write_video(
     try:
         with output:
             settings = _codec_options(codec, crf=crf, b_frames=b_frames, options=options)
-            stream = cast(VideoStream, output.add_stream(cast(Any, codec), rate=rate, options=settings))
+            try:
+                added = output.add_stream(cast(Any, codec), rate=rate, options=settings)
+            except ValueError as exc:
+                # No such encoder here, or a container that cannot hold what it makes.
+                raise PipelineError(f"cannot write {path} with {codec}: {exc}") from exc
+            stream = cast(VideoStream, added)
             context = stream.codec_context
             stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
             stream.time_base = context.time_base = clock

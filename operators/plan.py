@@ -6,6 +6,7 @@ Where one packet does not stand for one frame there is no plan, and the reason i
 
 from __future__ import annotations
 
+import bisect
 import enum
 import math
 from collections.abc import Iterator, Sequence
@@ -280,41 +281,60 @@ def keyframe_plan(
     return instead, groups
 
 
+_OUTLIER_STEPS = 100
+"""Frames by which a time must leave the order of all others before it counts as damaged."""
+
+
 def monotone_seconds(pts: Sequence[int | None], seconds_per_tick: float) -> np.ndarray:
     """float64: times of frames in the decoder's order, 0 for the first, never falling; unknown ones are filled in.
 
-    The order counts and the times are repaired: sorted, so that times which were merely swapped all survive.
+    The order counts and the times are repaired: sorted, so that times which were merely swapped all survive, after
+    those that damage has sent hours away were taken out.
     """
-    if not len(pts):
-        return np.zeros(0)
-    known = np.array([np.nan if value is None else float(value) for value in pts])
-    if np.isnan(known).all():
-        return np.arange(len(known)) * _UNKNOWN_FRAME_S
-    steps = np.diff(known[~np.isnan(known)])
-    steps = steps[steps > 0]
-    step = float(np.median(steps)) if len(steps) else _UNKNOWN_FRAME_S / seconds_per_tick
-    places = np.arange(len(known))
-    if np.isnan(known).any():
-        have = ~np.isnan(known)
-        previous = np.maximum.accumulate(np.where(have, places, -1))
-        following = np.minimum.accumulate(np.where(have, places, len(known))[::-1])[::-1]
-        base = np.where(previous >= 0, previous, following)
-        known = np.where(have, known, known[base] + (places - base) * step)
-    known = _without_outliers(np.sort(known), step)
-    return (known - known[0]) * seconds_per_tick
+    places = np.array([i for i, value in enumerate(pts) if value is not None], np.int64)
+    if not len(places):
+        return np.arange(len(pts)) * _UNKNOWN_FRAME_S
+    known = np.array([float(value) for value in pts if value is not None])
+    slopes = np.diff(known) / np.diff(places)
+    slopes = slopes[slopes > 0]
+    step = float(np.median(slopes)) if len(slopes) else _UNKNOWN_FRAME_S / seconds_per_tick
+    rising = _longest_rise(known)
+    if len(rising) < len(known):
+        expected = _fill(places[rising], known[rising], places, step)
+        sound = np.abs(known - expected) <= _OUTLIER_STEPS * step
+        places, known = places[sound], known[sound]
+    times = np.sort(_fill(places, known, np.arange(len(pts)), step))
+    return (times - times[0]) * seconds_per_tick
 
 
-def _without_outliers(times: np.ndarray, step: float) -> np.ndarray:
-    """Sorted times without the few that damaged headers have sent hours away: they follow one step from the rest."""
-    most = max(1, len(times) // 20)
-    for _ in range(2):
-        gap = int(np.argmax(np.diff(times))) if len(times) > 2 else 0
-        after = len(times) - 1 - gap
-        if 0 < after <= most and times[gap + 1] - times[gap] > times[gap] - times[0] + 100 * step:
-            times[gap + 1 :] = times[gap] + step * np.arange(1, after + 1)
-        # The same from behind: a few far too early.
-        times = -times[::-1]
-    return times
+def _fill(places: np.ndarray, times: np.ndarray, wanted: np.ndarray, step: float) -> np.ndarray:
+    """Times at the wanted places: in between the known ones, and a step per place beyond them."""
+    inner = np.interp(wanted, places, times)
+    beyond = np.minimum(wanted - places[0], 0) + np.maximum(wanted - places[-1], 0)
+    return inner + beyond * step
+
+
+def _longest_rise(values: np.ndarray) -> np.ndarray:
+    """int64: places of a longest subsequence that never falls. What is not in it is out of order."""
+    if np.all(np.diff(values) >= 0):
+        return np.arange(len(values))
+    tails: list[float] = []
+    ends: list[int] = []
+    before = np.full(len(values), -1, np.int64)
+    for place, value in enumerate(values.tolist()):
+        length = bisect.bisect_right(tails, value)
+        if length:
+            before[place] = ends[length - 1]
+        if length == len(tails):
+            tails.append(value)
+            ends.append(place)
+        else:
+            tails[length] = value
+            ends[length] = place
+    chain = [ends[-1]]
+    while before[chain[-1]] >= 0:
+        chain.append(int(before[chain[-1]]))
+    return np.array(chain[::-1], np.int64)
 
 
 def frame_seconds(times: np.ndarray) -> float:

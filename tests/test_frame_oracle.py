@@ -10,21 +10,21 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from tests.video_files import FFMPEG_MAKERS, HAS_FFMPEG, MAKERS, number_in, source_of
 
 from operators.decode import FileReader
 from operators.plan import Sampling
 from operators.records import FrameBatch
 from operators.view import Orientation, Viewer
+from tests.video_files import FFMPEG_MAKERS, HAS_FFMPEG, MAKERS, number_in, source_of
 
 TURNED = {"h264_rotated": Orientation(rotation=90)}
 COUNTS = {"prores": 30, "two_frames": 2, "edit_list": None, "cut_open_group": None, "xvid_avi": None}
 """Frames of each file where they are not 60; None where only the whole decode tells."""
 PLANNED = {
     "h264_b_frames", "h264_with_audio", "h264_no_b", "h264_one_group", "h264_mkv", "h264_ts", "h264_10_bit",
-    "h264_444_odd", "h264_full_range", "h264_vfr", "h264_late_start", "h264_rotated", "h264_wide_pixels", "false_keyframes",
-    "hevc",
-    "hevc_10_bit", "vp8", "vp9", "mpeg4_mp4", "mpeg2_ts", "prores", "mjpeg", "flv", "vp8_hidden", "vp9_hidden", "av1",
+    "h264_444_odd", "h264_full_range", "h264_vfr", "h264_late_start", "h264_rotated", "h264_wide_pixels",
+    "false_keyframes", "hevc", "hevc_10_bit", "vp8", "vp9", "mpeg4_mp4", "mpeg2_ts", "prores", "mjpeg", "flv",
+    "vp8_hidden", "vp9_hidden", "av1",
     "open_groups_h264", "open_groups_h264_ts", "open_groups_hevc", "fragmented", "cover_art", "edit_list",
 }  # fmt: skip
 """Files where seeking must do: decoding everything would be right, but slow."""
@@ -43,7 +43,9 @@ class WholeFrame(Viewer):
 def whole_decode(path: Path) -> list[np.ndarray]:
     """All frames in full size, as the decoder gives them from the first packet to the last."""
     with av.open(str(path)) as container:
-        stream = next(s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
+        stream = next(
+            s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
+        )
         stream.thread_count, stream.thread_type = 1, "NONE"
         frames = []
         for packet in container.demux(stream):
@@ -54,7 +56,9 @@ def whole_decode(path: Path) -> list[np.ndarray]:
     return frames
 
 
-def read_whole(path: Path, *, num_threads: int = 1, num_frames: int = 8, viewer: Viewer | None = None) -> FrameBatch:
+def read_whole(
+    path: Path, *, num_threads: int = 1, num_frames: int = 8, viewer: Viewer | None = None
+) -> FrameBatch:
     with FileReader(
         source=source_of(path),
         sampling=Sampling(num_frames=num_frames, num_focus_frames=5),
@@ -110,6 +114,8 @@ def test_chosen_frames_are_those_of_a_whole_decode(
         assert batch.facts.rotation == TURNED.get(name, Orientation()).rotation
         assert window.coverage == 1.0
         for row, index in enumerate(batch.frame_index.tolist()):
-            assert np.array_equal(batch.pixels[row], truth[index]), f"frame {index} with {num_threads} threads"
+            assert np.array_equal(batch.pixels[row], truth[index]), (
+                f"frame {index} with {num_threads} threads"
+            )
         assert np.all(np.diff(batch.pts_s) > 0)
         assert batch.pts_s[0] >= 0

@@ -44,12 +44,16 @@ def number_in(frame: np.ndarray) -> int:
     rows = slice(height // 8, height * 3 // 8)
     number = 0
     for bit in range(BITS):
-        columns = slice(int((bit + 0.25) * block), max(int((bit + 0.75) * block), int((bit + 0.25) * block) + 1))
+        columns = slice(
+            int((bit + 0.25) * block), max(int((bit + 0.75) * block), int((bit + 0.25) * block) + 1)
+        )
         number |= int(frame[rows, columns].mean() > 127) << bit
     return number
 
 
-def numbered_frames(count: int, *, width: int = 160, height: int = 96, start: int = 0) -> Iterator[np.ndarray]:
+def numbered_frames(
+    count: int, *, width: int = 160, height: int = 96, start: int = 0
+) -> Iterator[np.ndarray]:
     return (numbered_frame(start + i, width=width, height=height) for i in range(count))
 
 
@@ -100,7 +104,11 @@ def x264(folder: Path, name: str, *arguments: str, count: int = 60, settings: st
     path = folder / name
     codec = how.get("codec", "libx264")
     extra = ["-x264-params", settings] if settings and codec == "libx264" else []
-    extra = ["-x265-params", f"log-level=none:pools=none:frame-threads=1:{settings}"] if codec == "libx265" else extra
+    extra = (
+        ["-x265-params", f"log-level=none:pools=none:frame-threads=1:{settings}"]
+        if codec == "libx265"
+        else extra
+    )
     ffmpeg("-i", lossless, "-c:v", codec, "-threads", "1", *extra, *arguments, path)
     return path
 
@@ -237,11 +245,15 @@ def mjpeg(folder: Path) -> Path:
 
 
 def open_groups_h264(folder: Path) -> Path:
-    return x264(folder, "open.mp4", settings="open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0")
+    return x264(
+        folder, "open.mp4", settings="open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"
+    )
 
 
 def open_groups_h264_ts(folder: Path) -> Path:
-    return x264(folder, "open.ts", settings="open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0")
+    return x264(
+        folder, "open.ts", settings="open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"
+    )
 
 
 def open_groups_hevc(folder: Path) -> Path:
@@ -306,7 +318,8 @@ MAKERS = {
     maker.__name__: maker
     for maker in (
         h264_b_frames, h264_with_audio, h264_no_b, h264_one_group, h264_mkv, h264_ts, h264_10_bit, h264_444_odd,
-        h264_full_range, h264_vfr, h264_late_start, h264_rotated, h264_wide_pixels, false_keyframes, hevc, hevc_10_bit, vp8, vp9,
+        h264_full_range, h264_vfr, h264_late_start, h264_rotated, h264_wide_pixels, false_keyframes, hevc,
+        hevc_10_bit, vp8, vp9,
         mpeg4_mp4, mpeg4_avi, mpeg2_ts, prores, mjpeg, two_frames, flv,
     )
 }  # fmt: skip
