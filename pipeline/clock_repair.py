@@ -45,7 +45,7 @@ class ClockRepair:
         *,
         max_late_s: float = 10.0,
         max_early_s: float = 0.1,
-        settle_s: float = 3.0,
+        settle_s: float = 2.0,
         num_settling: int = 4,
         num_agreeing: int = 3,
         least_over_s: float = 30.0,
