@@ -2,7 +2,7 @@
 
 Lengths are in view pixels, 1/96 of the frame's short side, so that every frame size shows the same scene to networks
 that see a centre crop of 96 pixels. A fine glyph on a coloured disc (the carrier) says the class. The carrier can be
-found at a third of the view's resolution; the glyph's period of 4.2 view pixels is finer than 32 pixels can show.
+found at a third of the view's resolution; there the glyph's period of 3 view pixels is one pixel, and gone.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ import numpy as np
 VIEW_PX = 96
 CARRIER_RADIUS = 11.0
 PLATE_SIDE = 14.0
-PERIOD = 4.2
+PERIOD = 3.0
+"""At 4.2 a network that was shown the place read all glyphs from the 32 pixel glance, from their aliases; at 3.0, with
+the stains below, 27% of five orientations. From patches both were learnt equally fast (small networks, 3,000 crops)."""
 MARGIN = 14.0
 """A carrier's centre stays this far inside the centre square: a crop of 224 of 256 pixels keeps the whole plate."""
 
 GRAIN = 3.0
 """Grey levels of pixel noise; twice this makes the files four times as large."""
+
+STAIN = 20.0
+"""Grey levels of blots three view pixels wide on a plate, new in every frame: they drown what aliases are left."""
 
 COLOURS = {
     "red": (205, 55, 50),
@@ -226,7 +231,12 @@ def _backdrop(rng: np.random.Generator, height: int, width: int, scale: float, c
 
 
 def _paint(
-    frame: np.ndarray, actor: _Actor, index: int, scale: float, corner: tuple[float, float]
+    frame: np.ndarray,
+    actor: _Actor,
+    index: int,
+    scale: float,
+    corner: tuple[float, float],
+    rng: np.random.Generator,
 ) -> Box | None:
     """Paint one actor as it is in frame `index`; gives its plate's box in pixels (y, x, h, w) where it shows one."""
     if actor.state[index] == _ABSENT:
@@ -245,7 +255,9 @@ def _paint(
     for axis, phase in zip(actor.axes[index], actor.phases[index], strict=True):
         wave += np.sin(2 * np.pi / PERIOD * (across * np.sin(axis) + down[:, None] * np.cos(axis)) + phase)
     grey = 128 + actor.contrast[index] * np.clip(1.5 * wave / np.sqrt(len(actor.axes[index])), -1, 1)
-    frame[top : top + side, left : left + side] = np.rint(grey).astype(np.uint8)[:, :, None]
+    stain = rng.normal(0, STAIN, (5, 5)).astype(np.float32)
+    grey += cv2.resize(stain, (side, side), interpolation=cv2.INTER_CUBIC)
+    frame[top : top + side, left : left + side] = np.clip(np.rint(grey), 0, 255).astype(np.uint8)[:, :, None]
     return float(top), float(left), float(side), float(side)
 
 
@@ -270,7 +282,7 @@ def render(plan: VideoPlan, look: Look) -> Iterator[tuple[np.ndarray, Box | None
         frame = cv2.getRectSubPix(backdrop, (width, height), centre)
         box = None
         for actor in actors:
-            box = _paint(frame, actor, index, scale, corner)
+            box = _paint(frame, actor, index, scale, corner, rng)
         y, x = rng.integers(0, 32, 2)
         frame = cv2.add(frame, grain[y : y + height, x : x + width], dtype=cv2.CV_8U)
         yield frame, box and (box[0] / height, box[1] / width, box[2] / height, box[3] / width)
