@@ -103,13 +103,18 @@ class Batcher:
         rows = self._head(self._suspects)
         return [] if rows is None else self._take_rows(self._suspects, min(len(rows), self._max_rows), now_s)
 
-    def take(self, now_s: float, *, num_idle: int) -> list[PatchRows]:
-        """The next batch, or nothing if it is better to wait. `num_idle`: workers that have nothing to do."""
+    def take(self, now_s: float, *, num_idle: int, num_ahead: int = 0) -> list[PatchRows]:
+        """The next batch, or nothing if it is better to wait.
+
+        `num_idle`: workers that have nothing to do. `num_ahead`: where there is none, the rows of the batch that this
+        one would queue behind; if it is no smaller than that, it need not wait until the worker stands still.
+        """
         oldest = self._head(self._waiting)
         if oldest is None:
             return []
         is_old = now_s - oldest.since_s >= self._max_wait_s
-        if not (num_idle or is_old or self.num_rows >= self._max_rows):
+        is_large = self.num_rows >= min(self._max_rows, num_ahead or self._max_rows)
+        if not (num_idle or is_old or is_large):
             return []
         return self._take_rows(self._waiting, self._batch_size(num_idle), now_s)
 

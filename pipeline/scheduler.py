@@ -63,6 +63,7 @@ class Planned:
 
     call: Call
     epoch: int
+    number: int
     is_suspect: bool = False
     readings: list[Reading] = field(default_factory=list)
     stays: list[Stay] = field(default_factory=list)
@@ -89,6 +90,10 @@ class _Stage:
 
     def idle(self) -> list[int]:
         return [worker for worker, calls in enumerate(self.running) if not calls]
+
+    def first_to_idle(self) -> int:
+        """The worker with the fewest calls, and of those the one whose call began first."""
+        return min(enumerate(self.running), key=lambda w: (len(w[1]), w[1][0].number if w[1] else 0))[0]
 
     def note_death(self, planned: Planned) -> bool:
         """Blames the call that was being worked on; true for the first word of a death."""
@@ -140,6 +145,7 @@ class Scheduler:
             emit=self._emit,
             on_end=self._reading.clip_ended,
         )
+        self._numbers = itertools.count()
         self._num_running = 0
         self._num_being_read = 0
         self._pieces_per_source = limits.pieces_per_source
@@ -224,7 +230,7 @@ class Scheduler:
         self, stage: str, worker: int, method: str, requests: Iterable[Any], handles: tuple[Any, ...] = (), **about: Any
     ) -> Planned:
         call = Call(stage=stage, worker=worker, method=method, requests=tuple(requests), payloads=handles)
-        return Planned(call, self._stages[stage].epochs[worker], **about)
+        return Planned(call, self._stages[stage].epochs[worker], next(self._numbers), **about)
 
     def _next_write(self, now_s: float) -> Planned | None:
         if not self._stages[SINK].idle():
@@ -273,7 +279,7 @@ class Scheduler:
         if not len(batcher):
             return None
         stage = self._stages[FOCUS]
-        worker = min(range(len(stage.running)), key=lambda w: len(stage.running[w]))
+        worker = stage.first_to_idle()
         num_running = len(stage.running[worker])
         if batcher.is_suspect_next and not stage.suspects_running:
             # It is the oldest: nothing is queued until a worker has nothing else to do.
@@ -281,7 +287,8 @@ class Scheduler:
         elif num_running >= (1 if batcher.num_suspect_rows or stage.suspects_running else stage.depth):
             rows = []
         else:
-            rows = batcher.take(now_s, num_idle=sum(not calls for calls in stage.running))
+            num_ahead = sum(len(rows) for planned in stage.running[worker] for rows in planned.rows)
+            rows = batcher.take(now_s, num_idle=0 if num_running else len(stage.idle()), num_ahead=num_ahead)
         if not rows:
             return None
         handles, places = count_payloads([r.handle for r in rows])
