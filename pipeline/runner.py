@@ -116,7 +116,7 @@ class Runner:
         self._active: set[str] = set()
         self.ended_early: str | None = None
         self.was_stopped = False
-        scheduler.on_label = self._on_label  # type: ignore[method-assign]
+        scheduler.on_label = self._on_label
 
     @property
     def is_quiet(self) -> bool:
@@ -212,5 +212,8 @@ class Runner:
     def _on_label(self, label: ClipLabel) -> None:
         self._done.add(label.clip_id)
         self.metrics.add_label(label)
-        if self._max_failed is not None and self.metrics.failed >= self._max_failed and not self.ended_early:
+        if label.error_code is None or self._max_failed is None or self.ended_early:
+            return
+        # With 0 the first failure ends it, not the first label.
+        if self.metrics.failed >= self._max_failed:
             self.ended_early = f"{self.metrics.failed} items failed (run.max_failed={self._max_failed})"
