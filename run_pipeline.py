@@ -307,6 +307,140 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for labels and the result.")
+@common_options
+@click.option("--videos", type=click.Path(path_type=Path), help="Where the videos of an annotation or split file lie.")
+@click.option("--subset", help="Take one subset of an annotation file: validation, never test.")
+@click.option("--limit", type=click.IntRange(min=0), help="Take at most so many inputs.")
+@click.option("--measure", type=click.Choice(["softmax", "logit"]), default="softmax", show_default=True)
+@click.option("--steps-per-round", type=click.IntRange(min=1), default=None, help="Steps between two checks.")
+@click.option("--write", type=click.Path(path_type=Path), help="Also write the checkpoint with the calibration in it.")
+def calibrate(
+    inputs: tuple[str, ...],
+    out: Path,
+    config_file: str | None,
+    checkpoint: str | None,
+    classes: str | None,
+    settings: tuple[str, ...],
+    executor: str | None,
+    ray_address: str | None,
+    as_json: bool,
+    quiet: bool,
+    videos: Path | None,
+    subset: str | None,
+    limit: int | None,
+    measure: str,
+    steps_per_round: int | None,
+    write: Path | None,
+) -> int:
+    """Search thresholds for a whole range of budgets on a labelled validation set.
+
+    \b
+    Example:
+      saccade calibrate data/annotations.json --videos data/videos --subset val -o calibration/ \\
+          --config demo --write calibrated.safetensors
+      saccade label more/ -o out/ --checkpoint calibrated.safetensors \\
+          --set stop.kind=budget --set stop.budget_gmacs=0.05
+    """
+    from pipeline import archive, report
+    from pipeline import inputs as listing
+    from pipeline.calibrate import run_calibration
+
+    config = load_config(
+        config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
+    )
+    stop = stop_on_signals()
+    with report.progress(quiet=quiet) as show:
+        found = run_calibration(
+            config,
+            lambda names: itertools.islice(
+                listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit
+            ),
+            out=out,
+            measure=measure,
+            steps_per_round=steps_per_round,
+            write=write,
+            stop=stop,
+            told=archive.Told(message=_say, progress=show),
+        )
+    if found is None:
+        return 128 + stop.signal_number
+    if as_json:
+        click.echo(json.dumps(found.to_header()))
+    else:
+        report.print_rows(found.rows(out))
+    return 0
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="ANNOTATIONS...")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints and curves.")
+@click.option("--config", "config_file", metavar="FILE", default="train_synth", show_default=True)
+@click.option("--classes", type=click.Path(), help="Class names in the model's order; classes.txt beside ANNOTATIONS.")
+@click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="e.g. train.seed=1; repeatable.")
+@click.option("--videos", type=click.Path(path_type=Path), help="Where the videos lie.")
+@click.option("--stage", "stages", default="all", show_default=True, help="all, or 0a,0b,1,2,3,skip,full.")
+@click.option("--subsets", nargs=2, default=("train", "val"), show_default=True, help="To learn from, to watch.")
+@click.option("--truth", type=click.Path(path_type=Path), help="truth.parquet of a synthetic archive, for scores.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of decoded frames; OUT/cache if not given.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take at most so many videos of each subset.")
+@click.option("--json", "as_json", is_flag=True, help="The records of the stages on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def train(
+    inputs: tuple[str, ...],
+    out: Path,
+    config_file: str,
+    classes: str | None,
+    settings: tuple[str, ...],
+    videos: Path | None,
+    stages: str,
+    subsets: tuple[str, str],
+    truth: Path | None,
+    cache: Path | None,
+    limit: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Train the stages, each from the checkpoint of the one before. Killed, the same command goes on.
+
+    \b
+    Example:
+      saccade synth data/ --videos 3500 --shares 2000 500 1000
+      saccade train data/annotations.json --videos data/videos --truth data/truth.parquet -o training/
+    """
+    from pipeline import report
+    from pipeline.training import command
+
+    beside = Path(inputs[0]).with_name("classes.txt")
+    if classes is None and beside.is_file():
+        classes = str(beside)
+    config = load_config(config_file, settings, classes=classes)
+    with report.counter("videos decoded", quiet=quiet) as decoded, report.epochs(quiet=quiet) as show:
+        records = command.train(
+            config,
+            inputs,
+            videos=videos,
+            out=out,
+            cache=cache,
+            stages=stages,
+            truth=truth,
+            subsets=subsets,
+            limit=limit,
+            on_progress=show,
+            on_cache=lambda name, done, total: decoded(done, total),
+        )
+    if as_json:
+        click.echo(json.dumps(records, default=str))
+    else:
+        for stage, record in records.items():
+            scores = ", ".join(f"{name} {value:.4g}" for name, value in record.get("scores", {}).items())
+            click.echo(f"stage {stage}: {record['seconds']:.0f} s; {scores}")
+        click.echo(f"checkpoint: {out}/checkpoint.safetensors")
+    return 0
+
+
+@cli.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--kind", type=click.Choice(["needle", "motion"]), default="needle", help="What says the class.")
 @click.option("--videos", type=int, default=300, show_default=True, help="Videos of all subsets together.")

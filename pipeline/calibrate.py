@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,12 @@ import numpy as np
 
 from operators import checkpoints
 from operators.errors import ConfigError
-from pipeline.evaluate import read_step_costs
+from operators.records import Source
+from pipeline.archive import Told, label_archive
+from pipeline.config import Config
+from pipeline.evaluate import read_predictions
+from pipeline.plots import draw_curves
+from pipeline.runner import StopRequest
 from pipeline.scores import Predictions, softmax
 from policies.stopping import (
     NEVER_STOPS,
@@ -66,6 +71,23 @@ class Calibration:
     score_all_steps: float
     gmacs_all_steps: float
 
+    def rows(self, out: Path) -> list[tuple[str, str]]:
+        """What a person reads of it."""
+        lines = [
+            ("all steps", f"{self.score_all_steps:.1f} % at {self.gmacs_all_steps:.4g} GMACs per clip"),
+            ("searched on", f"{self.num_searched} clips, told on {self.num_reported} others"),
+        ]
+        for loss in (0.5, 1.0, 2.0):
+            enough = [point for point in self.points if point.score >= self.score_all_steps - loss]
+            if enough:
+                best = min(enough, key=lambda point: point.gmacs)
+                share = best.gmacs / self.gmacs_all_steps
+                what = f"{best.gmacs:.4g} GMACs ({share:.0%}), {best.score:.1f} %, {best.found_by}"
+                lines.append((f"at {loss:g} point(s) less", what))
+        lines.append(("budgets", f"{self.points[0].gmacs:.4g} to {self.points[-1].gmacs:.4g} GMACs per clip"))
+        lines.append(("written", f"{out}/calibration.json, {out}/calibration.png"))
+        return lines
+
     def to_header(self) -> dict[str, Any]:
         """As a checkpoint's header holds it."""
         return {
@@ -79,16 +101,16 @@ class Calibration:
         }
 
 
-def table_of(predictions: Predictions, costs: np.ndarray, *, measure: str) -> Table:
+def table_of(predictions: Predictions, *, measure: str) -> Table:
     """From a labels table with step_logits and step_gmacs."""
-    if predictions.step_logits is None:
+    if predictions.step_logits is None or predictions.step_gmacs is None:
         raise ConfigError("the labels have no step_logits: label with --set output.step_logits=true")
     logits = predictions.step_logits
     values = softmax(logits) if measure == "softmax" else logits
     truth = predictions.truth
     best = logits.argmax(axis=2)
     correct = (best[:, :, None] == truth[:, None, :]).any(axis=2)
-    return Table(confidences=values.max(axis=2).astype(np.float64), correct=correct, costs=costs)
+    return Table(confidences=values.max(axis=2).astype(np.float64), correct=correct, costs=predictions.step_gmacs)
 
 
 def search(
@@ -159,14 +181,6 @@ def _spread(thresholds: np.ndarray, ends: np.ndarray, num_steps: int) -> np.ndar
     return full
 
 
-def calibrate_labels(
-    labels: Path, predictions: Predictions, *, measure: str, steps_per_round: int, seed: int
-) -> Calibration:
-    """From the labels of a run with all steps."""
-    table = table_of(predictions, read_step_costs(labels), measure=measure)
-    return search(table, steps_per_round=steps_per_round, seed=seed, measure=measure)
-
-
 def write_into(checkpoint: Path, out: Path, calibration: Calibration) -> None:
     """The checkpoint again, with the calibration in its header."""
     found = checkpoints.load(checkpoint)
@@ -189,6 +203,36 @@ def read_aside(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def curve(calibration: Calibration) -> tuple[Sequence[float], Sequence[float]]:
-    """GMACs and score of each point, for the plot."""
-    return [p.gmacs for p in calibration.points], [p.score for p in calibration.points]
+def run_calibration(
+    config: Config,
+    list_sources: Callable[[Sequence[str]], Iterator[Source]],
+    *,
+    out: Path,
+    measure: str,
+    steps_per_round: int | None,
+    write: Path | None,
+    stop: StopRequest,
+    told: Told,
+) -> Calibration | None:
+    """Labels the set once with all steps, searches, and writes what was found; None when it was stopped."""
+    if config.model.checkpoint is None:
+        raise ConfigError("calibration belongs to a checkpoint: give --checkpoint FILE, or a preset that has one")
+    asked = {"stop.kind": "none", "output.step_logits": True, "output.logits": True}
+    label_archive(config.replaced(asked), list_sources, out=out, stop=stop, told=told)
+    if stop.is_set:
+        return None
+    header = checkpoints.load(Path(config.model.checkpoint)).header
+    predictions = read_predictions(out, class_names=header.class_names)
+    every = steps_per_round or config.stop.steps_per_round or 1
+    calibration = search(
+        table_of(predictions, measure=measure), steps_per_round=every, seed=config.compute.seed, measure=measure
+    )
+    write_aside(out / "calibration.json", calibration)
+    curves = {
+        "thresholds": [(point.gmacs, point.score) for point in calibration.points],
+        "all steps": [(calibration.gmacs_all_steps, calibration.score_all_steps)],
+    }
+    draw_curves(out / "calibration.png", curves, x_label="GMACs per clip", y_label="accuracy (%)")
+    if write is not None:
+        write_into(Path(config.model.checkpoint), write, calibration)
+    return calibration

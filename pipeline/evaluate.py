@@ -45,6 +45,7 @@ _COLUMNS = (
     "topk",
     "logits",
     "step_logits",
+    "step_gmacs",
     "frames_total",
     "frames_focused",
     "stopped_at",
@@ -155,6 +156,7 @@ def read_predictions(
         truth=truth_ids,
         logits=logits,
         step_logits=_step_logits(table, len(names)),
+        step_gmacs=_step_gmacs(table),
         sources=tuple(table["source_uri"].to_pylist()) if "source_uri" in wanted else (),
         stopped_at=column("stopped_at", np.int64),
         gmacs=column("gmacs", np.float64),
@@ -237,6 +239,16 @@ def _step_logits(table: pa.Table, num_classes: int) -> np.ndarray | None:
     return steps
 
 
+def _step_gmacs(table: pa.Table) -> np.ndarray | None:
+    if "step_gmacs" not in table.schema.names or table["step_gmacs"].null_count:
+        return None
+    rows = table["step_gmacs"].to_pylist()
+    num_steps = max(map(len, rows))
+    if not all(rows):
+        return None
+    return np.array([row + row[-1:] * (num_steps - len(row)) for row in rows], np.float64)
+
+
 def _check_finite(logits: np.ndarray, table: pa.Table) -> None:
     finite = np.isfinite(logits).reshape(len(logits), -1).all(axis=1)
     if not finite.all():
@@ -304,6 +316,8 @@ def evaluate(
 
     total, focused = predictions.frames_total, predictions.frames_focused
     steps, truth = predictions.step_logits, predictions.truth
+    if step_gmacs is None:
+        step_gmacs = predictions.step_gmacs
     anytime: tuple[CurvePoint, ...] = ()
     budgeted: tuple[CurvePoint, ...] = ()
     if steps is not None and step_gmacs is not None:

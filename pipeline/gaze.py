@@ -248,21 +248,30 @@ class FrameGaze:
         return stops.tolist(), state
 
     def _settle(self, clip: OpenClip) -> None:
-        focused = sum(decision.box_yxyx is not None for decision in clip.decisions)
+        memory: _Memory = clip.memory
         steps = len(clip.step_logits)
+        focused = np.cumsum([decision.box_yxyx is not None for decision in clip.decisions])
+        rows = memory.rows.tolist()
+        # A frame that several steps show is glanced at with the first of them; one that another window paid for, never.
+        glanced = np.cumsum([row not in rows[:step] for step, row in enumerate(rows)])
+        glanced = np.minimum(glanced, memory.num_glanced)
+        clip.step_gmacs = [self._gmacs(int(glanced[k]), int(focused[k]), k + 1) for k in range(steps)]
+        clip.gmacs = self._gmacs(memory.num_glanced, int(focused[steps - 1]), steps)
+        clip.gmacs_full = self._cost.gmacs_full(
+            glanced=len(set(rows)), focused=clip.num_frames, classified=clip.num_frames
+        )
+        clip.memory = None
+
+    def _gmacs(self, glanced: int, focused: int, steps: int) -> float:
         is_full = self.patch_px == self._view_px
-        clip.gmacs = self._cost.gmacs(
-            glanced=clip.memory.num_glanced,
+        return self._cost.gmacs(
+            glanced=glanced,
             focused=0 if is_full else focused,
             focused_full=focused if is_full else 0,
             classified=steps,
             decided=steps if self._decides else 0,
             skips_decided=steps if self._has_skip else 0,
         )
-        clip.gmacs_full = self._cost.gmacs_full(
-            glanced=len(set(clip.memory.rows.tolist())), focused=clip.num_frames, classified=clip.num_frames
-        )
-        clip.memory = None
 
 
 def _rows(pixels: np.ndarray, rows: list[int]) -> np.ndarray:

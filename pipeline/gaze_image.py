@@ -126,15 +126,18 @@ class ImageGaze:
             clip.focus(step=look, row=_row(clip), corner=(places[i][0], places[i][1]), patch_px=self.patch_px)
 
     def _settle(self, clip: OpenClip) -> None:
-        looks = len(clip.step_logits)
         is_full = self.patch_px == self._view_px
-        clip.gmacs = self._cost.gmacs(
-            glanced=1,
-            focused=0 if is_full else looks - 1,
-            focused_full=looks - 1 if is_full else 0,
-            classified=looks,
-            decided=looks - 1 if self._decides else 0,
-        )
+        clip.step_gmacs = [
+            self._cost.gmacs(
+                glanced=1,
+                focused=0 if is_full else looks - 1,
+                focused_full=looks - 1 if is_full else 0,
+                classified=looks,
+                decided=looks - 1 if self._decides else 0,
+            )
+            for looks in range(1, len(clip.step_logits) + 1)
+        ]
+        clip.gmacs = clip.step_gmacs[-1]
         # The whole view once: looking at it again would show nothing new.
         clip.gmacs_full = self._cost.gmacs_full(glanced=1, focused=1, classified=2)
         clip.memory = None

@@ -96,6 +96,7 @@ class MotionGaze:
             classified=1,
             decided=1 if self._decides else 0,
         )
+        clip.step_gmacs = [clip.gmacs]
         clip.gmacs_full = self._cost.gmacs_full(
             glanced=self._glancer.num_segments, focused=self._num_focused, classified=1
         )

@@ -21,6 +21,7 @@ from pipeline.runner import Runner
 if TYPE_CHECKING:
     from pipeline.live_runner import LiveSummary
     from pipeline.live_worker import CameraNews
+    from pipeline.training.journal import Progress as TrainingProgress
 
 
 def _duration(seconds: float) -> str:
@@ -115,6 +116,19 @@ def counter(what: str, *, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[
                 print(json.dumps({"progress": {what: done, "total": total}}), file=stream, flush=True)
 
         yield say
+
+
+@contextmanager
+def epochs(*, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[Callable[[TrainingProgress], None]]:
+    """A line per epoch of a training stage."""
+
+    def say(progress: TrainingProgress) -> None:
+        if not quiet:
+            values = {name: round(float(value), 4) for name, value in progress.values.items()}
+            line = {"stage": progress.stage, "done": progress.done, "total": progress.total, **values}
+            print(json.dumps({"progress": line}), file=stream, flush=True)
+
+    yield say
 
 
 def print_rows(rows: Sequence[tuple[str, str]], *, stream: TextIO = sys.stdout) -> None:

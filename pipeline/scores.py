@@ -26,6 +26,8 @@ class Predictions:
     """float32 [N,K]: of the last step. Where a table has none they are made of its top scores."""
     step_logits: np.ndarray | None = None
     """float32 [N,T,K]; a clip that stopped early keeps its last answer."""
+    step_gmacs: np.ndarray | None = None
+    """float64 [N,T]: cumulative; a clip that stopped early keeps its last."""
     sources: tuple[str, ...] = ()
     """Tells videos of one name apart; empty: the video ids do."""
     stopped_at: np.ndarray | None = None
@@ -278,6 +280,7 @@ def by_video(predictions: Predictions) -> Predictions:
         logits=np.log(np.maximum(mean, 1e-30)).astype(np.float32),
         # Steps of different windows are not steps of one answer.
         step_logits=None,
+        step_gmacs=None,
         stopped_at=None,
         gmacs=added(predictions.gmacs),
         gmacs_full=added(predictions.gmacs_full),

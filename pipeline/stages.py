@@ -52,6 +52,8 @@ class OpenClip:
     is_finished: bool = False
     gmacs: float = 0.0
     gmacs_full: float = 0.0
+    step_gmacs: list[float] = field(default_factory=list)
+    """Up to each classified step."""
 
     def focus(self, *, step: int, row: int, corner: tuple[int, int], patch_px: int) -> None:
         """Asks for a patch."""
@@ -204,6 +206,7 @@ class StreamWorker:
             patches=tuple(_places(clip)),
             gmacs=clip.gmacs,
             gmacs_full=clip.gmacs_full,
+            step_gmacs=tuple(clip.step_gmacs) if self._form.step_logits else None,
             decode_s=frames.decode_s / max(1, len(frames.windows)),
             latency_s=max(0.0, now - (received if received is not None else frames.opened_unix_s)),
             width=facts.width,

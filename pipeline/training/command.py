@@ -1,0 +1,142 @@
+"""`train`: from a config and annotated videos to the stages' settings and data."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from operators.decode import Limits
+from operators.errors import ConfigError
+from operators.records import Source
+from operators.view import Viewer
+from pipeline import inputs
+from pipeline.config import Config
+from pipeline.evaluate import read_truth
+from pipeline.placement import this_machine
+from pipeline.training import sequence
+from pipeline.training.clips import FrameTruth
+from pipeline.training.journal import Progress
+from pipeline.training.read_clips import ClipReader, read_in_processes
+from pipeline.training.settings import FULL, PRESETS, STAGES, TrainSettings, changed
+
+TEST_SUBSETS = ("test", "testing")
+
+
+def settings_of(config: Config) -> TrainSettings:
+    """The `train` section: a preset's name, and what differs from it by dotted names or nested sections."""
+    values = _flat(config.train)
+    preset = values.pop("preset", None)
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"train.preset={preset}: give --config train_synth or train_activitynet, or one of {', '.join(PRESETS)}"
+        )
+    return changed(PRESETS[preset](), values)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def stages_of(names: str) -> list[str]:
+    """`all`, or stages separated by commas."""
+    return list(STAGES) if names == "all" else [name.strip() for name in names.split(",")]
+
+
+def train(
+    config: Config,
+    listing: Sequence[str],
+    *,
+    videos: Path | None,
+    out: Path,
+    cache: Path | None = None,
+    stages: str = "all",
+    truth: Path | None = None,
+    subsets: tuple[str, str] = ("train", "val"),
+    limit: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_cache: Callable[[str, int, int], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Trains the stages; gives each one's record."""
+    settings = settings_of(config)
+    if settings.device == "cpu":
+        torch.set_num_threads(config.run.threads or this_machine().num_cores)
+    if config.model.classes is None:
+        raise ConfigError("training needs the class names in the model's order: --classes FILE")
+    names = inputs.read_class_names(Path(config.model.classes))
+
+    def sources(subset: str) -> list[Source]:
+        found = list(inputs.sources(listing, videos=videos, subset=subset, class_names=names))
+        return found if limit is None else found[:limit]
+
+    test: list[Source] = []
+    for name in TEST_SUBSETS:
+        try:
+            test = sources(name)
+            break
+        except ConfigError:
+            continue
+    data = sequence.TrainingData(
+        train=sources(subsets[0]),
+        val=sources(subsets[1]),
+        test=test,
+        class_names=names,
+        truth=None if truth is None else _frame_truth(truth),
+    )
+    side = settings.preprocessing
+    reader = ClipReader(
+        num_steps=settings.num_steps,
+        candidates=settings.candidates,
+        viewer=Viewer(
+            resize_px=side.resize_px,
+            crop_px=side.resize_px if settings.is_cropped else side.crop_px,
+            square_pixels=side.square_pixels,
+            interpolation=side.interpolation,
+        ),
+        limits=Limits(**config.decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"})),
+    )
+    workers = this_machine().num_cores
+    setting = sequence.Setting(
+        out=out,
+        cache=cache or out / "cache",
+        read=reader,
+        read_many=read_in_processes(workers) if workers > 1 else None,
+        clock=time.monotonic,
+        commit=_commit(),
+        config=config.given(),
+        progress=on_progress,
+        cache_progress=on_cache,
+    )
+    wanted = [stage for stage in (*STAGES, FULL) if stage in stages_of(stages)]
+    unknown = set(stages_of(stages)) - set(wanted)
+    if unknown:
+        raise ConfigError(f"there is no stage {sorted(unknown)[0]!r}; there are {', '.join((*STAGES, FULL))}, all")
+    return sequence.run(wanted, settings=settings, data=data, setting=setting)
+
+
+def _frame_truth(path: Path) -> dict[str, FrameTruth]:
+    return {
+        name: FrameTruth(visible=boxes.visible, box_yxhw=boxes.boxes) for name, boxes in read_truth(path).items()
+    }
+
+
+def _commit() -> str:
+    """The code's commit, where it is a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return told.stdout.strip()
