@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from operators.plan import (
     irregularity,
     whole_plan,
 )
+from operators.records import without_password
 from operators.view import UPRIGHT, Orientation, Viewer
 
 # PyAV's log callback wants the interpreter lock from inside native code: with it off, nothing can wait on it.
@@ -112,18 +114,22 @@ def missing_decoders(names: Iterable[str]) -> list[str]:
     return missing
 
 
-def check_file(path: str) -> None:
-    """Raises SourceError unless there is a file with something in it."""
+def head_of(path: str) -> bytes:
+    """The first bytes of a file that is there and has some. Raises SourceError."""
+    if "://" in path:
+        raise SourceError(f"{without_password(path)} is not a local file; download it first", "missing")
     try:
-        status = os.stat(path)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise SourceError(f"{path} is not a file", "not_media")
+        with open(path, "rb") as file:
+            head = file.read(64)
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise SourceError(f"{path} does not exist", "missing") from exc
     except (OSError, ValueError) as exc:
-        raise SourceError(f"{path} cannot be reached: {exc}", "missing") from exc
-    if not os.path.isfile(path):
-        raise SourceError(f"{path} is not a file", "not_media")
-    if status.st_size == 0:
+        raise SourceError(f"{path} cannot be read: {exc}", "missing") from exc
+    if not head:
         raise SourceError(f"{path} is empty", "empty")
+    return head
 
 
 def first_video(container: InputContainer, path: str, limits: Limits) -> VideoStream:
@@ -208,12 +214,9 @@ class Decoder:
                 if other.index != self.stream.index:
                     other.discard = Discard.all
             self.context = self.stream.codec_context
-            self.context.thread_count = num_threads
-            self.context.thread_type = "FRAME" if num_threads > 1 else "NONE"  # type: ignore[assignment]
             self.codec = self.context.name
-            self.may_skip = num_threads == 1 and bitstream.may_skip_unreferenced(
-                self.codec, self.context.extradata
-            )
+            self.may_skip = bitstream.may_skip_unreferenced(self.codec, self.context.extradata)
+            self.use_threads(num_threads)
             self._paint = Painter(viewer=viewer)
             self._packets = self._demux()
             self._peeked: Packet | None = None
@@ -225,6 +228,14 @@ class Decoder:
 
     def close(self) -> None:
         self.container.close()
+
+    def use_threads(self, num_threads: int) -> None:
+        """Threads that work on neighbouring frames; from the first frame on or not at all."""
+        if self.context.is_open:
+            return
+        # Never left to FFmpeg, whose default is all cores in every worker.
+        self.context.thread_count = num_threads
+        self.context.thread_type = "FRAME" if num_threads > 1 else "NONE"  # type: ignore[assignment]
 
     @property
     def seconds_per_tick(self) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from operators import bitstream, stills
-from operators.container import PROGRESSIVE, Decoder, Irregular, Limits, Tally, check_file, missing_decoders
+from operators.container import PROGRESSIVE, Decoder, Irregular, Limits, Tally, head_of, missing_decoders
 from operators.cut import Shot, Timeline, cut_batches
 from operators.errors import SourceError
 from operators.plan import (
@@ -75,7 +75,7 @@ class FileReader:
         self._next_window = first_window
         self._open: list[Decoder] = []
         self._threads: list[threading.Thread] = []
-        self._is_closing = threading.Event()
+        self._must_stop = threading.Event()
         self._opened_unix_s = 0.0
 
     def __enter__(self) -> FileReader:
@@ -88,12 +88,15 @@ class FileReader:
 
     def close(self) -> None:
         """Stops what runs and closes what is open; a second call does nothing."""
-        self._is_closing.set()
-        for thread in self._threads:
-            thread.join()
-        self._threads.clear()
+        self._stop_threads()
         while self._open:
             self._open.pop().close()
+
+    def _stop_threads(self) -> None:
+        self._must_stop.set()
+        while self._threads:
+            self._threads.pop().join()
+        self._must_stop.clear()
 
     def read(self) -> Iterator[FrameBatch | None]:
         """Batches in the order of time, None in between. Once per reader. Raises SourceError."""
@@ -119,9 +122,7 @@ class FileReader:
         if self._source.media is Media.FRAMES or os.path.isdir(path):
             yield from self._folder(path)
             return
-        check_file(path)
-        with open(path, "rb") as file:
-            kind = bitstream.image_kind(file.read(16))
+        kind = bitstream.image_kind(head_of(path))
         if kind is not None:
             yield from self._still(path)
         else:
@@ -254,6 +255,8 @@ class FileReader:
         if self._num_threads > 1 and len(groups) > 1 and self._sampling.kind == "whole":
             shots = self._side_by_side(decoder, table, groups)
         else:
+            # Windows want most groups, and their views as they come; one group has no neighbour.
+            decoder.use_threads(self._num_threads)
             shots = (
                 item for group in groups for item in decoder.group(table, group, self._clock, is_strict=True)
             )
@@ -271,7 +274,7 @@ class FileReader:
             try:
                 mine = own or Decoder(self._source.uri, self._limits, self._viewer, num_threads=1)
                 try:
-                    while not self._is_closing.is_set():
+                    while not self._must_stop.is_set():
                         with lock:
                             number = next(untaken, None)
                         if number is None:
@@ -282,7 +285,7 @@ class FileReader:
                                 shots.append(item)
                             else:
                                 news.put(None)
-                            if self._is_closing.is_set():
+                            if self._must_stop.is_set():
                                 return
                         news.put((number, shots))
                 finally:
@@ -297,17 +300,20 @@ class FileReader:
             thread.start()
         found: dict[int, list[Shot]] = {}
         due = 0
-        while due < len(groups):
-            item = news.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                yield None
-                continue
-            found[item[0]] = item[1]
-            while due in found:
-                yield from found.pop(due)
-                due += 1
+        try:
+            while due < len(groups):
+                item = news.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    yield None
+                    continue
+                found[item[0]] = item[1]
+                while due in found:
+                    yield from found.pop(due)
+                    due += 1
+        finally:
+            self._stop_threads()
 
     def _try_keyframes(
         self, decoder: Decoder, table: PacketTable

@@ -17,7 +17,7 @@ from operators.decode import FileReader, Limits, missing_decoders
 from operators.encode import write_video
 from operators.errors import ERROR_CODES, SourceError
 from operators.plan import Sampling
-from operators.records import FrameBatch, Media, clip_id, source_id
+from operators.records import FrameBatch, Media, Source, clip_id, source_id
 from operators.view import Viewer
 from tests.video_files import (
     BITS,
@@ -40,7 +40,7 @@ def reader(path: Path, *, media: Media = Media.VIDEO, limits: Limits | None = No
     num_threads, first_window = how.pop("num_threads", 1), how.pop("first_window", 0)
     viewer = how.pop("viewer", None) or Viewer(resize_px=SIDE, crop_px=SIDE)
     return FileReader(
-        source=source_of(path, media),
+        source=how.pop("source", None) or source_of(path, media),
         sampling=Sampling(**how),
         viewer=viewer,
         limits=limits,
@@ -406,6 +406,24 @@ def test_a_folder_without_a_single_good_image_is_corrupt(tmp_path):
 def test_a_path_that_is_not_there_is_missing(tmp_path):
     assert code_of(tmp_path / "gone.mp4") == "missing"
     assert code_of(tmp_path / "gone", media=Media.FRAMES) == "missing"
+
+
+def test_an_address_is_missing_and_its_password_is_not_told():
+    with pytest.raises(SourceError) as caught:
+        batches(Path("x"), source=Source(source_id="0" * 32, uri="http://me:secret@host/a.mp4", video_id="a"))
+    assert caught.value.code == "missing"
+    assert "me:***@host" in str(caught.value)
+
+
+def test_a_name_that_is_not_utf8_can_be_read(movie, tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.mp4"
+    Path(os.fsdecode(path)).write_bytes(movie.read_bytes())
+    assert the_batch(Path(os.fsdecode(path)), num_frames=1).facts.num_frames == 60
+
+
+def test_a_pipe_is_not_media(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert code_of(tmp_path / "pipe.mp4") == "not_media"
 
 
 def test_a_file_without_a_byte_is_empty(tmp_path):
