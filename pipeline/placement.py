@@ -92,9 +92,9 @@ def place(
         sources = source_workers or max(1, budget - 2)
         streams = stream_workers or max(1, machine.num_gpus)
         focuses = focus_workers or max(1, machine.num_gpus)
-        # A GPU holds whole actors or shares of them, and the stages of one GPU share it evenly.
-        share = machine.num_gpus / (streams + focuses) if machine.num_gpus else 0.0
-        stream_gpus = focus_gpus = share if share < 1 else float(int(share))
+        # An actor has a whole GPU or a share of one, never parts of two: 3 actors on 2 GPUs are 2 on one of them.
+        per_gpu = -(-(streams + focuses) // machine.num_gpus) if machine.num_gpus else 0
+        stream_gpus = focus_gpus = 1 / per_gpu if per_gpu else 0.0
         source_threads, stream_threads, focus_threads = 1, 1, 1
         batch, together, depth = batch_size or 256, clips_per_call or 8, 2
     else:
