@@ -20,10 +20,12 @@ import numpy as np
 from operators import checkpoints
 from operators.errors import ConfigError
 from operators.records import Source
-from pipeline.archive import Told, label_archive
+from pipeline.archive import Told, label_archive, machine_of
+from pipeline.build import resolve
 from pipeline.config import Config
 from pipeline.evaluate import read_predictions
 from pipeline.plots import draw_curves
+from pipeline.rules import calibrated_for
 from pipeline.runner import StopRequest
 from pipeline.scores import Predictions, softmax
 from policies.stopping import (
@@ -89,7 +91,7 @@ class Calibration:
         return lines
 
     def to_header(self) -> dict[str, Any]:
-        """As a checkpoint's header holds it."""
+        """As a checkpoint's header holds it, beside the settings it was made for."""
         return {
             "measure": self.measure,
             "steps_per_round": self.steps_per_round,
@@ -181,26 +183,12 @@ def _spread(thresholds: np.ndarray, ends: np.ndarray, num_steps: int) -> np.ndar
     return full
 
 
-def write_into(checkpoint: Path, out: Path, calibration: Calibration) -> None:
-    """The checkpoint again, with the calibration in its header."""
+def write_into(checkpoint: Path, out: Path, calibration: Mapping[str, Any]) -> None:
+    """The checkpoint again, with the calibration in its header; one made under the same settings is replaced."""
     found = checkpoints.load(checkpoint)
-    header = dataclasses.replace(found.header, thresholds=calibration.to_header())
+    others = [c for c in found.header.thresholds.get("calibrations", []) if c["for"] != calibration["for"]]
+    header = dataclasses.replace(found.header, thresholds={"calibrations": [*others, dict(calibration)]})
     checkpoints.save(out, dataclasses.replace(found, header=header))
-
-
-def write_aside(path: Path, calibration: Calibration) -> None:
-    path.write_text(json.dumps(calibration.to_header(), indent=1))
-
-
-def read_aside(path: Path) -> Mapping[str, Any]:
-    """A calibration kept beside a checkpoint that cannot hold it."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path} is no calibration: {exc}") from exc
-    if not isinstance(found, dict) or "points" not in found:
-        raise ConfigError(f"{path} is no calibration: it has no points")
-    return found
 
 
 def run_calibration(
@@ -227,12 +215,13 @@ def run_calibration(
     calibration = search(
         table_of(predictions, measure=measure), steps_per_round=every, seed=config.compute.seed, measure=measure
     )
-    write_aside(out / "calibration.json", calibration)
+    told_as = calibration.to_header() | {"for": calibrated_for(resolve(config, machine_of(config)).config)}
+    (out / "calibration.json").write_text(json.dumps(told_as, indent=1))
     curves = {
         "thresholds": [(point.gmacs, point.score) for point in calibration.points],
         "all steps": [(calibration.gmacs_all_steps, calibration.score_all_steps)],
     }
     draw_curves(out / "calibration.png", curves, x_label="GMACs per clip", y_label="accuracy (%)")
     if write is not None:
-        write_into(Path(config.model.checkpoint), write, calibration)
+        write_into(Path(config.model.checkpoint), write, told_as)
     return calibration

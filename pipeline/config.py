@@ -115,6 +115,7 @@ class Stop(Section):
     confidence: Literal["softmax", "logit"] = Field("softmax", description="what is compared with the thresholds")
     budget_gmacs: float | None = Field(None, gt=0, description="mean GMACs per clip to spend")
     steps_per_round: int | None = Field(None, ge=1, le=1024, description="steps between two checks")
+    calibration: str | None = Field(None, description="file of `calibrate`, where the checkpoint does not hold it")
 
 
 class Compute(Section):
@@ -212,7 +213,7 @@ class Config(Section):
         sections = ("sampling", "view", "glance", "focus", "policy", "skip", "stop", "compute", "output", "model")
         silent = {
             "model.checkpoint", "model.untrained", "glance.clips_per_call", "focus.batch_size", "focus.max_wait_ms",
-            "output.rows_per_part", "output.part_age_s",
+            "output.rows_per_part", "output.part_age_s", "stop.calibration",
         }  # fmt: skip
         own = {k: v for k, v in self.flat().items() if k.split(".")[0] in sections and k not in silent}
         if live:

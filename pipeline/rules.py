@@ -4,8 +4,10 @@ costs. Everything wrong is told here, before any process is started.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from operators.checkpoints import Checkpoint, Header
 from operators.errors import CheckpointError, ConfigError
@@ -134,9 +136,9 @@ def stop_rule(config: Config, header: Header) -> StopRule | None:
             return Confidence(thresholds=thresholds, measure=config.stop.confidence)
         case "budget":
             assert config.stop.budget_gmacs is not None
-            rule = for_budget(
-                operating_points(header), config.stop.budget_gmacs, measure=header.thresholds.get("measure", "softmax")
-            )
+            found = calibration(config, header)
+            measure = found.get("measure", "softmax")
+            rule = for_budget(operating_points(found), config.stop.budget_gmacs, measure=measure)
             if len(rule.thresholds) not in (1, steps):
                 raise ConfigError(
                     f"the checkpoint is calibrated for {len(rule.thresholds)} steps, but a clip has {steps}: "
@@ -145,8 +147,44 @@ def stop_rule(config: Config, header: Header) -> StopRule | None:
             return rule
 
 
-def operating_points(header: Header) -> list[OperatingPoint]:
-    """The calibration that a header holds."""
+CALIBRATED_FOR = ("policy.kind", "skip.kind", "skip.sees", "skip.price", "skip.share", "focus.patch_px")
+"""Settings that thresholds and costs depend on, beside the weights."""
+
+
+def calibrated_for(config: Config) -> dict[str, Any]:
+    flat = config.flat()
+    return {name: flat[name] for name in CALIBRATED_FOR}
+
+
+def calibration(config: Config, header: Header) -> Mapping[str, Any]:
+    """The calibration made under these settings: from stop.calibration, or the checkpoint's header."""
+    if config.stop.calibration is not None:
+        known = [read_calibration(Path(config.stop.calibration))]
+    else:
+        known = list(header.thresholds.get("calibrations", []))
+    if not known:
+        raise ConfigError("stop.kind=budget needs a calibration: run `calibrate`, or use stop.kind=confidence")
+    wanted = calibrated_for(config)
+    for found in known:
+        if found.get("for", wanted) == wanted:
+            return found
+    made = known[0]["for"]
+    differ = ", ".join(f"{k}={made.get(k)} there, {wanted[k]} here" for k in wanted if made.get(k) != wanted[k])
+    raise ConfigError(f"no calibration was made under these settings ({differ}): run `calibrate` with them")
+
+
+def read_calibration(path: Path) -> Mapping[str, Any]:
+    """A calibration kept beside a checkpoint that cannot hold it."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{path} is no calibration: {exc}") from exc
+    if not isinstance(found, dict) or "points" not in found:
+        raise ConfigError(f"{path} is no calibration: it has no points")
+    return found
+
+
+def operating_points(found: Mapping[str, Any]) -> list[OperatingPoint]:
     return [
         OperatingPoint(
             gmacs=point["gmacs"],
@@ -154,14 +192,17 @@ def operating_points(header: Header) -> list[OperatingPoint]:
             thresholds=tuple(point["thresholds"]),
             found_by=point.get("found_by", ""),
         )
-        for point in header.thresholds.get("points", [])
+        for point in found["points"]
     ]
 
 
 def steps_per_round(config: Config, header: Header) -> int:
+    """Steps between two checks: as given, as calibrated, or 1."""
     if config.stop.steps_per_round is not None:
         return config.stop.steps_per_round
-    return int(header.thresholds.get("steps_per_round", 1))
+    if config.stop.kind == "budget":
+        return int(calibration(config, header).get("steps_per_round", 1))
+    return 1
 
 
 def skip_sees(config: Config, header: Header) -> Literal["glance", "classifier"]:

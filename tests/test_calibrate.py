@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from operators.errors import ConfigError
-from pipeline.calibrate import Table, read_aside, search, table_of, write_aside
+from operators.header import Header
+from pipeline.calibrate import Table, search, table_of
+from pipeline.config import Config, parse
+from pipeline.rules import calibrated_for, read_calibration, stop_rule
 from pipeline.scores import Predictions
-from policies.stopping import exit_steps, for_budget
+from policies.stopping import Confidence, exit_steps, for_budget
 
 
 def easy_and_hard(num_clips: int = 400) -> Table:
@@ -90,8 +93,27 @@ def test_any_of_several_true_labels_is_right() -> None:
 
 
 def test_a_calibration_beside_the_checkpoint_reads_as_it_was_written(tmp_path: Path) -> None:
-    found = search(easy_and_hard())
-    write_aside(tmp_path / "c.json", found)
-    assert read_aside(tmp_path / "c.json") == json.loads(json.dumps(found.to_header()))
+    told_as = search(easy_and_hard()).to_header() | {"for": calibrated_for(Config())}
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(told_as))
+    assert read_calibration(path) == json.loads(json.dumps(told_as))
     with pytest.raises(ConfigError, match="no calibration"):
-        read_aside(tmp_path / "none.json")
+        read_calibration(tmp_path / "none.json")
+
+
+def budget(gmacs: float, path: Path, **more: object) -> Config:
+    settings = {"stop.kind": "budget", "stop.budget_gmacs": gmacs, "stop.calibration": str(path), **more}
+    return parse({"sampling.num_frames": 4, **settings})
+
+
+def test_a_budget_takes_the_dearest_point_that_it_can_pay(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(search(easy_and_hard()).to_header() | {"for": calibrated_for(Config())}))
+    header = Header(family="adafocus", glance=None, focus=None, classifier=None)
+    rule = stop_rule(budget(2.7, path), header)
+    assert isinstance(rule, Confidence)
+    assert len(rule.thresholds) == 4
+    with pytest.raises(ConfigError, match="below the cheapest exit"):
+        stop_rule(budget(0.1, path), header)
+    with pytest.raises(ConfigError, match=r"skip\.kind=none there, random here"):
+        stop_rule(budget(2.7, path, **{"skip.kind": "random"}), header)

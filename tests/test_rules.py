@@ -147,7 +147,9 @@ def test_a_budget_is_met_by_the_calibration_in_the_checkpoint():
         {"gmacs": 2.0, "score": 70.0, "thresholds": [0.6] * 6},
         {"gmacs": 3.0, "score": 72.0, "thresholds": [0.9] * 6},
     ]
-    header = dataclasses.replace(trained().header, thresholds={"measure": "logit", "points": points})
+    header = dataclasses.replace(
+        trained().header, thresholds={"calibrations": [{"measure": "logit", "points": points}]}
+    )
 
     def rule(**settings: object):
         return stop_rule(make_config(stop__kind="budget", **settings), header)
