@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -270,8 +270,8 @@ def test_the_right_password_opens(videos):
 
 
 @contextlib.contextmanager
-def http_server(content_type: str, parts: Iterator[bytes]) -> Iterator[str]:
-    """Answers every request with these bytes; gives the address."""
+def http_server(content_type: str, parts: Callable[[str], Iterable[bytes]]) -> Iterator[str]:
+    """Answers a request for a path with the bytes of `parts(path)`; gives the address of /video."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -279,7 +279,7 @@ def http_server(content_type: str, parts: Iterator[bytes]) -> Iterator[str]:
             self.send_header("Content-Type", content_type)
             self.end_headers()
             with contextlib.suppress(OSError):
-                for part in parts:
+                for part in parts(self.path):
                     self.wfile.write(part)
 
         def log_message(self, format: str, *args: object) -> None:
@@ -305,24 +305,34 @@ def jpeg(number: int) -> bytes:
 def test_motion_jpeg_over_http_is_timed_by_arrival():
     sent: dict[int, float] = {}
 
-    def parts() -> Iterator[bytes]:
+    def parts(_path: str) -> Iterator[bytes]:
         for number in range(20):
             sent[number] = time.time()
             data = jpeg(number)
             yield b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data) + data + b"\r\n"
             time.sleep(0.05)
 
-    with http_server("multipart/x-mixed-replace;boundary=frame", parts()) as url:
+    with http_server("multipart/x-mixed-replace;boundary=frame", parts) as url:
         read = Read(url, analysis_fps=50)
     assert read.numbers[-1] >= 15 and len(read.frames) >= 10
     for frame, number in zip(read.frames, read.numbers, strict=True):
         assert abs(frame.time_unix_s - sent[number]) < AWAY_S
 
 
-def test_a_playlist_over_http_is_refused():
-    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
-    with http_server("application/vnd.apple.mpegurl", iter([playlist])) as url:
+def test_a_playlist_over_http_is_refused_although_what_it_names_could_be_read(tmp_path):
+    segment = write_numbered(tmp_path / "a.ts", num_frames=30, fps=FPS, gop=GOP).read_bytes()
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.5,\na.ts\n#EXT-X-ENDLIST\n"
+    asked: list[str] = []
+
+    def parts(path: str) -> list[bytes]:
+        asked.append(path)
+        return [segment if path == "/a.ts" else playlist]
+
+    with http_server("application/vnd.apple.mpegurl", parts) as url:
         read = Read(url, timeout_s=2.0)
+        assert asked == ["/video"]
+        # The segment itself is what cameras send, too.
+        assert Read(url.replace("video", "a.ts"), repair=ClockRepair(settle_s=0)).frames
     assert read.error is not None and read.error.code == "not_media"
 
 

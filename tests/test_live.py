@@ -112,6 +112,7 @@ def fail(camera: Camera, now_s: float) -> Camera:
     camera, decision = step(camera, [], now_s=now_s, draw=0.0, limits=LIMITS)
     assert decision == Open()
     camera, _ = step(camera, [decoded(1)], now_s=now_s, draw=0.0, limits=LIMITS)
+    camera, _ = step(camera, [decoded(2)], now_s=now_s, draw=0.0, limits=LIMITS)
     camera, _ = step(camera, [Ended(reason="x"), Gone()], now_s=now_s, draw=0.0, limits=LIMITS)
     return camera
 
