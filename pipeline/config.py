@@ -159,9 +159,10 @@ class Live(Section):
     analysis_fps: float = Field(4.0, gt=0, le=240, description="frames analysed per second of each camera")
     window_s: float = Field(4.0, gt=0)
     stride_s: float = Field(1.0, gt=0)
-    transport: Literal["tcp", "udp"] = "tcp"
+    transport: Literal["tcp", "udp", "auto"] = "tcp"
     watchdog_s: float = Field(5.0, gt=0, description="without a decoded frame for so long, a camera is lost")
-    open_timeout_s: float = Field(10.0, gt=0)
+    open_timeout_s: float = Field(5.0, gt=0, description="from opening a camera to its first packet")
+    gap_s: float = Field(1.0, gt=0, description="frames further apart have a gap between them, which no window spans")
     backoff_s: float = Field(0.5, gt=0, description="first wait before a camera is opened again")
     max_backoff_s: float = Field(30.0, gt=0)
     max_waiting_frames: int = Field(8, ge=1, description="per camera; beyond it the oldest is dropped and counted")
@@ -316,7 +317,7 @@ class Camera(Section):
 
     name: str
     url: str = Field(repr=False)
-    transport: Literal["tcp", "udp"] | None = None
+    transport: Literal["tcp", "udp", "auto"] | None = None
     analysis_fps: float | None = Field(None, gt=0, le=240)
     window_s: float | None = Field(None, gt=0)
     stride_s: float | None = Field(None, gt=0)
