@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +125,7 @@ class ClipTable:
 
     # What to do next
 
-    def open(self, idle: Sequence[int], *, may_suspect: bool) -> list[Stay]:
+    def open(self, idle: Collection[int], *, may_suspect: bool) -> list[Stay]:
         """The oldest clips that wait, for the worker that has the fewest; a suspect alone."""
         if not idle or not (self._to_open or self._suspects):
             return []

@@ -7,7 +7,7 @@ worker at a time, and frames that were lost are read again when its reading has 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from operators.records import ClipLabel, Media, Source, clip_id
@@ -86,7 +86,7 @@ class ReadQueue:
         self._waiting.append(Reading(source=source, first_window=first_window, is_resumed=first_window > 0))
         self.num_active += 1
 
-    def next(self, idle: Sequence[int], *, may_suspect: bool, room: int) -> tuple[int, list[Reading]] | None:
+    def next(self, idle: Collection[int], *, may_suspect: bool, room: int) -> tuple[int, list[Reading]] | None:
         """A worker and at most `room` sources for it. Suspects are read alone, one at a time."""
         for worker in idle:
             going_on = self._going_on[worker]

@@ -68,6 +68,7 @@ class Planned:
     readings: list[Reading] = field(default_factory=list)
     stays: list[Stay] = field(default_factory=list)
     rows: list[PatchRows] = field(default_factory=list)
+    num_rows: int = 0
     timed_out: bool = False
     """Set by whoever ends a worker that does not come back."""
     is_blamed: bool = False
@@ -85,15 +86,29 @@ class _Stage:
     depth: int
     running: list[list[Planned]]
     epochs: list[int]
+    idle: set[int]
+    """Workers without a call."""
     suspects_running: int = 0
     deaths_in_a_row: int = 0
 
-    def idle(self) -> list[int]:
-        return [worker for worker, calls in enumerate(self.running) if not calls]
+    def enter(self, planned: Planned) -> None:
+        worker = planned.call.worker
+        self.running[worker].append(planned)
+        self.idle.discard(worker)
+        self.suspects_running += planned.is_suspect
+
+    def leave(self, planned: Planned) -> None:
+        worker = planned.call.worker
+        self.running[worker].remove(planned)
+        self.suspects_running -= planned.is_suspect
+        if not self.running[worker]:
+            self.idle.add(worker)
 
     def first_to_idle(self) -> int:
         """The worker with the fewest calls, and of those the one whose call began first."""
-        return min(enumerate(self.running), key=lambda w: (len(w[1]), w[1][0].number if w[1] else 0))[0]
+        if self.idle:
+            return min(self.idle)
+        return min(range(len(self.running)), key=lambda w: (len(self.running[w]), self.running[w][0].number))
 
     def note_death(self, planned: Planned) -> bool:
         """Blames the call that was being worked on; true for the first word of a death."""
@@ -125,6 +140,7 @@ class Scheduler:
                 depth=limits.focus_depth if stage == FOCUS else 1,
                 running=[[] for _ in range(count)],
                 epochs=[0] * count,
+                idle=set(range(count)),
             )
             for stage, count in workers.items()
         }
@@ -219,9 +235,7 @@ class Scheduler:
             or self._next_read()
         )
         if planned is not None:
-            stage = self._stages[planned.call.stage]
-            stage.running[planned.call.worker].append(planned)
-            stage.suspects_running += planned.is_suspect
+            self._stages[planned.call.stage].enter(planned)
             self._num_running += 1
             self._num_being_read += len(planned.readings)
         return planned
@@ -233,7 +247,7 @@ class Scheduler:
         return Planned(call, self._stages[stage].epochs[worker], next(self._numbers), **about)
 
     def _next_write(self, now_s: float) -> Planned | None:
-        if not self._stages[SINK].idle():
+        if not self._stages[SINK].idle:
             return None
         if not self._unsent_writes and self._labels:
             is_due = (
@@ -253,7 +267,7 @@ class Scheduler:
 
     def _next_step(self) -> Planned | None:
         stage = self._stages[STREAM]
-        for worker in stage.idle():
+        for worker in stage.idle:
             if gone := self._clips.to_close(worker):
                 return self._plan(STREAM, worker, "close", gone)
             stays = self._clips.to_step(worker, may_suspect=not stage.suspects_running)
@@ -276,9 +290,9 @@ class Scheduler:
 
     def _next_focus(self, now_s: float) -> Planned | None:
         batcher = self._batcher
-        if not len(batcher):
-            return None
         stage = self._stages[FOCUS]
+        if not len(batcher) or not (stage.idle or stage.depth > 1):
+            return None
         worker = stage.first_to_idle()
         num_running = len(stage.running[worker])
         if batcher.is_suspect_next and not stage.suspects_running:
@@ -287,19 +301,21 @@ class Scheduler:
         elif num_running >= (1 if batcher.num_suspect_rows or stage.suspects_running else stage.depth):
             rows = []
         else:
-            num_ahead = sum(len(rows) for planned in stage.running[worker] for rows in planned.rows)
-            rows = batcher.take(now_s, num_idle=0 if num_running else len(stage.idle()), num_ahead=num_ahead)
+            num_ahead = sum(planned.num_rows for planned in stage.running[worker])
+            rows = batcher.take(now_s, num_idle=len(stage.idle), num_ahead=num_ahead)
         if not rows:
             return None
         handles, places = count_payloads([r.handle for r in rows])
         requests = [Slice(place, r.start, r.stop) for place, r in zip(places, rows, strict=True)]
         stays = list({id(r.clip): r.clip for r in rows}.values())
         is_suspect = rows[0].is_suspect
-        return self._plan(FOCUS, worker, "focus", requests, handles, rows=rows, stays=stays, is_suspect=is_suspect)
+        planned = self._plan(FOCUS, worker, "focus", requests, handles, rows=rows, stays=stays, is_suspect=is_suspect)
+        planned.num_rows = sum(map(len, rows))
+        return planned
 
     def _next_open(self) -> Planned | None:
         stage = self._stages[STREAM]
-        stays = self._clips.open(stage.idle(), may_suspect=not stage.suspects_running)
+        stays = self._clips.open(stage.idle, may_suspect=not stage.suspects_running)
         if not stays:
             return None
         pieces = {id(stay.clip.piece): stay.clip.piece for stay in stays}
@@ -316,13 +332,10 @@ class Scheduler:
 
     def _next_read(self) -> Planned | None:
         stage = self._stages[SOURCE]
-        idle = stage.idle()
-        if not idle:
-            return None
-        room = self._room_to_read()
+        room = self._room_to_read() if stage.idle else 0
         if room <= 0:
             return None
-        chosen = self._reading.next(idle, may_suspect=not stage.suspects_running, room=room)
+        chosen = self._reading.next(stage.idle, may_suspect=not stage.suspects_running, room=room)
         if chosen is None:
             return None
         worker, readings = chosen
@@ -432,9 +445,7 @@ class Scheduler:
                     self._reading.died(reading, is_alone=planned.is_alone, timed_out=False, now_s=now_s)
 
     def _leave(self, planned: Planned) -> None:
-        stage = self._stages[planned.call.stage]
-        stage.running[planned.call.worker].remove(planned)
-        stage.suspects_running -= planned.is_suspect
+        self._stages[planned.call.stage].leave(planned)
         self._num_running -= 1
         self._num_being_read -= len(planned.readings)
 

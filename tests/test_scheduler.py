@@ -71,7 +71,7 @@ def machines(draw: st.DrawFn) -> dict[str, int]:
     return {SINK: 1, **{stage: draw(st.integers(1, 3)) for stage in (SOURCE, STREAM, FOCUS)}}
 
 
-FUZZ = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @FUZZ
