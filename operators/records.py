@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-_PASSWORD = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^:/?#\s@]*):[^\s/]*@")
+# A password may hold anything, a slash too; digits up to a slash are a port.
+_PASSWORD = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^:/?#\s@]*):(?!\d+/)[^\s]*@")
 
 
 def without_password(text: str) -> str:

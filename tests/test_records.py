@@ -1,0 +1,53 @@
+"""What records promise of themselves."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from operators.errors import SourceError
+from operators.records import ClipLabel, Media, Source, clip_id, source_id, without_password
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://admin:secret@10.0.0.7/stream", "rtsp://admin:***@10.0.0.7/stream"),
+        ("rtsp://admin:se:c@ret@10.0.0.7/stream", "rtsp://admin:***@10.0.0.7/stream"),
+        ("rtsp://admin:se/cret@10.0.0.7/stream", "rtsp://admin:***@10.0.0.7/stream"),
+        ("rtsp://:secret@10.0.0.7/", "rtsp://:***@10.0.0.7/"),
+        ("cannot open rtsp://a:b@c and http://d:e@f", "cannot open rtsp://a:***@c and http://d:***@f"),
+        ("http://host:8080/video@2.mp4", "http://host:8080/video@2.mp4"),
+        ("rtsp://admin@10.0.0.7/stream", "rtsp://admin@10.0.0.7/stream"),
+        ("/videos/a:b@c.mp4", "/videos/a:b@c.mp4"),
+    ],
+)
+def test_a_password_is_never_shown_and_nothing_else_is_hidden(text: str, shown: str) -> None:
+    assert without_password(text) == shown
+
+
+def test_a_source_shows_itself_without_its_password() -> None:
+    uri = "rtsp://admin:secret@10.0.0.7/stream"
+    source = Source(source_id=source_id(uri), uri=uri, video_id="gate", media=Media.CAMERA)
+    assert "secret" not in repr(source)
+    assert source.shown_uri == "rtsp://admin:***@10.0.0.7/stream"
+
+
+def test_a_label_with_a_password_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="password"):
+        ClipLabel(video_id="gate", clip_id="0" * 32, source_uri="rtsp://admin:secret@10.0.0.7/")
+
+
+def test_ids_go_by_place_and_start_not_by_password() -> None:
+    assert source_id("rtsp://a:one@h/x") == source_id("rtsp://a:two@h/x")
+    first = source_id("/videos/a.mp4")
+    assert first != source_id("/videos/b.mp4")
+    assert clip_id(first, 0.0) != clip_id(first, 5.0)
+    assert len(clip_id(first, 0.0)) == 32
+
+
+def test_an_error_crosses_processes_whole() -> None:
+    error = pickle.loads(pickle.dumps(SourceError("a.mp4 is empty: download it again", code="empty")))
+    assert str(error) == "a.mp4 is empty: download it again"
+    assert error.code == "empty"
