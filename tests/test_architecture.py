@@ -11,7 +11,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("operators", "policies", "pipeline")
 HOMES = {
-    "av": {"operators/decode.py", "operators/camera.py", "operators/encode.py", "operators/container.py"},
+    "av": {
+        "operators/decode.py",
+        "operators/camera.py",
+        "operators/encode.py",
+        "operators/container.py",
+        "pipeline/bench/plain.py",
+    },
+    "cv2": {"operators/stills.py", "pipeline/synth.py", "pipeline/synth_scene.py", "pipeline/bench/plain.py"},
+    "decord": {"pipeline/bench/decode.py"},
+    "torchcodec": {"pipeline/bench/decode.py"},
     "pyarrow": {
         "operators/sink.py",
         "operators/table.py",

@@ -1,0 +1,328 @@
+"""What a measurement is told as: figures with their interval, their limit and their goal, and where they were taken.
+
+A number without its limit beside it means little, and one without an interval may mean nothing. Ratios are taken round
+by round, the two sides in turn, so that whatever else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from operators.errors import ConfigError
+from pipeline.placement import this_machine
+
+GoalIs = Literal["at_least", "at_most", "no_less"]
+"""`no_less`: met unless the whole interval lies below the goal; for what must not fall, where noise is no fall."""
+CONFIDENCE = 0.95
+_ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One number that was measured. `low` and `high` bound the median with 95 % confidence; see `interval`."""
+
+    name: str
+    value: float
+    unit: str
+    low: float
+    high: float
+    n: int
+    """Samples behind the value."""
+    limit: float | None = None
+    """What the machine allows at best, in the same unit."""
+    goal: float | None = None
+    met: bool | None = None
+    goal_is: GoalIs = "at_least"
+    about: str = ""
+    """What was measured, in a few words; with the exact counts behind it."""
+    samples: tuple[float, ...] = ()
+
+    @property
+    def share_of_limit(self) -> float | None:
+        """1 is all that can be had, whichever direction is better."""
+        if self.limit is None or not self.value or not self.limit:
+            return None
+        return self.limit / self.value if self.goal_is == "at_most" else self.value / self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one `bench` command found."""
+
+    what: str
+    headline: str
+    """One line that can be quoted."""
+    figures: tuple[Figure, ...]
+    environment: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Sizes and repeats: with others the figures are others."""
+    notes: tuple[str, ...] = ()
+
+    def figure(self, name: str) -> Figure | None:
+        return next((figure for figure in self.figures if figure.name == name), None)
+
+
+def interval(samples: Sequence[float]) -> tuple[float, float]:
+    """Bounds of the median at 95 % whatever the distribution, from the order of the samples.
+
+    Fewer than six samples cannot say so much; then it is their whole range, which holds the median with a probability
+    of 1 - 2^(1-n): 75 % for three, 94 % for five.
+    """
+    ordered = sorted(samples)
+    n = len(ordered)
+    cut = 0
+    while 1 - 2 * sum(math.comb(n, k) for k in range(cut + 1)) / 2**n >= CONFIDENCE:
+        cut += 1
+    cut = max(0, cut - 1)
+    return ordered[cut], ordered[n - 1 - cut]
+
+
+def measured(
+    name: str,
+    samples: Sequence[float],
+    *,
+    unit: str,
+    about: str = "",
+    limit: float | None = None,
+    goal: float | None = None,
+    goal_is: GoalIs = "at_least",
+) -> Figure:
+    """The median of the samples."""
+    if not samples:
+        raise ValueError(f"{name}: no samples")
+    value, (low, high) = statistics.median(samples), interval(samples)
+    met = None
+    if goal is not None:
+        met = {"at_least": value >= goal, "at_most": value <= goal, "no_less": max(value, high) >= goal}[goal_is]
+    return Figure(
+        name=name, value=value, unit=unit, low=low, high=high, n=len(samples), limit=limit, goal=goal, met=met,
+        goal_is=goal_is, about=about, samples=tuple(samples),
+    )  # fmt: skip
+
+
+def ratio(name: str, over: Sequence[float], under: Sequence[float], **form: Any) -> Figure:
+    """over/under round by round: how many times as fast the second is, where both are seconds."""
+    return measured(name, [a / b for a, b in zip(over, under, strict=True)], unit=form.pop("unit", "x"), **form)
+
+
+def take_turns(
+    sides: Mapping[str, Callable[[], float]],
+    *,
+    rounds: int,
+    budget_s: float,
+    say: Callable[[str], None],
+    at_least: int = 1,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, list[float]]:
+    """Every side once per round, in an order that turns round from round to round, until the time is spent.
+
+    A side runs and returns its sample. A round is begun only if the longest so far would still fit.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    begun_s, longest_s = clock(), 0.0
+    for number in range(rounds):
+        round_s = clock()
+        if number >= at_least and round_s - begun_s + longest_s > budget_s:
+            say(f"time is up after {number} of {rounds} rounds")
+            break
+        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            samples[name].append(sides[name]())
+        longest_s = max(longest_s, clock() - round_s)
+        say(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {s[-1]:.4g}" for name, s in samples.items()))
+    return samples
+
+
+def environment() -> dict[str, Any]:
+    """Where the figures hold."""
+    machine = this_machine()
+    found: dict[str, Any] = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "cpu_flags": [flag for flag in _ISA if flag in _cpu_flags()],
+        "cores": machine.num_cores,
+        "memory_gb": round(machine.memory_bytes / 2**30, 1),
+        "gpu": _gpu(),
+        # Other people's work on the same cores; the figures are worth less the higher it is.
+        "load_before": [round(load, 2) for load in os.getloadavg()],
+        "threads": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+    for package in ("torch", "ray", "numpy", "av", "opencv-python-headless", "torchcodec", "decord"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    from pipeline.bench.plain import ffmpeg_version
+
+    found["ffmpeg"] = ffmpeg_version()
+    return found
+
+
+def write(path: Path, report: Report) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(report), indent=1) + "\n")
+
+
+def read(path: Path) -> Report:
+    """A report that `write` wrote. Raises ConfigError where it is none."""
+    try:
+        tree = json.loads(path.read_text())
+        figures = tuple(Figure(**{**entry, "samples": tuple(entry["samples"])}) for entry in tree["figures"])
+        return Report(**{**tree, "figures": figures, "notes": tuple(tree["notes"])})
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ConfigError(f"{path} is no JSON file of `bench`: {exc}") from exc
+
+
+def told(report: Report) -> str:
+    """The line to quote, the table, and what has to be known beside it."""
+    lines = [report.headline, "", *rows_as_text(table(report.figures))]
+    return "\n".join([*lines, *(["", *report.notes] if report.notes else [])])
+
+
+HEADER = ("figure", "value", "95 %", "n", "limit", "of it", "goal", "met", "")
+
+
+def table(figures: Iterable[Figure]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [HEADER]
+    sign = {"at_least": "≥", "at_most": "≤", "no_less": "≥~"}
+    for f in figures:
+        share = f.share_of_limit
+        rows.append(
+            (
+                f.name,
+                f"{short(f.value)} {f.unit}".strip(),
+                f"{short(f.low)} .. {short(f.high)}" if f.n > 1 else "",
+                str(f.n),
+                "" if f.limit is None else short(f.limit),
+                "" if share is None else f"{share:.0%}",
+                "" if f.goal is None else f"{sign[f.goal_is]} {short(f.goal)}",
+                {True: "yes", False: "NO", None: ""}[f.met],
+                f.about,
+            )
+        )
+    return rows
+
+
+def rows_as_text(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def short(value: float) -> str:
+    """Three digits are more than most measurements are worth."""
+    if value and abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value:,.0f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One figure of two reports: how many times the second's the first's is."""
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def is_none(self) -> bool:
+        return self.low <= 1.0 <= self.high
+
+    @property
+    def verdict(self) -> str:
+        return "no difference" if self.is_none else f"{self.ratio - 1:+.1%}"
+
+
+def compare(first: Report, second: Report) -> list[Difference]:
+    """second/first of every figure that both have."""
+    found = []
+    for figure in first.figures:
+        other = second.figure(figure.name)
+        if other is None or other.unit != figure.unit or figure.value <= 0 or other.value <= 0:
+            continue
+        low, high = _ratio_interval(figure, other)
+        found.append(Difference(name=figure.name, ratio=other.value / figure.value, low=low, high=high))
+    return found
+
+
+def compare_text(first: Report, second: Report) -> str:
+    rows: list[tuple[str, ...]] = [("figure", "ratio", "95 %", "")]
+    differences = compare(first, second)
+    for d in differences:
+        rows.append((d.name, f"{d.ratio:.3f}", f"{d.low:.3f} .. {d.high:.3f}", d.verdict))
+    if not differences:
+        raise ConfigError("the two files have no figure in common: compare those of the same `bench` command")
+    lines = rows_as_text(rows)
+    for name in ("cpu", "cores", "torch"):
+        ours, theirs = first.environment.get(name), second.environment.get(name)
+        if ours != theirs:
+            lines.append(f"not the same {name}: {ours} and {theirs}")
+    return "\n".join(lines)
+
+
+def _ratio_interval(first: Figure, second: Figure) -> tuple[float, float]:
+    """Bounds of the ratio of two medians that were not measured in turn: by drawing from the samples again."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for figure in (second, first):
+        # With a handful of samples the drawing knows too little of the tails; the figure's own interval says more.
+        if len(figure.samples) >= 6:
+            medians = np.median(rng.choice(figure.samples, (4000, len(figure.samples))), axis=1)
+        else:
+            spread = math.log(figure.high / figure.low) / 4 if figure.low > 0 else 0.0
+            medians = figure.value * np.exp(rng.normal(0.0, spread, 4000))
+        drawn.append(medians)
+    low, high = np.quantile(drawn[0] / drawn[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _cpu_model() -> str:
+    for line in _cpuinfo():
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _git(*arguments: str) -> str | None:
+    """None where there is no repository, or no git."""
+    root = Path(__file__).resolve().parent.parent.parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

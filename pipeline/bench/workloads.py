@@ -1,0 +1,130 @@
+"""Files to measure with: made here, from a fixed seed, so that two machines read the same.
+
+Long videos are the kind where seeking pays: two minutes of 1280x720 H.264 with B-frames and 24 keyframes. Short ones
+are the kind where it does not: ten seconds of 340x256. What moves in them is made up, but it costs the coder about
+what a quiet scene does: texture that pans, things that cross it, grain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from operators.encode import write_video
+from operators.records import Source, source_id
+
+CACHE = Path("out/bench/workloads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """Videos of one kind."""
+
+    name: str
+    num_files: int
+    width: int
+    height: int
+    seconds: float
+    fps: int = 30
+    gop: int = 150
+    crf: float = 23.0
+    grain: int = 18
+    """Grey levels."""
+    num_made: int | None = None
+    """So many are made, and serve in turn under the names of all: a decoder does not know that it has seen one."""
+    seed: int = 0
+
+    @property
+    def num_frames(self) -> int:
+        return round(self.seconds * self.fps)
+
+    @property
+    def folder(self) -> str:
+        """Other settings are other files."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.name}-{digest}"
+
+
+LONG = Clips(name="long", num_files=6, width=1280, height=720, seconds=120.0, num_made=1)
+SHORT = Clips(name="short", num_files=30, width=340, height=256, seconds=10.0, gop=250, seed=1000)
+QUICK_LONG = Clips(name="quick-long", num_files=2, width=320, height=180, seconds=8.0, gop=30, num_made=1)
+QUICK_SHORT = Clips(name="quick-short", num_files=4, width=170, height=128, seconds=1.0, num_made=2, seed=1000)
+
+
+def make(clips: Clips, cache: Path, *, say: Callable[[str], None], workers: int = 1) -> list[Path]:
+    """The files of a kind: found in the cache, or made. `num_files` paths, of which some may be the same."""
+    folder = cache / clips.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [folder / f"{number:03d}.mp4" for number in range(clips.num_made or clips.num_files)]
+    missing = [number for number, path in enumerate(made) if not path.exists()]
+    if missing:
+        with ProcessPoolExecutor(min(workers, len(missing))) as pool:
+            waiting = [pool.submit(_write, made[number], clips, number) for number in missing]
+            for done, future in enumerate(as_completed(waiting), start=1):
+                future.result()
+                say(f"made {done} of {len(missing)} {clips.name} videos in {folder}")
+    return [made[number % len(made)] for number in range(clips.num_files)]
+
+
+def as_sources(paths: Sequence[Path], *, lap: int) -> Iterator[Source]:
+    """Every file as an input of its own in every lap: nothing of a run is known to the next."""
+    for number, path in enumerate(paths):
+        name = f"{path.parent.name}-{number:03d}-{lap}"
+        yield Source(source_id=source_id(f"{path.resolve()}#{name}"), uri=str(path.resolve()), video_id=name)
+
+
+def _write(path: Path, clips: Clips, number: int) -> None:
+    aside = path.with_name(f"_{os.getpid()}-{path.name}")
+    write_video(
+        aside,
+        _scene(clips, number),
+        fps=clips.fps,
+        gop=clips.gop,
+        b_frames=3,
+        crf=clips.crf,
+        # Fixed, because the bytes depend on it.
+        num_threads=2,
+        # Keyframes where gop says and nowhere else, so that their number is known.
+        options={"preset": "veryfast", "x264-params": "scenecut=0"},
+    )
+    # A file that was begun and not finished must not be found next time.
+    os.replace(aside, path)
+
+
+def _scene(clips: Clips, number: int) -> Iterator[np.ndarray]:
+    """Frames uint8 RGB [H,W,3]."""
+    rng = np.random.default_rng((clips.seed, number))
+    height, width = clips.height, clips.width
+    world = _texture(rng, 2 * height, 2 * width)
+    things = [_texture(rng, *rng.integers(height // 10, height // 3, 2)) for _ in range(6)]
+    paths = rng.uniform(0.1, 1.0, (len(things), 4))
+    # Grain costs a decoder more than motion does. It repeats after seven frames, which no coder looks back.
+    grain = rng.integers(0, clips.grain, (7, height, width, 1), dtype=np.uint8)
+    for i in range(clips.num_frames):
+        t = i / clips.fps
+        top, left = (int((0.5 + 0.5 * np.sin(0.11 * t + k)) * side) for k, side in ((0, height), (1, width)))
+        frame = world[top : top + height, left : left + width].copy()
+        for thing, (y_hz, x_hz, y0, x0) in zip(things, paths, strict=True):
+            free_y, free_x = height - thing.shape[0], width - thing.shape[1]
+            y = int(free_y * (0.5 + 0.5 * np.sin(y_hz * t + 6 * y0)))
+            x = int(free_x * (0.5 + 0.5 * np.sin(x_hz * t + 6 * x0)))
+            frame[y : y + thing.shape[0], x : x + thing.shape[1]] = thing
+        frame += grain[i % len(grain)]
+        yield frame
+
+
+def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """uint8 [height,width,3] with detail of every size, and room for grain above it."""
+    total = np.zeros((height, width, 3), np.float32)
+    for step in (64, 16, 4):
+        coarse = rng.normal(0.0, np.sqrt(step), (height // step + 2, width // step + 2, 3)).astype(np.float32)
+        total += np.kron(coarse, np.ones((step, step, 1), np.float32))[:height, :width]
+    total -= total.min()
+    return (total * (230.0 / total.max())).astype(np.uint8)
