@@ -179,6 +179,7 @@ def label(
 @common_options
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics and /healthz there.")
 @click.option("--for", "for_s", type=float, help="Stop by itself after so many seconds.")
+@click.option("--resume/--no-resume", default=True, help="Go on with the table in OUT, or begin a new one.")
 def live(
     cameras: tuple[str, ...],
     out: Path,
@@ -192,6 +193,7 @@ def live(
     quiet: bool,
     metrics_port: int | None,
     for_s: float | None,
+    resume: bool,
 ) -> int:
     """Label cameras until stopped: a label per camera every live.stride_s.
 
@@ -204,8 +206,10 @@ def live(
       saccade live rtsp://user:${PASSWORD}@10.0.0.7/stream -o out/ --json
     """
     from pipeline import report
-    from pipeline.live_runner import LiveTold, cameras_of, watch_cameras
+    from pipeline.live_cameras import cameras_of, hide_arguments
+    from pipeline.live_runner import LiveTold, watch_cameras
 
+    hide_arguments()
     config = load_config(
         config_file or ("live" if checkpoint is None else None),
         settings,
@@ -221,9 +225,11 @@ def live(
         cameras_of(cameras),
         out=out,
         stop=stop,
+        resume=resume,
         for_s=for_s,
         told=LiveTold(
             message=_say,
+            started=lambda line: None if quiet else _say(line),
             label=(lambda label: click.echo(report.label_line(label))) if as_json else lambda label: None,
             news=report.live_progress(quiet=quiet),
             metrics_port=lambda port: _say(f"metrics on port {port}"),

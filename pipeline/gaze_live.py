@@ -16,7 +16,7 @@ from operators.classify import GRUClassifier, join_features
 from operators.cost import CostModel
 from operators.focus import Focuser
 from operators.glance import Glancer
-from operators.records import CameraFrame, Observation, PatchBatch
+from operators.records import CameraFrame, Observation, PatchBatch, SourceFacts
 from operators.view import crop_patches
 from pipeline.stages import generator_of
 from policies.base import Policy, PolicyState, corners, join
@@ -77,6 +77,30 @@ class LiveGaze:
         self._decides = decides
 
     @torch.inference_mode()
+    def warm_up(self, *, num_cameras: int, window_frames: Sequence[int]) -> None:
+        """Does everything once on grey frames in the sizes that will come: first passes take many times as long, and
+        cameras do not wait. Leaves no trace.
+        """
+        grey = _grey_frame(self._view_px)
+        streams = [Stream(name=f"warm-up {i}") for i in range(num_cameras)]
+        seen: list[Seen] = []
+        for count in warm_up_sizes(num_cameras):
+            seen = self.look(streams[:count], [grey] * count)
+            # A policy need not ask for a patch of a grey frame.
+            self._focus(grey.pixels[None], np.zeros(count, np.int64), np.zeros((count, 2), np.int64))
+        for count in sorted(set(window_frames)):
+            self.classify([seen[:1] * count])
+
+    def _focus(self, views: np.ndarray, rows: np.ndarray, places: np.ndarray) -> torch.Tensor:
+        """[n,D] of the patches at `places` [n,2] of these rows of views [F,S,S,3]."""
+        patches = PatchBatch(
+            pixels=crop_patches(views, rows, places, patch_px=self._patch_px),
+            clip_ids=("",) * len(rows),
+            steps=np.zeros(len(rows), np.int64),
+        )
+        return torch.from_numpy(np.array(self._focuser(patches).feature, np.float32))
+
+    @torch.inference_mode()
     def look(self, streams: Sequence[Stream], frames: Sequence[CameraFrame]) -> list[Seen]:
         """One frame each of different cameras. State starts at zero where a camera's segment is new."""
         for stream, frame in zip(streams, frames, strict=True):
@@ -99,13 +123,7 @@ class LiveGaze:
         local = glance.feature.new_zeros((len(frames), self._focuser.num_features))
         rows = np.flatnonzero(is_focused)
         if len(rows):
-            patches = PatchBatch(
-                pixels=crop_patches(pixels, rows, places[rows], patch_px=self._patch_px),
-                clip_ids=tuple(streams[int(i)].name for i in rows),
-                steps=np.array([frames[int(i)].tick for i in rows], np.int64),
-            )
-            features = torch.from_numpy(self._focuser(patches).feature).to(local.device)
-            local[torch.from_numpy(rows).to(local.device)] = features
+            local[torch.from_numpy(rows).to(local.device)] = self._focus(pixels, rows, places[rows]).to(local)
         joined = join_features(glance.feature, local, self._focuser.num_features)
         side = self._view_px
         return [
@@ -155,3 +173,22 @@ class LiveGaze:
             skips_decided=num_fresh if self._has_skip else 0,
         )
         return spent, self._cost.gmacs_full(glanced=num_fresh, focused=num_fresh, classified=len(window))
+
+
+def warm_up_sizes(num_cameras: int) -> list[int]:
+    """How many frames may come at once: each number up to 8, powers of two beyond, and all cameras."""
+    powers = (1 << k for k in range(4, num_cameras.bit_length()))
+    return sorted({*range(1, min(num_cameras, 8) + 1), *powers, num_cameras})
+
+
+def _grey_frame(side_px: int) -> CameraFrame:
+    return CameraFrame(
+        pixels=np.full((side_px, side_px, 3), 128, np.uint8),
+        time_unix_s=0.0,
+        received_unix_s=0.0,
+        frame_index=0,
+        segment_start_s=0.0,
+        tick=0,
+        view_yxhw=(0.0, 0.0, 1.0, 1.0),
+        facts=SourceFacts(width=side_px, height=side_px),
+    )

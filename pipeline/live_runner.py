@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import itertools
-import os
+import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from operators.errors import ConfigError, StageError
 from operators.records import ClipLabel, without_password
-from operators.sink import read_identity
-from pipeline.archive import ask, make_executor, new_run_id, open_sink, remembered, write_run
+from operators.sink import read_identity, write_durably
+from pipeline.archive import ask, machine_of, make_executor, new_run_id, open_sink, remembered, write_run
 from pipeline.build import Plan, resolve
-from pipeline.camera_process import CameraSpec
 from pipeline.config import Camera, Config
 from pipeline.executor import Call, Executor, WorkerSpec
+from pipeline.live_cameras import camera_plans
 from pipeline.live_metrics import LiveMetrics, serve_metrics
 from pipeline.live_worker import CameraNews, CameraPlan, LiveNews
 from pipeline.messages import WriteRequest
-from pipeline.placement import this_machine
 from pipeline.runner import StopRequest
 from pipeline.scheduler import MAX_DEATHS, SINK
 
 WATCH = "live"
-_SLICE_S = 0.1
-_PART_S = 1.0
+_SLICE_S = 0.2
+_SLICES_AHEAD = 2
+"""Slices handed to a worker at a time, so that it goes on while the driver is busy with the one before."""
+_PART_S = 0.7
+"""A part's age. With the slice that the labels come in and the writing itself it stays below a second."""
 _FOLD_S = 20.0
-_DRAIN_S = 5.0
+_DRAIN_S = 3.5
+"""How long what has arrived is still analysed. The last part, and ending all processes, take the rest of 5 s."""
+_HANG_S = 60.0
+"""A worker that says nothing for so long is ended and replaced."""
+_KEPT_LATENCIES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,46 +45,59 @@ class LiveTold:
     """What a live run says while it goes on."""
 
     message: Callable[[str], None] = lambda text: None
+    started: Callable[[str], None] = lambda text: None
     label: Callable[[ClipLabel], None] = lambda label: None
     news: Callable[[Mapping[str, CameraNews]], None] = lambda cameras: None
     metrics_port: Callable[[int], None] = lambda port: None
 
 
 @dataclass(slots=True)
-class LiveSummary:
+class CameraSummary:
     labels: int = 0
-    by_camera: dict[str, int] = field(default_factory=dict)
-    latencies_s: list[float] = field(default_factory=list)
-    """Of the last 100,000 labels."""
-    cameras: dict[str, CameraNews] = field(default_factory=dict)
+    news: CameraNews = field(default_factory=CameraNews)
+    latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_LATENCIES))
+    """Of the newest labels."""
+
+
+@dataclass(slots=True)
+class LiveSummary:
+    cameras: dict[str, CameraSummary] = field(default_factory=dict)
     wall_s: float = 0.0
     deaths: int = 0
+    """Workers that died and were replaced."""
 
+    @property
+    def labels(self) -> int:
+        return sum(camera.labels for camera in self.cameras.values())
 
-def camera_plans(config: Config, cameras: Sequence[Camera]) -> list[CameraPlan]:
-    """Each camera's own settings, or the run's."""
-    plans = []
-    for camera in cameras:
-        live = config.live
-        spec = CameraSpec(
-            name=camera.name,
-            uri=camera.url,
-            transport=camera.transport or live.transport,
-            analysis_fps=camera.analysis_fps or live.analysis_fps,
-            resize_px=config.view.resize_px,
-            crop_px=config.view.crop_px,
-            square_pixels=config.view.square_pixels,
-            interpolation=config.view.interpolation,
-            open_timeout_s=live.open_timeout_s,
-            read_timeout_s=live.watchdog_s,
-            max_waiting=live.max_waiting_frames,
-        )
-        plans.append(
-            CameraPlan(
-                spec=spec, window_s=camera.window_s or live.window_s, stride_s=camera.stride_s or live.stride_s
-            )
-        )
-    return plans
+    def latency_s(self, share: float, camera: str | None = None) -> float | None:
+        """The latency that this share of the newest labels kept, of one camera or of all; None without labels."""
+        chosen = self.cameras.values() if camera is None else [self.cameras[camera]]
+        ordered = sorted(itertools.chain.from_iterable(one.latencies_s for one in chosen))
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "labels": self.labels,
+            "wall_s": round(self.wall_s, 3),
+            "deaths": self.deaths,
+            "latency_s": self._latencies(None),
+            "cameras": {
+                name: {
+                    "labels": one.labels,
+                    "state": one.news.state.value,
+                    "last_error": one.news.last_error,
+                    "reconnects": one.news.num_reconnects,
+                    "frames_behind": one.news.num_behind,
+                    "latency_s": self._latencies(name),
+                    **asdict(one.news.counts),
+                }
+                for name, one in self.cameras.items()
+            },
+        }
+
+    def _latencies(self, camera: str | None) -> dict[str, float | None]:
+        return {f"p{round(share * 100)}": self.latency_s(share, camera) for share in (0.5, 0.95, 0.99)}
 
 
 def check(config: Config, plan: Plan) -> None:
@@ -86,6 +106,8 @@ def check(config: Config, plan: Plan) -> None:
         raise ConfigError(f"live labels need an adafocus checkpoint, not {plan.header.family}: frames come one by one")
     if config.stop.kind != "none":
         raise ConfigError("stop rules do not apply to windows that overlap: leave stop.kind at none")
+    if config.policy.kind == "oracle":
+        raise ConfigError("nobody knows the truth of a live camera: policy.kind=oracle is for archives")
 
 
 def watch_cameras(
@@ -94,52 +116,75 @@ def watch_cameras(
     *,
     out: Path,
     stop: StopRequest,
+    resume: bool = True,
     told: LiveTold | None = None,
     for_s: float | None = None,
 ) -> LiveSummary:
-    """Labels cameras until `stop` is set, or for so long, or until every one of them is over."""
+    """Labels cameras until `stop` is set, or for so long, or until every one of them is over for good."""
     told = told or LiveTold()
-    machine = this_machine()
+    machine = machine_of(config)
     run_id = new_run_id()
-    plan = resolve(config, machine, remembered=remembered(read_identity(out)))
+    plan = resolve(config, machine, remembered=remembered(read_identity(out)) if resume else None)
     check(plan.config, plan)
-    identity = {
-        "model_id": plan.model_id,
-        "config_id": plan.config.config_id(live=True),
-        "config": plan.config.identity(live=True),
-    }
-    sink_arguments = {"out": str(out.resolve()), "run_id": run_id, "resume": True, "retry_failed": False}
-    with make_executor(plan, machine) as executor:
+    watched = camera_plans(plan.config, cameras)
+    sink_arguments = {"out": str(out.resolve()), "run_id": run_id, "resume": resume, "retry_failed": False}
+    summary = LiveSummary({camera.name: CameraSummary() for camera in cameras})
+    # The port is taken before anything is started: that it is not free is then said at once.
+    with _metrics(plan.config, cameras, told) as metrics, make_executor(plan, machine) as executor:
         executor.start(
             WorkerSpec(stage=SINK, factory="pipeline.sink_worker:sink_worker", arguments=sink_arguments)
         )
-        if open_sink(executor, told.message, stop) is None:
-            return LiveSummary()
+        opened = open_sink(executor, told.message, stop)
+        if opened is None:
+            return summary
+        plan = resolve(config, machine, remembered=remembered(opened.identity))
+        identity = {
+            "model_id": plan.model_id,
+            "config_id": plan.config.config_id(live=True),
+            "config": plan.config.identity(live=True),
+        }
         ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,)))
         write_run(out, plan, run_id)
-        watched = camera_plans(plan.config, cameras)
-        count = min(len(watched), plan.placement.stream_workers)
+        is_inline = plan.config.run.executor == "inline"
+        # In one process workers would only take turns, and all cameras can share one.
+        count = 1 if is_inline else min(len(watched), plan.placement.stream_workers)
         executor.start(
             WorkerSpec(
                 stage=WATCH,
                 factory="pipeline.build:live_worker",
-                arguments=plan.live_arguments(),
+                arguments={**plan.live_arguments(), "num_threads": max(1, plan.placement.num_threads // count)},
                 count=count,
                 num_cpus=0,
                 num_gpus=plan.placement.stream_gpus + plan.placement.focus_gpus,
             )
         )
+        told.started(
+            f"{plan.header.family} {plan.model_id[:8]}{'' if plan.is_trained else ', UNTRAINED weights'}: "
+            f"{len(watched)} camera(s), {count} worker(s) on {plan.config.compute.device} "
+            f"in {plan.config.compute.precision}"
+        )
         shares = [tuple(watched[i::count]) for i in range(count)]
-        summary = LiveSummary()
-        with _metrics(plan.config, told) as metrics:
-            _Loop(executor, shares, identity, metrics, told, stop, summary).run(for_s)
+        loop = _Loop(
+            executor=executor,
+            shares=shares,
+            identity=identity,
+            metrics=metrics,
+            told=told,
+            stop=stop,
+            summary=summary,
+            can_kill=not is_inline,
+        )
+        loop.run(for_s)
         ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
+        write_durably(out / "run" / f"summary-{run_id}.json", json.dumps(summary.to_dict(), indent=1).encode())
     return summary
 
 
 @contextmanager
-def _metrics(config: Config, told: LiveTold) -> Iterator[LiveMetrics]:
+def _metrics(config: Config, cameras: Sequence[Camera], told: LiveTold) -> Iterator[LiveMetrics]:
     metrics = LiveMetrics(clock=time.time)
+    for camera in cameras:
+        metrics.add_camera(camera.name)
     port = config.live.metrics_port
     with nullcontext() if port is None else serve_metrics(metrics, port=port) as bound:
         if bound is not None:
@@ -147,11 +192,27 @@ def _metrics(config: Config, told: LiveTold) -> Iterator[LiveMetrics]:
         yield metrics
 
 
+@dataclass(slots=True, eq=False)
+class _Watcher:
+    """What the driver knows of a worker that watches."""
+
+    share: tuple[CameraPlan, ...]
+    heard_s: float
+    """When it last told something, or was made."""
+    is_ready: bool = False
+    is_over: bool = False
+    deaths: int = 0
+    """In a row, without a word between them."""
+    former: dict[str, CameraNews] = field(default_factory=dict)
+    """What the workers before it had counted."""
+
+
 class _Loop:
-    """One slice after another from every worker, and a part now and then to the sink."""
+    """Slices of time to every worker, and a part now and then to the sink."""
 
     def __init__(
         self,
+        *,
         executor: Executor,
         shares: Sequence[tuple[CameraPlan, ...]],
         identity: Mapping[str, Any],
@@ -159,52 +220,68 @@ class _Loop:
         told: LiveTold,
         stop: StopRequest,
         summary: LiveSummary,
+        can_kill: bool,
     ) -> None:
         self._executor = executor
-        self._shares = shares
         self._identity = identity
         self._metrics = metrics
         self._told = told
         self._stop = stop
         self._summary = summary
+        self._can_kill = can_kill
+        self._watchers = [_Watcher(share, time.monotonic()) for share in shares]
         self._running: dict[int, Call] = {}
         self._waiting: list[ClipLabel] = []
         self._sequence = itertools.count()
-        self._over = [False] * len(shares)
-        self._deaths = [0] * len(shares)
         self._sink_deaths = 0
-        self._unsent: list[Call] = []
-        self._opened: dict[str, int] = {}
-        self._dropped: dict[str, int] = {}
+        self._stopped_s: float | None = None
 
     def run(self, for_s: float | None) -> None:
         begun_s = flushed_s = folded_s = time.monotonic()
-        stopped_s: float | None = None
-        for share in self._shares:
-            for plan in share:
-                self._metrics.add_camera(plan.spec.name)
-        for worker, share in enumerate(self._shares):
-            self._submit(Call(stage=WATCH, worker=worker, method="begin", requests=share))
-            self._submit(_watch(worker))
+        for worker in range(len(self._watchers)):
+            self._begin(worker)
         while True:
             now_s = time.monotonic()
-            is_wanted = not self._stop.is_set and (for_s is None or now_s - begun_s < for_s)
-            if stopped_s is None and not is_wanted:
-                stopped_s = now_s
-                for worker in range(len(self._shares)):
+            if self._stopped_s is None and (self._stop.is_set or (for_s is not None and now_s - begun_s >= for_s)):
+                self._stopped_s = now_s
+                for worker in range(len(self._watchers)):
                     self._submit(Call(stage=WATCH, worker=worker, method="stop", requests=()))
-            is_over = all(self._over) or (stopped_s is not None and now_s - stopped_s > _DRAIN_S - 1)
-            if (self._waiting and now_s - flushed_s >= _PART_S) or is_over:
+            is_over = self._is_over(now_s)
+            is_due = bool(self._waiting) and (is_over or now_s - flushed_s >= _PART_S)
+            if is_due and self._flush():
                 flushed_s = now_s
-                self._flush()
-            elif now_s - folded_s > _FOLD_S and not self._sink_is_busy():
+            elif not is_due and now_s - folded_s > _FOLD_S and not self._sink_is_busy():
                 folded_s = now_s
                 self._submit(Call(stage=SINK, worker=0, method="fold", requests=()))
             if is_over and not self._waiting and not self._sink_is_busy():
                 break
             self._collect()
-            self._metrics.beat(time.time())
+            self._look_after(time.monotonic())
         self._summary.wall_s = time.monotonic() - begun_s
+
+    def _is_over(self, now_s: float) -> bool:
+        if self._stopped_s is not None:
+            # What is not ready yet has nothing to drain.
+            is_late = now_s - self._stopped_s > _DRAIN_S
+            return is_late or all(one.is_over or not one.is_ready for one in self._watchers)
+        return all(one.is_over for one in self._watchers)
+
+    def _begin(self, worker: int) -> None:
+        share = self._watchers[worker].share
+        self._submit(Call(stage=WATCH, worker=worker, method="begin", requests=share))
+        for _ in range(_SLICES_AHEAD):
+            self._submit(_watch(worker))
+
+    def _look_after(self, now_s: float) -> None:
+        """A run is well as long as every worker tells something; one that hangs is ended."""
+        at_work = [(worker, one) for worker, one in enumerate(self._watchers) if not one.is_over]
+        silent_s = max((now_s - one.heard_s for _, one in at_work), default=0.0)
+        self._metrics.beat(time.time() - silent_s)
+        for worker, one in at_work:
+            if self._can_kill and one.is_ready and now_s - one.heard_s > _HANG_S:
+                self._told.message(f"live worker {worker} has said nothing for {_HANG_S:g} s and is ended")
+                one.heard_s = now_s
+                self._executor.kill(WATCH, worker)
 
     def _submit(self, call: Call) -> None:
         self._running[self._executor.submit(call)] = call
@@ -212,13 +289,14 @@ class _Loop:
     def _sink_is_busy(self) -> bool:
         return any(call.stage == SINK for call in self._running.values())
 
-    def _flush(self) -> None:
-        """One part under way at a time: labels that come meanwhile go with the next."""
+    def _flush(self) -> bool:
+        """Hands the labels to the sink. One part is under way at a time: what comes meanwhile goes with the next."""
         if self._sink_is_busy() or not self._waiting:
-            return
+            return False
         part, self._waiting = tuple(self._waiting), []
         request = WriteRequest(sequence=next(self._sequence), labels=part)
         self._submit(Call(stage=SINK, worker=0, method="write", requests=(request,)))
+        return True
 
     def _collect(self) -> None:
         for completion in self._executor.poll(0.02):
@@ -227,12 +305,11 @@ class _Loop:
                 continue
             match completion.outcome:
                 case "done" if call.method == "watch":
-                    self._deaths[call.worker] = 0
                     self._take(call.worker, completion.reply.rows[0])
-                    if not self._over[call.worker]:
+                    if not self._watchers[call.worker].is_over:
                         self._submit(_watch(call.worker))
                 case "done":
-                    self._sink_deaths = 0 if call.stage == SINK else self._sink_deaths
+                    self._sink_deaths = 0 if call.method == "write" else self._sink_deaths
                 case "died":
                     self._revive(call)
                 case _:
@@ -241,80 +318,66 @@ class _Loop:
 
     def _revive(self, call: Call) -> None:
         """A worker's death costs what it held; its cameras are opened again, its part is sent again."""
-        lost = [other for other in self._running.values() if (other.stage, other.worker) == (call.stage, call.worker)]
-        for ticket in [t for t, other in self._running.items() if other in lost]:
-            del self._running[ticket]
+        lost = [call]
+        for ticket, other in list(self._running.items()):
+            if (other.stage, other.worker) == (call.stage, call.worker):
+                lost.append(self._running.pop(ticket))
         self._summary.deaths += 1
-        self._executor.replace(call.stage, call.worker)
         if call.stage == SINK:
-            self._sink_deaths += 1
-            if self._sink_deaths >= MAX_DEATHS:
-                raise StageError("the process that writes the labels died three times in a row")
-            self._submit(Call(stage=SINK, worker=0, method="reopen", requests=(self._identity,)))
-            for again in [call, *lost]:
-                if again.method == "write":
-                    self._submit(again)
+            self._revive_sink([one for one in lost if one.method == "write"])
+        else:
+            self._revive_watcher(call.worker)
+
+    def _revive_sink(self, unwritten: Sequence[Call]) -> None:
+        self._sink_deaths += 1
+        if self._sink_deaths >= MAX_DEATHS:
+            raise StageError(f"the process that writes the labels died {MAX_DEATHS} times in a row")
+        self._executor.replace(SINK, 0)
+        self._submit(Call(stage=SINK, worker=0, method="reopen", requests=(self._identity,)))
+        for again in unwritten:
+            self._submit(again)
+
+    def _revive_watcher(self, worker: int) -> None:
+        one = self._watchers[worker]
+        one.deaths += 1
+        one.is_ready = False
+        one.former = {plan.spec.name: self._summary.cameras[plan.spec.name].news for plan in one.share}
+        if self._stopped_s is not None:
+            one.is_over = True
             return
-        self._deaths[call.worker] += 1
-        if self._deaths[call.worker] >= MAX_DEATHS:
-            raise StageError(f"live worker {call.worker} died {MAX_DEATHS} times in a row")
-        self._told.message(f"live worker {call.worker} died and is replaced; its cameras are opened again")
-        self._submit(Call(stage=WATCH, worker=call.worker, method="begin", requests=self._shares[call.worker]))
-        if self._stop.is_set:
-            self._submit(Call(stage=WATCH, worker=call.worker, method="stop", requests=()))
-        self._submit(_watch(call.worker))
+        if one.deaths >= MAX_DEATHS:
+            raise StageError(f"live worker {worker} died {MAX_DEATHS} times in a row")
+        self._told.message(f"live worker {worker} died and is replaced; its cameras are opened again")
+        one.heard_s = time.monotonic()
+        self._executor.replace(WATCH, worker)
+        self._begin(worker)
 
     def _take(self, worker: int, news: LiveNews) -> None:
-        self._over[worker] = news.is_over
-        summary, metrics = self._summary, self._metrics
-        for name, camera in news.cameras.items():
-            if self._opened.get(name) != camera.num_opened:
-                self._opened[name] = camera.num_opened
-                metrics.reader_opened(name)
+        one, summary, metrics = self._watchers[worker], self._summary, self._metrics
+        one.heard_s, one.is_ready, one.is_over, one.deaths = time.monotonic(), True, news.is_over, 0
+        for name, told in news.cameras.items():
+            camera = told.after(one.former[name]) if one.former else told
             metrics.set_state(name, camera.state, camera.num_reconnects)
             metrics.observe_reader(name, camera.counts)
-            dropped = camera.dropped - self._dropped.get(name, 0)
-            self._dropped[name] = camera.dropped
-            if dropped > 0:
-                metrics.dropped(name, count=dropped)
+            metrics.dropped(name, count=camera.dropped - summary.cameras[name].news.dropped)
             for time_unix_s, was_focused in camera.analysed:
                 metrics.analysed(name, time_unix_s=time_unix_s, was_focused=was_focused)
-            summary.cameras[name] = replace(camera, analysed=())
-        metrics.set_queues(
-            {
-                "frames": sum(camera.waiting for camera in news.cameras.values()),
-                "labels": len(self._waiting),
-            }
-        )
+            summary.cameras[name].news = replace(camera, analysed=())
         for label in news.labels:
             assert label.camera is not None
             self._waiting.append(label)
-            summary.labels += 1
-            summary.by_camera[label.camera] = summary.by_camera.get(label.camera, 0) + 1
-            summary.latencies_s.append(label.latency_s)
+            summary.cameras[label.camera].labels += 1
+            summary.cameras[label.camera].latencies_s.append(label.latency_s)
             metrics.labelled(label.camera, latency_s=label.latency_s)
             self._told.label(label)
-        del summary.latencies_s[:-100_000]
-        self._told.news(news.cameras)
+        metrics.set_queues(
+            {
+                "frames": sum(camera.news.waiting for camera in summary.cameras.values()),
+                "labels": len(self._waiting),
+            }
+        )
+        self._told.news({name: camera.news for name, camera in summary.cameras.items()})
 
 
 def _watch(worker: int) -> Call:
     return Call(stage=WATCH, worker=worker, method="watch", requests=(_SLICE_S,))
-
-
-def cameras_of(arguments: Sequence[str]) -> list[Camera]:
-    """CAMERA arguments: addresses, which are named camera_1, camera_2, ..., or YAML files that name cameras."""
-    from pipeline.config import load_cameras
-
-    cameras: list[Camera] = []
-    for argument in arguments:
-        path = Path(argument)
-        if path.suffix.lower() in (".yaml", ".yml"):
-            cameras += load_cameras(path, environment=os.environ)
-        else:
-            cameras.append(Camera(name=f"camera_{len(cameras) + 1}", url=argument))
-    names = [camera.name for camera in cameras]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ConfigError(f"camera {sorted(twice)[0]} is named twice")
-    return cameras

@@ -9,7 +9,7 @@ import random
 import select
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.messages import Reply, Work
 from pipeline.stages import LabelForm
 
 _MAX_WAIT_S = 0.05
+_MAX_GOING_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,17 +40,41 @@ class CameraPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraNews:
-    """How a camera stands after a slice."""
+    """How a camera stands after a slice. Numbers count from when the worker, or the run, began."""
 
-    state: State
-    num_reconnects: int
-    last_error: str | None
-    counts: CameraCounts
-    num_opened: int
-    dropped: int
-    waiting: int
-    analysed: tuple[tuple[float, bool], ...]
+    state: State = State.WAITING
+    num_connects: int = 0
+    last_error: str | None = None
+    counts: CameraCounts = field(default_factory=CameraCounts)
+    """Of all its readers."""
+    dropped: int = 0
+    """Frames that had come and were not analysed, because newer ones came."""
+    waiting: int = 0
+    analysed: tuple[tuple[float, bool], ...] = ()
     """(time_unix_s, whether it was focused) of every frame of this slice."""
+
+    @property
+    def num_reconnects(self) -> int:
+        return max(0, self.num_connects - 1)
+
+    @property
+    def num_behind(self) -> int:
+        """Frames dropped because the machine is too slow, wherever that was."""
+        return self.dropped + self.counts.num_behind
+
+    def after(self, former: CameraNews) -> CameraNews:
+        """With what a worker had counted that is gone."""
+        return replace(
+            self,
+            num_connects=former.num_connects + self.num_connects,
+            last_error=self.last_error or former.last_error,
+            counts=add_counts(former.counts, self.counts),
+            dropped=former.dropped + self.dropped,
+        )
+
+
+def add_counts(one: CameraCounts, other: CameraCounts) -> CameraCounts:
+    return CameraCounts(**{f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(CameraCounts)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +96,9 @@ class _Watched:
     handle: ReaderHandle | None = None
     wake_s: float = 0.0
     counts: CameraCounts = field(default_factory=CameraCounts)
-    num_opened: int = 0
+    """Of the present reader."""
+    former: CameraCounts = field(default_factory=CameraCounts)
+    """Of those before it."""
     dropped: int = 0
     seen: dict[int, Seen] = field(default_factory=dict)
     num_seen: int = 0
@@ -93,6 +120,7 @@ class LiveWorker:
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
+        open_reader: Callable[[CameraSpec], ReaderHandle] = start,
     ) -> None:
         self._gaze = gaze
         self._form = form
@@ -101,13 +129,18 @@ class LiveWorker:
         self._clock = clock
         self._unix_clock = unix_clock
         self._draw = draw
+        self._open_reader = open_reader
         self._buffer: FairBuffer[CameraFrame] = FairBuffer(capacity=max_waiting)
         self._labels: list[ClipLabel] = []
         self._watched: dict[str, _Watched] = {}
         self._is_stopping = False
 
     def begin(self, requests: tuple[CameraPlan, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
-        """The cameras to watch."""
+        """The cameras to watch. They are opened once the networks are warm."""
+        self._gaze.warm_up(
+            num_cameras=min(len(requests), self._max_batch),
+            window_frames=[max(1, round(plan.window_s * plan.spec.analysis_fps)) for plan in requests],
+        )
         for plan in requests:
             spec = plan.spec
             self._watched[spec.name] = _Watched(
@@ -121,11 +154,11 @@ class LiveWorker:
         return Reply(rows=()), None
 
     def watch(self, requests: tuple[float], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
-        """Goes on for so many seconds."""
+        """Goes on for so many seconds, or until there are labels to tell of."""
         until_s = self._clock() + requests[0]
         busy_s = 0.0
         num_frames = 0
-        while self._clock() < until_s and not self._is_over():
+        while self._clock() < until_s and not self._labels and not self._is_over():
             self._attend()
             begun_s = self._clock()
             num = self._analyse()
@@ -142,9 +175,13 @@ class LiveWorker:
         return Reply(rows=()), None
 
     def shutdown(self) -> None:
-        for watched in self._watched.values():
-            if watched.handle is not None:
-                watched.handle.kill()
+        """Ends all readers, and waits for that."""
+        handles = [watched.handle for watched in self._watched.values() if watched.handle is not None]
+        for handle in handles:
+            handle.kill()
+        until_s = self._clock() + _MAX_GOING_S
+        while any(not handle.is_gone() for handle in handles) and self._clock() < until_s:
+            time.sleep(0.01)
 
     def _is_over(self) -> bool:
         is_let_go = all(w.camera.state is State.STOPPED and w.handle is None for w in self._watched.values())
@@ -173,8 +210,8 @@ class LiveWorker:
             )
             match decision:
                 case Open():
-                    watched.handle = start(watched.plan.spec)
-                    watched.num_opened += 1
+                    watched.handle = self._open_reader(watched.plan.spec)
+                    watched.former = add_counts(watched.former, watched.counts)
                     watched.counts = CameraCounts()
                     watched.wake_s = self._clock() + _MAX_WAIT_S
                 case Kill():
@@ -194,26 +231,18 @@ class LiveWorker:
         poll.poll(max(0.0, (wake_s - self._clock()) * 1000))
 
     def _analyse(self) -> int:
-        """Looks at the frames that wait, cameras in turn, of each the oldest first."""
-        batch: dict[str, CameraFrame] = {}
-        num_frames = 0
-        for name, frame in self._buffer.take(self._max_batch):
-            if name in batch:
-                # Of each camera one frame at a time: its policy wants them in order.
-                num_frames += self._look(batch)
-                batch = {}
-            batch[name] = frame
-        return num_frames + self._look(batch)
+        """Looks at the oldest frame of every camera that has one waiting; how many that were.
 
-    def _look(self, taken: Mapping[str, CameraFrame]) -> int:
+        Of each camera one: its policy wants them in order, and between two looks readers are attended to.
+        """
+        num_waiting = sum(size > 0 for size in self._buffer.sizes().values())
+        taken = self._buffer.take(min(num_waiting, self._max_batch))
         if not taken:
             return 0
-        names = list(taken)
-        streams = [self._watched[name].stream for name in names]
-        seen = self._gaze.look(streams, [taken[name] for name in names])
+        members = [(self._watched[name], frame) for name, frame in taken]
+        seen = self._gaze.look([watched.stream for watched, _ in members], [frame for _, frame in members])
         cut: list[tuple[_Watched, CutWindow[int], list[Seen]]] = []
-        for name, one in zip(names, seen, strict=True):
-            watched, frame = self._watched[name], taken[name]
+        for (watched, frame), one in zip(members, seen, strict=True):
             key = watched.num_seen
             watched.num_seen += 1
             watched.seen[key] = one
@@ -223,9 +252,9 @@ class LiveWorker:
                 cut.append((watched, window, [watched.seen[k] for k in window.keys]))
             for unwanted in watched.cutter.forget():
                 watched.seen.pop(unwanted, None)
-        logits = self._gaze.classify([members for _, _, members in cut]) if cut else []
-        for (watched, window, members), found in zip(cut, logits, strict=True):
-            self._labels.append(self._label(watched, window, members, found))
+        logits = self._gaze.classify([frames for _, _, frames in cut])
+        for (watched, window, frames), found in zip(cut, logits, strict=True):
+            self._labels.append(self._label(watched, window, frames, found))
         return len(taken)
 
     def _label(self, watched: _Watched, window: CutWindow[int], members: list[Seen], logits: torch.Tensor) -> ClipLabel:
@@ -275,10 +304,9 @@ class LiveWorker:
         for name, watched in self._watched.items():
             cameras[name] = CameraNews(
                 state=watched.camera.state,
-                num_reconnects=watched.camera.num_reconnects,
+                num_connects=watched.camera.num_connects,
                 last_error=watched.camera.last_error,
-                counts=watched.counts,
-                num_opened=watched.num_opened,
+                counts=add_counts(watched.former, watched.counts),
                 dropped=watched.dropped,
                 waiting=sizes.get(name, 0),
                 analysed=tuple(watched.analysed),

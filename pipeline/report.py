@@ -223,8 +223,8 @@ def live_progress(
         for name, camera in cameras.items():
             if states.get(name) != camera.state.value:
                 states[name] = camera.state.value
-                is_away = camera.state.value in ("lost", "waiting") and camera.last_error
-                why = f": {camera.last_error}" if is_away else ""
+                is_away = camera.state.value in ("lost", "waiting", "stopped")
+                why = f": {camera.last_error}" if is_away and camera.last_error not in (None, "stopped") else ""
                 print(f"{name} is {camera.state.value}{why}", file=stream, flush=True)
         if time.monotonic() - said_s[0] >= every_s:
             said_s[0] = time.monotonic()
@@ -232,7 +232,7 @@ def live_progress(
                 name: {
                     "state": camera.state.value,
                     "analysed": camera.counts.num_analysed,
-                    "dropped": camera.dropped + camera.counts.num_behind,
+                    "dropped": camera.num_behind,
                     "waiting": camera.waiting,
                 }
                 for name, camera in cameras.items()
@@ -245,17 +245,16 @@ def live_progress(
 def live_rows(summary: LiveSummary, out: Path) -> list[tuple[str, str]]:
     """The table at the end of a live run."""
     rows = [("labels", f"{summary.labels} in {_duration(summary.wall_s)}")]
-    if summary.latencies_s:
-        ordered = sorted(summary.latencies_s)
-        p50, p95 = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in (0.5, 0.95))
+    p50, p95 = summary.latency_s(0.5), summary.latency_s(0.95)
+    if p50 is not None and p95 is not None:
         rows.append(("latency", f"p50 {p50 * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms"))
     for name, camera in summary.cameras.items():
-        dropped = camera.dropped + camera.counts.num_behind
+        news = camera.news
         rows.append(
             (
                 f"  {name}",
-                f"{summary.by_camera.get(name, 0)} labels, {dropped} frames dropped, "
-                f"{camera.num_reconnects} reconnects, {camera.state.value}",
+                f"{camera.labels} labels, {news.num_behind} frames dropped, "
+                f"{news.num_reconnects} reconnects, {news.state.value}",
             )
         )
     rows.append(("table", f"{out}/labels"))

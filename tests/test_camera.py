@@ -445,7 +445,7 @@ def gstreamer(tmp_path_factory) -> Iterator[dict]:
             pytest.fail(reason)
         pytest.skip(reason)
     path = write_numbered(tmp_path_factory.mktemp("rtsp") / "a.mp4", num_frames=60, fps=FPS, gop=GOP)
-    script = Path(__file__).with_name("rtsp_server.py")
+    script = Path(__file__).parent.parent / "pipeline/bench/rtsp_server.py"
     command = ["/usr/bin/python3", str(script), str(path), "--cameras", "2"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:

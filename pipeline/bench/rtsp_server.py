@@ -1,7 +1,7 @@
 """A real RTSP server (GStreamer's), with cameras that go on whether somebody watches or not.
 
 Run with the system's Python, which has GStreamer's bindings:
-    /usr/bin/python3 tests/rtsp_server.py VIDEO.mp4 --cameras 8
+    /usr/bin/python3 pipeline/bench/rtsp_server.py VIDEO.mp4 --cameras 8
 It prints one line of JSON, {"port": ..., "fps": ..., "num_frames": ..., "started_unix_s": [...]}, and serves until
 it is killed or whoever started it dies. Camera i is rtsp://127.0.0.1:PORT/camI. It sends frame n of its stream,
 which is frame n modulo the video's length, at started_unix_s[i] + n / fps, over TCP or UDP as the client asks.

@@ -1,0 +1,107 @@
+"""Which cameras a live run watches, and how it keeps their passwords to itself."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+
+from operators.errors import ConfigError, SourceError
+from operators.records import without_password
+from pipeline.camera_process import CameraSpec
+from pipeline.config import Camera, Config, load_cameras
+from pipeline.live_worker import CameraPlan
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_ARG_START = 45
+"""Among the fields of /proc/self/stat after the name: where in memory the arguments begin; then, where they end."""
+
+
+def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str] = os.environ) -> list[Camera]:
+    """CAMERA arguments: addresses, which are named camera_1, camera_2, ..., or YAML files that name cameras.
+
+    Variables of the environment that hold passwords of theirs are gone from it afterwards: every process that is
+    started later would inherit them.
+    """
+    from operators.camera import camera_kind
+
+    cameras: list[Camera] = []
+    secrets: set[str] = set()
+    for argument in arguments:
+        path = Path(argument)
+        if path.suffix.lower() in (".yaml", ".yml"):
+            named = load_cameras(path, environment=environment)
+            cameras += named
+            shown = [without_password(camera.url) for camera in named]
+            for variable in set(_VARIABLE.findall(path.read_text())):
+                value = environment.get(variable, "")
+                if any(value in c.url and value not in s for c, s in zip(named, shown, strict=True)):
+                    secrets.add(variable)
+        else:
+            cameras.append(Camera(name=f"camera_{len(cameras) + 1}", url=argument))
+    names = [camera.name for camera in cameras]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"camera {twice[0]} is named twice")
+    for camera in cameras:
+        try:
+            camera_kind(camera.url)
+        except SourceError as exc:
+            raise ConfigError(f"camera {camera.name}: {exc}") from None
+    for variable in secrets:
+        del environment[variable]
+    # A file's path is meant from where the command was given; its reader may run elsewhere.
+    return [c if "://" in c.url else c.model_copy(update={"url": os.path.abspath(c.url)}) for c in cameras]
+
+
+def hide_arguments() -> None:
+    """Overwrites the passwords among this process's arguments, which anybody on the machine can read, and which Ray
+    notes down. Where that is not possible they stay.
+    """
+    for arguments in (sys.argv, sys.orig_argv):
+        arguments[:] = [without_password(argument) for argument in arguments]
+    try:
+        with open("/proc/self/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return
+    start, stop = int(fields[_ARG_START]), int(fields[_ARG_START + 1])
+    before = ctypes.string_at(start, stop - start)
+    shown = (without_password(os.fsdecode(argument)) for argument in before.split(b"\0"))
+    after = b"\0".join(os.fsencode(argument) for argument in shown)
+    if after != before:
+        ctypes.memmove(start, after[: len(before) - 1].ljust(len(before), b"\0"), len(before))
+
+
+def camera_plans(config: Config, cameras: Sequence[Camera]) -> list[CameraPlan]:
+    """Each camera's own settings, or the run's."""
+    live, view = config.live, config.view
+    plans = []
+    for camera in cameras:
+        spec = CameraSpec(
+            name=camera.name,
+            uri=camera.url,
+            transport=camera.transport or live.transport,
+            analysis_fps=camera.analysis_fps or live.analysis_fps,
+            resize_px=view.resize_px,
+            crop_px=view.crop_px,
+            square_pixels=view.square_pixels,
+            interpolation=view.interpolation,
+            open_timeout_s=live.open_timeout_s,
+            read_timeout_s=live.watchdog_s,
+            gap_s=live.gap_s,
+            max_waiting=live.max_waiting_frames,
+        )
+        plan = CameraPlan(
+            spec=spec, window_s=camera.window_s or live.window_s, stride_s=camera.stride_s or live.stride_s
+        )
+        if plan.stride_s * spec.analysis_fps < 1:
+            raise ConfigError(
+                f"camera {camera.name}: stride_s={plan.stride_s:g} is shorter than the time between two analysed "
+                f"frames at analysis_fps={spec.analysis_fps:g}; give at least {1 / spec.analysis_fps:g}"
+            )
+        plans.append(plan)
+    return plans
