@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
+from operators.errors import CheckpointError
 from operators.records import ClipLabel, clip_id
 from pipeline.messages import Advance, ClipRef, PieceInfo, ReadReply, Reply, Work
 from pipeline.scheduler import failed_label
@@ -12,7 +15,10 @@ NUM_PATCHES = 2
 
 
 class NullSource:
-    """`corrupt-...` fails, `raises-...` raises, and any other has its one clip, or `num_windows`."""
+    """`corrupt-...` fails, `raises-...` raises, `kills-source-...` ends its process, `hangs-...` never comes back.
+
+    Any other has its one clip, or `num_windows`.
+    """
 
     def __init__(self, num_windows: int, stride_s: float) -> None:
         self._num_windows = num_windows
@@ -25,6 +31,10 @@ class NullSource:
             source, pieces, failed = request.source, [], None
             if source.video_id.startswith("raises"):
                 raise RuntimeError(f"{source.video_id} raises")
+            if source.video_id.startswith("kills-source"):
+                os._exit(1)
+            if source.video_id.startswith("hangs"):
+                time.sleep(3600)
             if source.video_id.startswith("corrupt"):
                 failed = failed_label(source, code="corrupt", message="not a video")
             else:
@@ -40,17 +50,23 @@ class NullSource:
 
 
 class NullStream:
+    """`kills-stream-...` ends its process when it is opened."""
+
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
 
-    def open(self, requests: Any, payloads: Any) -> tuple[Reply, list[int]]:
+    def open(self, requests: Any, payloads: Any) -> tuple[Reply, list[str]]:
         rows, num = [], 0
+        patches: list[str] = []
         for request in requests:
             for clip in request.clip_ids:
-                self._names[clip] = payloads[request.frames.payload][request.frames.start]
+                name = self._names[clip] = payloads[request.frames.payload][request.frames.start]
+                if name.startswith("kills-stream"):
+                    os._exit(1)
                 rows.append(Advance(clip_id=clip, start=num, stop=num + NUM_PATCHES))
                 num += NUM_PATCHES
-        return Reply(rows=tuple(rows), work=Work(num_items=len(rows))), list(range(num))
+                patches += [name] * NUM_PATCHES
+        return Reply(rows=tuple(rows), work=Work(num_items=len(rows))), patches
 
     def step(self, requests: Any, payloads: Any) -> tuple[Reply, None]:
         rows = []
@@ -80,7 +96,11 @@ class NullStream:
 
 
 class NullFocus:
+    """`kills-focus-...` ends its process."""
+
     def focus(self, requests: Any, payloads: Any) -> tuple[Reply, list[int]]:
+        if any(name.startswith("kills-focus") for s in requests for name in payloads[s.payload][s.start : s.stop]):
+            os._exit(1)
         num_rows = sum(s.stop - s.start for s in requests)
         work = Work(busy_s=1.0, wait_s=0.5, num_items=num_rows, num_padded=num_rows)
         return Reply(rows=(), work=work), list(range(num_rows))
@@ -94,6 +114,10 @@ class NullSink:
         for request in requests:
             self._written.extend(request.labels)
         return Reply(rows=()), None
+
+
+def refused() -> None:
+    raise CheckpointError("weights.pt: no such file; give --checkpoint")
 
 
 def null_source(*, num_windows: int = 1, stride_s: float = 0.0) -> NullSource:
