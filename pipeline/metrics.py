@@ -39,6 +39,8 @@ class RunMetrics:
     gmacs_full: float = 0.0
     with_truth: int = 0
     correct: int = 0
+    first_label_s: float | None = None
+    last_label_s: float = 0.0
 
     def add_work(self, stage: str, work: Work) -> None:
         time = self.stages.setdefault(stage, StageTime())
@@ -48,7 +50,10 @@ class RunMetrics:
         time.items += work.num_items
         time.padded += work.num_padded
 
-    def add_label(self, label: ClipLabel) -> None:
+    def add_label(self, label: ClipLabel, now_s: float) -> None:
+        if self.first_label_s is None:
+            self.first_label_s = now_s
+        self.last_label_s = now_s
         if label.error_code is not None:
             self.failed += 1
             self.errors[label.error_code] += 1
@@ -72,6 +77,13 @@ class RunMetrics:
         shares = self.shares(wall_s)
         return max(shares, key=lambda name: shares[name]) if any(shares.values()) else None
 
+    def steady_clips_per_s(self) -> float | None:
+        """Between the first label and the last: without the start of processes and the loading of weights."""
+        ended = self.labelled + self.failed
+        if self.first_label_s is None or ended < 2 or self.last_label_s <= self.first_label_s:
+            return None
+        return (ended - 1) / (self.last_label_s - self.first_label_s)
+
     def occupancy(self) -> float | None:
         """Real over padded rows of the focus network's passes."""
         focus = self.stages.get("focus")
@@ -94,6 +106,8 @@ class RunSummary:
     skipped_files: dict[str, int]
     wall_s: float
     clips_per_s: float
+    steady_clips_per_s: float | None
+    """From the first label to the last."""
     focused_share: float | None
     mean_steps: float | None
     gmacs_per_clip: float | None
@@ -130,6 +144,7 @@ def summarise(
         skipped_files=skipped_files,
         wall_s=wall_s,
         clips_per_s=num / wall_s if wall_s > 0 else 0.0,
+        steady_clips_per_s=metrics.steady_clips_per_s(),
         focused_share=metrics.frames_focused / metrics.frames_total if metrics.frames_total else None,
         mean_steps=metrics.steps_used / num if num else None,
         gmacs_per_clip=metrics.gmacs / num if num else None,

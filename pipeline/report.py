@@ -167,7 +167,9 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
                 f"{summary.gmacs_per_clip:.4g} ({share:.1%} of {summary.gmacs_full_per_clip:.4g} for full frames)",
             )
         )
-    rows.append(("clips per second", f"{summary.clips_per_s:.2f} ({summary.wall_s:.1f} s)"))
+    steady = summary.steady_clips_per_s
+    once = f", {steady:.2f} from the first label to the last" if steady is not None else ""
+    rows.append(("clips per second", f"{summary.clips_per_s:.2f} ({summary.wall_s:.1f} s in all){once}"))
     for name, stage in summary.stages.items():
         if stage["calls"]:
             deaths = f", {stage['deaths']:.0f} died" if stage["deaths"] else ""

@@ -211,7 +211,7 @@ class Runner:
 
     def _on_label(self, label: ClipLabel) -> None:
         self._done.add(label.clip_id)
-        self.metrics.add_label(label)
+        self.metrics.add_label(label, self._clock())
         if label.error_code is None or self._max_failed is None or self.ended_early:
             return
         # With 0 the first failure ends it, not the first label.
