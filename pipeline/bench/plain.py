@@ -45,10 +45,10 @@ def with_opencv(path: str, num_frames: int) -> Iterator[np.ndarray]:
     video.release()
 
 
-def with_pyav(path: str, num_frames: int) -> Iterator[np.ndarray]:
+def with_pyav(path: str, num_frames: int, *, is_threaded: bool = True) -> Iterator[np.ndarray]:
     with av.open(path) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+        stream.thread_type = "AUTO" if is_threaded else "NONE"
         wanted = set(sample_indices(stream.frames, num_frames).tolist())
         for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
