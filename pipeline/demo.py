@@ -63,9 +63,10 @@ def rows(result: DemoResult) -> list[tuple[str, str]]:
     ]
     if evaluation.share_focused is not None:
         lines.append(("frames focused", f"{evaluation.share_focused:.1f} %"))
-    if evaluation.looks is not None and evaluation.looks.evidence_in_patch is not None:
-        hits = f"{evaluation.looks.evidence_in_patch:.1f} % of focused frames that show any"
-        lines.append(("evidence in the patch", hits))
+    looks = evaluation.looks
+    if looks is not None and looks.centre_in_patch is not None and looks.evidence_in_patch is not None:
+        hits = f"its centre in {looks.centre_in_patch:.1f} %, all of it in {looks.evidence_in_patch:.1f} % of patches"
+        lines.append(("where there is evidence", hits))
     if evaluation.gmacs is not None and evaluation.gmacs_full:
         share = 100 * evaluation.gmacs / evaluation.gmacs_full
         lines.append(

@@ -435,7 +435,8 @@ def comparison(
             "of full %": cell(relative),
             "steps": cell(e.mean_steps),
             "focused %": cell(e.share_focused),
-            "evidence in patch %": cell(looks.evidence_in_patch if looks else None),
+            "evidence's centre in patch %": cell(looks.centre_in_patch if looks else None),
+            "whole evidence in patch %": cell(looks.evidence_in_patch if looks else None),
             "empty skipped %": cell(looks.empty_skipped if looks else None),
             "visible focused %": cell(looks.visible_focused if looks else None),
         }
