@@ -165,7 +165,7 @@ class Live(Section):
     gap_s: float = Field(1.0, gt=0, description="frames further apart have a gap between them, which no window spans")
     backoff_s: float = Field(0.5, gt=0, description="first wait before a camera is opened again")
     max_backoff_s: float = Field(30.0, gt=0)
-    max_waiting_frames: int = Field(8, ge=1, description="per camera; beyond it the oldest is dropped and counted")
+    max_waiting_frames: int = Field(4, ge=1, description="per camera; beyond it the oldest is dropped and counted")
     metrics_port: int | None = Field(None, ge=0, le=65535)
 
 
