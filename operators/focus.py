@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from operators.compiled import make_forward
 from operators.network import Network
 from operators.records import PatchBatch, PatchFeatures
-from operators.tensors import IMAGENET, Normalisation, ready, split_batch, to_array, to_tensor
+from operators.tensors import IMAGENET, Normalisation, Upload, padded, split_batch, to_array
 
 
 class Focuser:
@@ -26,21 +27,26 @@ class Focuser:
         max_batch: int = 64,
         shapes: tuple[int, ...] = (),
         feature_maps: bool = False,
-        channels_last: bool = True,
+        compiled: bool = False,
     ) -> None:
-        """`shapes`: sizes to which a pass is padded; `feature_maps`: whether a policy reads what the patches show."""
-        self.normalisation = normalisation
+        """`shapes`: sizes to which a pass is padded; `feature_maps`: whether a policy reads what the patches show;
+        `compiled`: as few kernels, where can_compile() says so."""
         self.device = torch.device(device)
-        self.dtype = dtype
         self.max_batch = max_batch
         self.shapes = shapes
         self.feature_maps = feature_maps
-        self.channels_last = channels_last
         self.map_channels = network.map_channels
         self.num_features = network.num_features
         self.num_segments = network.num_segments
-        self._network = network
-        ready(network, device=self.device, dtype=dtype, channels_last=channels_last)
+        self._forward = make_forward(
+            network,
+            normalisation=normalisation,
+            device=self.device,
+            dtype=dtype,
+            max_batch=max_batch,
+            compiled=compiled,
+        )
+        self._upload = Upload(self.device)
 
     def passes(self, num_patches: int) -> list[tuple[int, int, int]]:
         """(start, stop, rows with padding) of each forward pass over so many patches."""
@@ -56,17 +62,7 @@ class Focuser:
             return PatchFeatures(feature=np.zeros((0, self.num_features), np.float32))
         features, maps = [], []
         for start, stop, rows in self.passes(len(pixels)):
-            part = pixels[start:stop]
-            if rows > len(part):
-                part = np.concatenate((part, np.zeros((rows - len(part), *part.shape[1:]), np.uint8)))
-            patches = to_tensor(
-                part,
-                normalisation=self.normalisation,
-                device=self.device,
-                dtype=self.dtype,
-                channels_last=self.channels_last,
-            )
-            feature_map, feature = self._network(patches)
+            feature_map, feature = self._forward(self._upload(padded(pixels[start:stop], rows)))
             features.append(feature[: stop - start])
             if self.feature_maps:
                 maps.append(feature_map[: stop - start])

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from operators.compiled import make_forward
 from operators.network import Network
 from operators.records import Glance
-from operators.tensors import IMAGENET, Normalisation, ready, split_batch, to_tensor
+from operators.tensors import IMAGENET, Normalisation, Upload, padded, split_batch
 
 Resize = Literal["nearest", "antialias", "bilinear", "bicubic"]
 """How a view becomes the glance's input: AdaFocus takes `nearest`, GFNet `bilinear` or `bicubic` from corner to
@@ -19,10 +20,13 @@ corner without antialias, the small family `antialias` (bilinear)."""
 
 
 def resize_views(views: Tensor, size_px: int, resize: Resize) -> Tensor:
-    """[N,3,H,W] -> [N,3,size_px,size_px]; the size it has already is left as it is."""
+    """[N,3,H,W] -> [N,3,size_px,size_px]; the size it has already is left as it is. Bytes stay bytes where pixels are
+    taken as they are, and become float32 where they are mixed."""
     if views.shape[-2:] == (size_px, size_px):
         return views
     size = (size_px, size_px)
+    if resize != "nearest" and not views.is_floating_point():
+        views = views.float()
     match resize:
         case "nearest":
             return F.interpolate(views, size, mode="nearest")
@@ -49,20 +53,28 @@ class Glancer:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         max_batch: int = 64,
-        channels_last: bool = True,
+        shapes: tuple[int, ...] = (),
+        compiled: bool = False,
     ) -> None:
+        """`shapes`: sizes to which a pass is padded; `compiled`: as few kernels, where can_compile() says so."""
         self.size_px = size_px
         self.resize: Resize = resize
-        self.normalisation = normalisation
         self.device = torch.device(device)
-        self.dtype = dtype
         self.max_batch = max_batch
-        self.channels_last = channels_last
+        self.shapes = shapes
         self.map_channels = network.map_channels
         self.num_features = network.num_features
         self.num_segments = network.num_segments
-        self._network = network
-        ready(network, device=self.device, dtype=dtype, channels_last=channels_last)
+        self._forward = make_forward(
+            network,
+            normalisation=normalisation,
+            device=self.device,
+            dtype=dtype,
+            max_batch=max_batch,
+            compiled=compiled,
+        )
+        self._head = network.head
+        self._upload = Upload(self.device)
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Glance:
@@ -70,23 +82,17 @@ class Glancer:
         multiple = self.num_segments or 1
         if len(pixels) == 0 or len(pixels) % multiple:
             raise ValueError(f"{len(pixels)} views, where a glance takes multiples of {multiple}, at least one")
-        parts = []
-        for start, stop, _ in split_batch(len(pixels), max_batch=self.max_batch, multiple=multiple):
-            parts.append(self._look(pixels[start:stop]))
-        maps, features, logits = zip(*parts, strict=True)
-        has_logits = logits[0] is not None
-        return Glance(feature_map=_cat(maps), feature=_cat(features), logits=_cat(logits) if has_logits else None)
-
-    def _look(self, pixels: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
-        views = to_tensor(
-            pixels, normalisation=self.normalisation, device=self.device, channels_last=self.channels_last
-        )
-        views = resize_views(views, self.size_px, self.resize).to(self.dtype)
-        feature_map, feature = self._network(views)
-        head = self._network.head
-        logits = None if head is None else head(feature).float()
-        return feature_map.float(), feature.float(), logits
+        maps, features = [], []
+        passes = split_batch(len(pixels), max_batch=self.max_batch, shapes=self.shapes, multiple=multiple)
+        for start, stop, rows in passes:
+            views = self._upload(padded(pixels[start:stop], rows))
+            feature_map, feature = self._forward(resize_views(views, self.size_px, self.resize))
+            maps.append(feature_map[: stop - start].float())
+            features.append(feature[: stop - start])
+        feature = _cat(features)
+        logits = None if self._head is None else self._head(feature)
+        return Glance(feature_map=_cat(maps), feature=feature, logits=logits)
 
 
-def _cat(parts: tuple[Tensor, ...]) -> Tensor:
+def _cat(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)

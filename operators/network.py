@@ -64,8 +64,8 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def pool(self, feature_map: Tensor) -> Tensor:
-        """[N,C,h,w] -> [N,D]"""
-        return feature_map.mean((2, 3))
+        """[N,C,h,w] -> float32 [N,D]"""
+        return feature_map.mean((2, 3), dtype=torch.float32)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N,3,H,W] normalised -> feature map [N,C,h,w] and feature [N,D]"""

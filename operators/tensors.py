@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,56 @@ class Normalisation:
 
 IMAGENET = Normalisation()
 
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Upload:
+    """uint8 [N,H,W,3] -> uint8 [N,3,H,W] on the device, lying as the pixels do; on a CPU the very same memory.
+
+    The array may be read-only, as those that come from another process are; what is given back is not to be written
+    to. To a GPU the copy runs beside the work that is queued there already.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise ValueError(f"pixels must be uint8 [N,H,W,3], not {pixels.dtype} {list(pixels.shape)}")
+        if self._stream is None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+                return torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device).permute(0, 3, 1, 2)
+        # Only from pinned memory does a copy run beside the device's work; bytes are a quarter of what floats are.
+        pinned = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+        pinned.numpy()[...] = pixels
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            x = pinned.to(self._device, non_blocking=True)
+        current.wait_stream(self._stream)
+        # The memory is the copying stream's, which must not use it again before the work has read it.
+        x.record_stream(current)
+        return x.permute(0, 3, 1, 2)
+
+
+def padded(pixels: np.ndarray, num_rows: int) -> np.ndarray:
+    """[N,...] with rows of zeros up to so many; as it is where it has them."""
+    if len(pixels) >= num_rows:
+        return pixels
+    return np.concatenate((pixels, np.zeros((num_rows - len(pixels), *pixels.shape[1:]), pixels.dtype)))
+
+
+def normalise(x: Tensor, normalisation: Normalisation, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[N,3,H,W] of 0..255 -> normalised, lying channels last; computed in float32, rounded once."""
+    num_rows, channels, height, width = x.shape
+    # Whole rows of pixels at a time: three channels innermost would leave vector units idle.
+    mean = torch.tensor(normalisation.mean, device=x.device).mul_(255.0).repeat(width)
+    scale = torch.tensor(normalisation.std, device=x.device).mul_(255.0).reciprocal_().repeat(width)
+    rows = x.permute(0, 2, 3, 1).reshape(num_rows * height, width * channels)
+    out = torch.sub(rows, mean).mul_(scale).to(dtype)
+    return out.view(num_rows, height, width, channels).permute(0, 3, 1, 2)
+
 
 def to_tensor(
     pixels: np.ndarray,
@@ -30,23 +82,8 @@ def to_tensor(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
 ) -> Tensor:
-    """uint8 [N,H,W,3] -> normalised [N,3,H,W] on the device. The pixels are copied once on this side of it.
-
-    The array may be read-only, as those that come from another process are.
-    """
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-        raise ValueError(f"pixels must be uint8 [N,H,W,3], not {pixels.dtype} {list(pixels.shape)}")
-    device = torch.device(device)
-    if device.type == "cpu":
-        x = torch.from_numpy(pixels.astype(np.float32))
-    else:
-        # Pinned memory lets the copy run beside the device's work; a quarter of the bytes travel as uint8.
-        pinned = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        pinned.numpy()[...] = pixels
-        x = pinned.to(device, non_blocking=True).float()
-    mean = torch.tensor(normalisation.mean, device=device).mul_(255.0)
-    scale = torch.tensor(normalisation.std, device=device).mul_(255.0).reciprocal_()
-    x = x.sub_(mean).mul_(scale).permute(0, 3, 1, 2).to(dtype)
+    """uint8 [N,H,W,3] -> normalised [N,3,H,W] on the device. The pixels are copied once on this side of it."""
+    x = normalise(Upload(device)(pixels), normalisation, dtype)
     return x if channels_last else x.contiguous()
 
 
@@ -93,22 +130,32 @@ def fold_batchnorm(module: nn.Module) -> None:
         fold_batchnorm(child)
 
 
+def to_dtype(module: Module, dtype: torch.dtype) -> Module:
+    """The module in this precision, in place; its convolutions' weights lie channels last."""
+    module.to(dtype=dtype)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
 def ready(
-    network: nn.Module,
+    network: Module,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    channels_last: bool = True,
-) -> nn.Module:
-    """Makes a network ready for inference, in place: eval, folded, on its device, without gradients."""
+) -> Module:
+    """Makes a network ready for inference, in place: eval, folded, on its device, without gradients.
+
+    Its own head stays in float32, as the features that it reads do.
+    """
     network.eval()
     network.requires_grad_(False)
     with torch.no_grad():
         network.float()
         fold_batchnorm(network)
-    network.to(device=device, dtype=dtype)
-    if channels_last:
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    to_dtype(network.to(device), dtype)
+    head = getattr(network, "head", None)
+    if isinstance(head, nn.Module):
+        head.float()
     return network
