@@ -164,7 +164,7 @@ def watch_cameras(
             f"in {plan.config.compute.precision}"
         )
         shares = [tuple(watched[i::count]) for i in range(count)]
-        loop = _Loop(
+        loop = LiveLoop(
             executor=executor,
             shares=shares,
             identity=identity,
@@ -207,7 +207,7 @@ class _Watcher:
     """What the workers before it had counted."""
 
 
-class _Loop:
+class LiveLoop:
     """Slices of time to every worker, and a part now and then to the sink."""
 
     def __init__(
@@ -221,6 +221,7 @@ class _Loop:
         stop: StopRequest,
         summary: LiveSummary,
         can_kill: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executor = executor
         self._identity = identity
@@ -229,7 +230,8 @@ class _Loop:
         self._stop = stop
         self._summary = summary
         self._can_kill = can_kill
-        self._watchers = [_Watcher(share, time.monotonic()) for share in shares]
+        self._clock = clock
+        self._watchers = [_Watcher(share, clock()) for share in shares]
         self._running: dict[int, Call] = {}
         self._waiting: list[ClipLabel] = []
         self._sequence = itertools.count()
@@ -237,11 +239,11 @@ class _Loop:
         self._stopped_s: float | None = None
 
     def run(self, for_s: float | None) -> None:
-        begun_s = flushed_s = folded_s = time.monotonic()
+        begun_s = flushed_s = folded_s = self._clock()
         for worker in range(len(self._watchers)):
             self._begin(worker)
         while True:
-            now_s = time.monotonic()
+            now_s = self._clock()
             if self._stopped_s is None and (self._stop.is_set or (for_s is not None and now_s - begun_s >= for_s)):
                 self._stopped_s = now_s
                 for worker in range(len(self._watchers)):
@@ -256,8 +258,8 @@ class _Loop:
             if is_over and not self._waiting and not self._sink_is_busy():
                 break
             self._collect()
-            self._look_after(time.monotonic())
-        self._summary.wall_s = time.monotonic() - begun_s
+            self._look_after(self._clock())
+        self._summary.wall_s = self._clock() - begun_s
 
     def _is_over(self, now_s: float) -> bool:
         if self._stopped_s is not None:
@@ -348,13 +350,13 @@ class _Loop:
         if one.deaths >= MAX_DEATHS:
             raise StageError(f"live worker {worker} died {MAX_DEATHS} times in a row")
         self._told.message(f"live worker {worker} died and is replaced; its cameras are opened again")
-        one.heard_s = time.monotonic()
+        one.heard_s = self._clock()
         self._executor.replace(WATCH, worker)
         self._begin(worker)
 
     def _take(self, worker: int, news: LiveNews) -> None:
         one, summary, metrics = self._watchers[worker], self._summary, self._metrics
-        one.heard_s, one.is_ready, one.is_over, one.deaths = time.monotonic(), True, news.is_over, 0
+        one.heard_s, one.is_ready, one.is_over, one.deaths = self._clock(), True, news.is_over, 0
         for name, told in news.cameras.items():
             camera = told.after(one.former[name]) if one.former else told
             metrics.set_state(name, camera.state, camera.num_reconnects)
