@@ -74,7 +74,7 @@ class ReadQueue:
         self._waiting: deque[Reading] = deque()
         self._suspects: deque[Reading] = deque()
         self._going_on: list[deque[Reading]] = [deque() for _ in range(num_workers)]
-        """By worker, the sources that are open there."""
+        """By worker, the sources that are open there. One that takes a dead worker's place opens them anew."""
         self._is_draining = False
         self.num_active = 0
         self.finished: list[Source] = []
@@ -118,16 +118,14 @@ class ReadQueue:
 
     # What became of a call
 
-    def answered(self, reading: Reading, row: ReadReply, *, worker: int | None, now_s: float) -> None:
-        """After its pieces have been taken. `worker`: where it is open; None if that process is gone."""
+    def answered(self, reading: Reading, row: ReadReply, *, worker: int, now_s: float) -> None:
+        """After its pieces have been taken. `worker`: where it is open, and goes on."""
         if row.failed is not None:
             self._fail(reading, row.failed, now_s)
         elif row.is_done:
             self._end(reading, now_s)
         elif self._is_draining:
             self._leave(reading)
-        elif worker is None:
-            self._read_again(reading)
         else:
             self._going_on[worker].append(reading)
 
@@ -148,12 +146,6 @@ class ReadQueue:
         else:
             reading.is_suspect = True
             self._read_again(reading)
-
-    def worker_gone(self, worker: int) -> None:
-        """What was open there and not in the call that died is read on elsewhere, unblamed."""
-        for reading in self._going_on[worker]:
-            self._read_again(reading)
-        self._going_on[worker].clear()
 
     def clip_ended(self, reading: Reading) -> None:
         reading.num_clips -= 1

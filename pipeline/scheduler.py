@@ -364,12 +364,11 @@ class Scheduler:
     def on_done(self, planned: Planned, reply: Reply, payload: Any, now_s: float) -> None:
         self._leave(planned)
         stage, worker = self._stages[planned.call.stage], planned.call.worker
-        is_current = planned.epoch == stage.epochs[worker]
-        if is_current:
+        if planned.epoch == stage.epochs[worker]:
             stage.deaths_in_a_row = 0
         match planned.call.method:
             case "read":
-                self._on_read(planned.readings, reply.rows, payload, worker if is_current else None, now_s)
+                self._on_read(planned.readings, reply.rows, payload, worker, now_s)
             case "open" | "step":
                 self._clips.advanced(planned.stays, reply.rows, payload, now_s)
             case "focus":
@@ -378,7 +377,7 @@ class Scheduler:
                 self.counts["committed"] += len(planned.call.requests[0].labels)
 
     def _on_read(
-        self, readings: list[Reading], rows: tuple[ReadReply, ...], payload: Any, worker: int | None, now_s: float
+        self, readings: list[Reading], rows: tuple[ReadReply, ...], payload: Any, worker: int, now_s: float
     ) -> None:
         frames = Frames(handle=payload, num_bytes=sum(info.num_bytes for row in rows for info in row.pieces))
         for reading, row in zip(readings, rows, strict=True):
@@ -412,8 +411,6 @@ class Scheduler:
             self._clips.put_back(planned.rows)
         if is_news and planned.call.stage == STREAM:
             self._clips.worker_gone(worker)
-        if is_news and planned.call.stage == SOURCE:
-            self._reading.worker_gone(worker)
         return is_news
 
     def on_failed(self, planned: Planned, error: str, now_s: float) -> None:

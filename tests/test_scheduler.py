@@ -328,6 +328,51 @@ def test_suspect_sources_are_read_one_at_a_time_also_when_they_go_on() -> None:
         desk.answer_read(planned, windows=0, is_done=False)
 
 
+def test_a_suspect_source_that_goes_on_waits_while_another_suspect_is_read() -> None:
+    desk = Desk(workers=2, sources_per_call=2, max_pieces=100)
+    desk.scheduler.add_source(source(9))
+    busy = desk.next("read")
+    for number in range(2):
+        desk.scheduler.add_source(source(number))
+    desk.scheduler.on_died(desk.next("read"), 0.0)
+    first = desk.next("read")
+    assert (first.is_suspect, first.call.worker) == (True, 1)
+    desk.answer_read(first, windows=0, is_done=False)
+    desk.answer_read(busy, windows=0)
+    second = desk.next("read")
+    assert (second.is_suspect, second.call.worker) == (True, 0)
+    assert desk.is_waiting(), "the first is open on worker 1, which is idle"
+    desk.answer_read(second, windows=0)
+    assert desk.next("read").readings == first.readings
+
+
+def test_a_death_in_company_does_not_count() -> None:
+    desk = Desk(max_pieces=100)
+    for number in range(2):
+        desk.scheduler.add_source(source(number, Media.IMAGE))
+    desk.scheduler.end_sources()
+    desk.scheduler.on_died(desk.next("read"), 0.0)
+    for _ in range(4):
+        desk.scheduler.on_died(desk.next("read"), 0.0)
+    assert desk.labels == []
+    for number in range(2):
+        desk.scheduler.on_died(desk.next("read"), 0.0)
+        assert len(desk.labels) == number + 1
+    assert {label.error_code for label in desk.labels} == {"worker_died"}
+
+
+def test_rows_that_came_back_are_dropped_with_their_clip() -> None:
+    desk = Desk(max_rows=2, focus_depth=2, pieces_per_call=4)
+    desk.open_clips(3, patches=2)
+    first, second = desk.next("focus"), desk.next("focus")
+    desk.scheduler.on_died(first, 0.0)
+    desk.scheduler.on_died(second, 0.0)
+    assert desk.scheduler.num_patches_waiting == 4
+    desk.scheduler.on_died(desk.next("close"), 0.0)
+    assert desk.scheduler.num_patches_waiting == 0
+    assert len(desk.next("open").stays) == 1
+
+
 def test_a_resumed_source_that_failed_then_and_now_gives_no_second_row() -> None:
     # Windows 0 and 1 have labels, window 2 the row of the failure; the next to look at is 3.
     rows = tuple(clip_id(name(0), window * STRIDE_S) for window in range(3))
