@@ -222,6 +222,7 @@ class LiveLoop:
         summary: LiveSummary,
         can_kill: bool,
         clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
     ) -> None:
         self._executor = executor
         self._identity = identity
@@ -231,6 +232,7 @@ class LiveLoop:
         self._summary = summary
         self._can_kill = can_kill
         self._clock = clock
+        self._unix_clock = unix_clock
         self._watchers = [_Watcher(share, clock()) for share in shares]
         self._running: dict[int, Call] = {}
         self._waiting: list[ClipLabel] = []
@@ -278,7 +280,7 @@ class LiveLoop:
         """A run is well as long as every worker tells something; one that hangs is ended."""
         at_work = [(worker, one) for worker, one in enumerate(self._watchers) if not one.is_over]
         silent_s = max((now_s - one.heard_s for _, one in at_work), default=0.0)
-        self._metrics.beat(time.time() - silent_s)
+        self._metrics.beat(self._unix_clock() - silent_s)
         for worker, one in at_work:
             if self._can_kill and one.is_ready and now_s - one.heard_s > _HANG_S:
                 self._told.message(f"live worker {worker} has said nothing for {_HANG_S:g} s and is ended")

@@ -1,0 +1,407 @@
+"""The loop of a live run over workers that the test plays: slices, parts, deaths, hanging, stopping.
+
+Time passes only while the loop waits for its workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from operators.errors import ConfigError, StageError
+from operators.records import CameraCounts, ClipLabel
+from pipeline.build import resolve
+from pipeline.camera_process import CameraSpec
+from pipeline.config import Camera, load
+from pipeline.executor import Call, Completion, InlineExecutor
+from pipeline.live import CameraState
+from pipeline.live_cameras import camera_plans, cameras_of
+from pipeline.live_metrics import LiveMetrics
+from pipeline.live_runner import CameraSummary, LiveLoop, LiveSummary, LiveTold, check
+from pipeline.live_worker import CameraNews, CameraPlan, LiveNews
+from pipeline.messages import Reply
+from pipeline.placement import Machine
+from pipeline.runner import StopRequest
+
+IDENTITY = {"model_id": "m", "config_id": "c"}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def label(camera: str, number: int) -> ClipLabel:
+    return ClipLabel(
+        video_id=camera,
+        clip_id=f"{camera}{number}",
+        source_uri=f"rtsp://{camera}/",
+        camera=camera,
+        start_s=float(number),
+        end_s=number + 1.0,
+        latency_s=0.2,
+    )
+
+
+class Players(InlineExecutor):
+    """An executor whose workers answer at once, as the test says. One poll takes a tenth of a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 1000.0
+        self.calls: list[tuple[float, Call]] = []
+        self.replaced: list[tuple[str, int]] = []
+        self.killed: list[tuple[str, int]] = []
+        self.hanging: set[tuple[str, int]] = set()
+        self.dying: list[tuple[str, int, str]] = []
+        """(stage, worker, method): the next such call ends with the worker's death."""
+        self.news: Callable[[int, float], LiveNews] = lambda worker, now_s: LiveNews(
+            labels=(), cameras={}, is_over=False
+        )
+        self._num = 0
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def submit(self, call: Call) -> int:
+        self._num += 1
+        self.calls.append((self.now_s, call))
+        self._waiting.append((self._num, call))
+        return self._num
+
+    def poll(self, timeout_s: float) -> list[Completion]:
+        self.now_s += 0.1
+        now, self._waiting = self._waiting, deque()
+        done: list[Completion] = []
+        dead: set[tuple[str, int]] = set()
+        for ticket, call in now:
+            place = (call.stage, call.worker)
+            if place in self.hanging:
+                self._waiting.append((ticket, call))
+            elif place in dead or (*place, call.method) in self.dying:
+                if place not in dead:
+                    self.dying.remove((*place, call.method))
+                dead.add(place)
+                done.append(Completion(ticket=ticket, outcome="died"))
+            else:
+                row = self.news(call.worker, self.now_s) if call.method == "watch" else None
+                done.append(Completion(ticket=ticket, outcome="done", reply=Reply(rows=(row,))))
+        return done
+
+    def kill(self, stage: str, worker: int) -> None:
+        self.killed.append((stage, worker))
+        self.hanging.discard((stage, worker))
+        self.dying.append((stage, worker, "watch"))
+
+    def replace(self, stage: str, worker: int) -> None:
+        self.replaced.append((stage, worker))
+
+    def methods(self, stage: str) -> list[str]:
+        return [call.method for _, call in self.calls if call.stage == stage]
+
+    def written(self) -> list[list[str]]:
+        return [
+            [one.clip_id for one in call.requests[0].labels] for _, call in self.calls if call.method == "write"
+        ]
+
+
+@dataclasses.dataclass
+class Run:
+    loop: LiveLoop
+    players: Players
+    summary: LiveSummary
+    stop: StopRequest
+    metrics: LiveMetrics
+    said: list[str]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Two workers, one camera each."""
+    players, stop = Players(), StopRequest()
+    cameras = ("door", "yard")
+    metrics = LiveMetrics(clock=players.clock)
+    for name in cameras:
+        metrics.add_camera(name)
+    summary = LiveSummary({name: CameraSummary() for name in cameras})
+    said: list[str] = []
+    plans = [CameraPlan(spec=CameraSpec(name=n, uri=f"rtsp://{n}/"), window_s=1, stride_s=1) for n in cameras]
+    loop = LiveLoop(
+        executor=players,
+        shares=[(plan,) for plan in plans],
+        identity=IDENTITY,
+        metrics=metrics,
+        told=LiveTold(message=said.append),
+        stop=stop,
+        summary=summary,
+        can_kill=True,
+        clock=players.clock,
+        unix_clock=players.clock,
+    )
+    return Run(loop, players, summary, stop, metrics, said)
+
+
+CAMERAS = ("door", "yard")
+
+
+def steady(players: Players, *, over_after_s: float = 1e9) -> Callable[[int, float], LiveNews]:
+    """Every slice brings a label of the worker's camera; nothing more once it is told to stop."""
+    numbers = iter(range(1_000_000))
+
+    def news(worker: int, now_s: float) -> LiveNews:
+        is_over = now_s >= 1000.0 + over_after_s or any(
+            call.method == "stop" and call.worker == worker for _, call in players.calls
+        )
+        name = CAMERAS[worker]
+        camera = CameraNews(
+            state=CameraState.STOPPED if is_over else CameraState.LIVE,
+            num_connects=1,
+            counts=CameraCounts(num_decoded=15),
+            dropped=2,
+        )
+        labels = () if is_over else (label(name, next(numbers)),)
+        return LiveNews(labels=labels, cameras={name: camera}, is_over=is_over)
+
+    return news
+
+
+def test_every_label_is_written_once_in_parts_of_less_than_a_second(run):
+    run.players.news = steady(run.players)
+    run.loop.run(for_s=5.0)
+    written = [clip for part in run.players.written() for clip in part]
+    assert len(written) == len(set(written)) == run.summary.labels > 50
+    times = [now_s for now_s, call in run.players.calls if call.method == "write"]
+    assert len(times) >= 6 and max(b - a for a, b in itertools.pairwise(times)) < 1.0
+    assert {name: camera.labels for name, camera in run.summary.cameras.items()} == {
+        name: sum(clip.startswith(name) for clip in written) for name in CAMERAS
+    }
+    # The numbers of parts rise: a part that is sent again overwrites itself, and no other.
+    sequences = [call.requests[0].sequence for _, call in run.players.calls if call.method == "write"]
+    assert sequences == list(range(len(sequences)))
+
+
+def test_workers_have_the_next_slice_before_they_end_one(run):
+    run.players.news = steady(run.players)
+    run.loop.run(for_s=0.5)
+    assert run.players.methods("live")[:6] == ["begin", "watch", "watch"] * 2
+
+
+def test_a_run_whose_cameras_are_all_over_ends_by_itself(run):
+    run.players.news = steady(run.players, over_after_s=2.0)
+    run.loop.run(for_s=None)
+    assert run.players.now_s < 1003.5 and "stop" not in run.players.methods("live")
+    assert sum(map(len, run.players.written())) == run.summary.labels > 0
+
+
+def test_finished_hours_are_folded_although_labels_never_end(run):
+    run.players.news = steady(run.players)
+    run.loop.run(for_s=65.0)
+    assert 2 <= run.players.methods("sink").count("fold") <= 3
+
+
+def test_a_stop_ends_a_run_with_the_labels_that_are_there(run):
+    def news(worker: int, now_s: float) -> LiveNews:
+        run.stop.is_set = now_s > 1002.0
+        return made(worker, now_s)
+
+    made = steady(run.players)
+    run.players.news = news
+    run.loop.run(for_s=None)
+    assert run.players.methods("live").count("stop") == 2
+    assert run.players.now_s < 1003.0
+    assert sum(map(len, run.players.written())) == run.summary.labels > 0
+
+
+def test_a_stop_does_not_wait_for_ever_for_a_worker_that_does_not_come_to_an_end(run):
+    made = steady(run.players)
+
+    def news(worker: int, now_s: float) -> LiveNews:
+        run.stop.is_set = now_s > 1001.0
+        return dataclasses.replace(made(worker, now_s), is_over=False)
+
+    run.players.news = news
+    run.loop.run(for_s=None)
+    assert 1004.0 < run.players.now_s < 1005.5
+
+
+def test_a_worker_that_died_is_replaced_with_its_cameras_and_counts_go_on(run):
+    run.players.news = steady(run.players)
+    made = run.players.news
+
+    def news(worker: int, now_s: float) -> LiveNews:
+        if now_s > 1001.0 and not run.players.dying and not run.players.replaced:
+            run.players.dying = [("live", 1, "watch")]
+        return made(worker, now_s)
+
+    run.players.news = news
+    run.loop.run(for_s=3.0)
+    assert run.players.replaced == [("live", 1)] and run.summary.deaths == 1
+    begun = [call.requests[0].spec.name for _, call in run.players.calls if call.method == "begin"]
+    assert begun == ["door", "yard", "yard"]
+    assert any("live worker 1 died" in line for line in run.said)
+    yard, door = run.summary.cameras["yard"].news, run.summary.cameras["door"].news
+    assert (yard.counts.num_decoded, yard.dropped, yard.num_reconnects) == (30, 4, 1)
+    assert (door.counts.num_decoded, door.dropped, door.num_reconnects) == (15, 2, 0)
+    metrics = run.metrics.registry.get_sample_value
+    assert metrics("saccade_frames_decoded_total", {"camera": "yard"}) == 30
+    assert metrics("saccade_frames_dropped_total", {"camera": "yard", "reason": "queue"}) == 4
+    assert metrics("saccade_reconnects_total", {"camera": "yard"}) == 1
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_run(run):
+    run.players.dying = [("live", 0, "begin")] * 3
+    with pytest.raises(StageError, match="live worker 0 died 3 times in a row"):
+        run.loop.run(for_s=None)
+
+
+def test_a_worker_that_died_while_the_run_stops_is_not_made_again(run):
+    made = steady(run.players)
+
+    def news(worker: int, now_s: float) -> LiveNews:
+        run.stop.is_set = now_s > 1001.0
+        return made(worker, now_s)
+
+    run.players.news, run.players.dying = news, [("live", 1, "stop")]
+    run.loop.run(for_s=None)
+    assert run.players.replaced == [] and run.players.now_s < 1002.5
+
+
+def test_a_worker_that_hangs_is_ended_and_replaced_and_the_run_is_not_well_meanwhile(run):
+    made = steady(run.players)
+    well: list[bool] = []
+
+    def news(worker: int, now_s: float) -> LiveNews:
+        if 1001.0 < now_s < 1001.15:
+            run.players.hanging = {("live", 1)}
+        well.append(run.metrics.health()[0])
+        return made(worker, now_s)
+
+    run.players.news = news
+    run.loop.run(for_s=65.0)
+    assert run.players.killed == [("live", 1)] == run.players.replaced
+    # Told of within five seconds, and over with the new worker.
+    assert well.count(False) > 500 and well[0] and well[-1]
+
+
+def test_a_sink_that_died_opens_again_and_is_sent_its_part_again(run):
+    run.players.news = steady(run.players)
+    run.players.dying = [("sink", 0, "write")]
+    run.loop.run(for_s=3.0)
+    assert run.players.replaced == [("sink", 0)]
+    assert run.players.methods("sink")[:3] == ["write", "reopen", "write"]
+    first, again, *_ = run.players.written()
+    assert first == again
+    (reopened,) = [call for _, call in run.players.calls if call.method == "reopen"]
+    assert reopened.requests == (IDENTITY,)
+
+
+def test_a_sink_that_dies_at_every_part_ends_the_run(run):
+    run.players.news = steady(run.players)
+    run.players.dying = [("sink", 0, "write")] * 3
+    with pytest.raises(StageError, match="died 3 times in a row"):
+        run.loop.run(for_s=None)
+
+
+def test_a_bug_in_a_worker_ends_the_run_without_a_password(run):
+    error = "Traceback\nValueError: rtsp://eve:s3cret@host/ is odd"
+    run.players.poll = lambda timeout_s: [Completion(ticket=2, outcome="failed", error=error)]
+    with pytest.raises(StageError, match="live worker 0 failed: ValueError: rtsp://eve:\\*\\*\\*@host/ is odd"):
+        run.loop.run(for_s=None)
+
+
+def test_latencies_are_quantiles_of_the_newest_labels():
+    summary = LiveSummary({"door": CameraSummary(), "yard": CameraSummary()})
+    assert summary.latency_s(0.95) is None
+    summary.cameras["door"].latencies_s.extend(n / 100 for n in range(100))
+    summary.cameras["yard"].latencies_s.extend([5.0] * 100)
+    assert (summary.latency_s(0.95, "door"), summary.latency_s(0.25), summary.latency_s(0.5)) == (0.95, 0.5, 5.0)
+    assert summary.to_dict()["cameras"]["door"]["latency_s"] == {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+
+def write_cameras(folder: Path, text: str) -> str:
+    (folder / "cameras.yaml").write_text(text)
+    return str(folder / "cameras.yaml")
+
+
+def test_addresses_are_numbered_and_files_name_their_cameras(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = write_cameras(tmp_path, "cameras: {door: {url: rtsp://a/, window_s: 2}, yard: {url: film.mp4}}")
+    cameras = cameras_of(["rtsp://b/", file, "/dev/video0"])
+    assert [(camera.name, camera.url) for camera in cameras] == [
+        ("camera_1", "rtsp://b/"),
+        ("door", "rtsp://a/"),
+        ("yard", str(tmp_path / "film.mp4")),
+        ("camera_4", "/dev/video0"),
+    ]
+
+
+def test_variables_that_hold_a_password_leave_the_environment_and_others_stay(tmp_path):
+    environment = {"HOST": "10.0.0.7", "WORD": "s3cret", "LOGIN": "eve:s3cret", "EMPTY": "", "OTHER": "s3cret"}
+    file = write_cameras(
+        tmp_path, "cameras: {a: {url: 'rtsp://eve:${WORD}@${HOST}/${EMPTY}'}, b: {url: 'rtsp://${LOGIN}@${HOST}/'}}"
+    )
+    cameras = cameras_of([file], environment=environment)
+    assert [camera.url for camera in cameras] == ["rtsp://eve:s3cret@10.0.0.7/", "rtsp://eve:s3cret@10.0.0.7/"]
+    assert set(environment) == {"HOST", "EMPTY", "OTHER"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gopher://eve:s3cret@host/"], "camera camera_1: gopher://eve:\\*\\*\\*@host/: gopher is no kind of camera"),
+        (["twice.yaml", "twice.yaml"], "camera door is named twice"),
+    ],
+)
+def test_cameras_that_cannot_be_are_refused(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "twice.yaml").write_text("cameras: {door: {url: rtsp://a/}}")
+    with pytest.raises(ConfigError, match=words):
+        cameras_of(arguments)
+
+
+def test_a_camera_has_its_own_settings_or_the_runs():
+    config = load("live", settings=["live.analysis_fps=5", "live.watchdog_s=3"])
+    cameras = [Camera(name="door", url="rtsp://a/", window_s=2, transport="udp"), Camera(name="yard", url="rtsp://b/")]
+    door, yard = camera_plans(config, cameras)
+    assert (door.window_s, door.stride_s, door.spec.transport, door.spec.analysis_fps) == (2.0, 1.0, "udp", 5.0)
+    assert (yard.window_s, yard.stride_s, yard.spec.transport) == (4.0, 1.0, "tcp")
+    assert door.spec.read_timeout_s == 3.0
+
+
+def test_a_stride_shorter_than_a_tick_is_refused():
+    camera = Camera(name="door", url="rtsp://a/", stride_s=0.2)
+    with pytest.raises(ConfigError, match=r"camera door: stride_s=0.2 .* analysis_fps=4; give at least 0.25"):
+        camera_plans(load("live"), [camera])
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "words"),
+    [
+        ("live", ["stop.kind=confidence", "stop.thresholds=[0.9]"], "stop rules do not apply"),
+        ("live", ["policy.kind=oracle", f"policy.truth={__file__}"], "nobody knows the truth"),
+        ("gfnet_imagenet_resnet50", ["model.untrained=true"], "need an adafocus checkpoint, not gfnet"),
+    ],
+)
+def test_what_cannot_be_had_from_cameras_is_refused(preset, settings, words):
+    plan = resolve(load(preset, settings=settings), Machine(num_cores=2, memory_bytes=4 << 30))
+    with pytest.raises(ConfigError, match=words):
+        check(plan.config, plan)
+
+
+def test_passwords_among_the_arguments_are_overwritten_where_others_read_them():
+    program = (
+        "import sys; from pathlib import Path; from pipeline.live_cameras import hide_arguments; hide_arguments();"
+        "print(sys.argv[1:]); print(Path('/proc/self/cmdline').read_bytes().rstrip(b'\\0').split(b'\\0')[3:])"
+    )
+    given = ["rtsp://eve:s3cret@host/a", "-o", "out", "rtsp://bob:x@host/b"]
+    environment = {**os.environ, "AFTER": "kept"}
+    command = [sys.executable, "-c", program, *given]
+    out = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, check=True, text=True).stdout
+    shown = ["rtsp://eve:***@host/a", "-o", "out", "rtsp://bob:***@host/b"]
+    first, second = out.splitlines()
+    assert eval(first) == shown
+    assert [argument.decode() for argument in eval(second)] == shown
