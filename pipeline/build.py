@@ -16,7 +16,7 @@ from torch import nn
 
 from operators import checkpoints
 from operators.backbones import fill
-from operators.checkpoints import Checkpoint, Header, PolicySpec, SkipSpec
+from operators.checkpoints import Checkpoint, Header, NetworkSpec, PolicySpec, SkipSpec
 from operators.cost import CostModel, cost_model, module_macs, step_macs
 from operators.errors import CheckpointError, ConfigError
 from operators.focus import Focuser
@@ -36,13 +36,13 @@ from pipeline.placement import Machine, Placement, place
 from pipeline.rules import check, skip_price, skip_sees, steps_per_round, stop_rule
 from pipeline.scheduler import FOCUS, SOURCE, STREAM, Limits
 from pipeline.stages import Gaze, LabelForm, StreamWorker
+from pipeline.tuning import DTYPES, Choice, by_rule, choose, work_of
 from pipeline.untrained import untrained
 from pipeline.workers import FocusWorker
 from policies.base import Policy, Skipping, SkipRule
 from policies.fixed import Center, Full, GlanceOnly, Oracle, Random, SkipRandom, SkipUniform
 from policies.recurrent import RecurrentPolicy, SkipHead
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Batch sizes of the focus network: a short list, so that kernels made for a shape are used again."""
 
@@ -56,6 +56,7 @@ class Plan:
     model_id: str
     is_trained: bool
     placement: Placement
+    tuned: Choice
     class_names: tuple[str, ...]
 
     @property
@@ -64,12 +65,12 @@ class Plan:
 
     def opening_line(self) -> str:
         """What a run says of itself before it begins."""
-        place, compute = self.placement, self.config.compute
+        place = self.placement
         weights = "" if self.is_trained else ", UNTRAINED weights"
         return (
-            f"{self.header.family} {self.model_id[:8]}{weights}: {len(self.class_names)} classes on {compute.device} "
-            f"in {compute.precision}, {place.source_workers} source, {place.stream_workers} stream and "
-            f"{place.focus_workers} focus worker(s)"
+            f"{self.header.family} {self.model_id[:8]}{weights}: {len(self.class_names)} classes on {place.device}, "
+            f"{place.source_workers} source, {place.stream_workers} stream and {place.focus_workers} focus worker(s); "
+            f"{self.tuned.line()}"
         )
 
     def live_arguments(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class Plan:
             "device": place.device,
             "num_threads": place.num_threads,
             "class_names": self.class_names,
+            "glance_batch": self.tuned.glance_batch,
             "batch_size": place.batch_size,
         }
 
@@ -135,7 +137,12 @@ class Plan:
             WorkerSpec(
                 stage=STREAM,
                 factory="pipeline.build:stream_worker",
-                arguments={**models, "num_threads": place.stream_threads, "class_names": self.class_names},
+                arguments={
+                    **models,
+                    "num_threads": place.stream_threads,
+                    "class_names": self.class_names,
+                    "glance_batch": self.tuned.glance_batch,
+                },
                 count=place.stream_workers,
                 num_cpus=place.cpus(STREAM),
                 num_gpus=place.stream_gpus,
@@ -151,8 +158,13 @@ class Plan:
         ]
 
 
-def resolve(config: Config, machine: Machine, *, remembered: Mapping[str, Any] | None = None) -> Plan:
-    """Everything that was left open, decided: by the checkpoint, by the machine, or as an earlier run had it."""
+def resolve(
+    config: Config, machine: Machine, *, remembered: Mapping[str, Any] | None = None, cache: Path | None = None
+) -> Plan:
+    """Everything that was left open, decided: by the checkpoint, by the machine, or as an earlier run had it.
+
+    `cache`: folder of measurements. What is not there yet is measured, which takes seconds; None goes by rules.
+    """
     is_trained = config.model.checkpoint is not None
     if config.model.checkpoint is not None:
         checkpoint = checkpoints.load(config.model.checkpoint)
@@ -177,35 +189,61 @@ def resolve(config: Config, machine: Machine, *, remembered: Mapping[str, Any] |
             f"{len(names)} class names, but the checkpoint has {checkpoint.header.num_classes} classes; "
             "give the right list with --classes"
         )
-    placement = place(
+    header = checkpoint.header
+    placed = functools.partial(
+        place,
         machine,
         device=config.compute.device,
         threads=config.run.threads,
         source_workers=config.run.source_workers,
         stream_workers=config.run.stream_workers,
         focus_workers=config.run.focus_workers,
-        batch_size=config.focus.batch_size,
         clips_per_call=config.glance.clips_per_call,
         max_clips_in_flight=config.run.max_clips_in_flight,
         max_frames_bytes=config.run.max_frames_mb << 20,
-        steps_in_rounds=goes_in_rounds(config, checkpoint.header),
+        steps_in_rounds=goes_in_rounds(config, header),
     )
-    auto = {"compute.device": placement.device}
-    if config.compute.precision == "auto":
-        auto["compute.precision"] = "fp32" if placement.device == "cpu" else "bf16"
-    if config.compute.compile == "auto":
-        auto["compute.compile"] = "off"
+    tuned = _tuned(config, header, placed(), cache)
+    placement = placed(batch_size=config.focus.batch_size or tuned.focus_batch)
+    auto = {
+        "compute.device": placement.device,
+        "compute.precision": tuned.precision,
+        "compute.compile": tuned.compile,
+    }
     # Workers need not run in the folder that the command was given in.
     for name in ("model.checkpoint", "policy.truth"):
         if (path := config.flat()[name]) is not None:
             auto[name] = os.path.abspath(path)
     return Plan(
         config=config.replaced(auto),
-        header=checkpoint.header,
+        header=header,
         model_id=checkpoint.model_id,
         is_trained=is_trained,
         placement=placement,
+        tuned=tuned,
         class_names=names,
+    )
+
+
+def _tuned(config: Config, header: Header, placement: Placement, cache: Path | None) -> Choice:
+    """How the networks are run."""
+    work = work_of(
+        header,
+        glance_px=config.glance.size_px,
+        patch_px=config.view.crop_px if config.policy.kind == "full" else config.focus.patch_px,
+        num_frames=config.sampling.num_frames,
+        num_focus_frames=config.sampling.num_focus_frames,
+    )
+    asked, device = config.compute, placement.device
+    if cache is None:
+        return by_rule(work, device=device, precision=asked.precision, compile=asked.compile)
+    return choose(
+        work,
+        device=device,
+        threads=placement.focus_threads,
+        precision=asked.precision,
+        compile=asked.compile,
+        cache=cache,
     )
 
 
@@ -289,7 +327,13 @@ def _prepare(num_threads: int) -> None:
 
 
 def stream_worker(
-    *, config: Mapping[str, Any], model_id: str, device: str, num_threads: int, class_names: tuple[str, ...]
+    *,
+    config: Mapping[str, Any],
+    model_id: str,
+    device: str,
+    num_threads: int,
+    class_names: tuple[str, ...],
+    glance_batch: int = 8,
 ) -> StreamWorker:
     _prepare(num_threads)
     settings = Config.model_validate(config)
@@ -300,7 +344,7 @@ def stream_worker(
         logits=settings.output.logits,
         step_logits=settings.output.step_logits,
     )
-    gaze = build_gaze(settings, checkpoint, device=device)
+    gaze = build_gaze(settings, checkpoint, device=device, glance_batch=glance_batch)
     return StreamWorker(gaze=gaze, form=form, seed=settings.compute.seed)
 
 
@@ -310,20 +354,8 @@ def focus_worker(
     _prepare(num_threads)
     settings = Config.model_validate(config)
     checkpoint = load_checkpoint(settings, model_id)
-    header = checkpoint.header
-    is_free = header.focus is None or not header.focus.num_segments
-    shapes = SHAPES if device == "cuda" and is_free else ()
-    reads_patches = header.policy is not None and header.policy.reads == "patch"
-    focuser = Focuser(
-        network=checkpoint.focus_network(),
-        normalisation=normalisation(header),
-        device=device,
-        dtype=_DTYPES[settings.compute.precision],
-        max_batch=batch_size,
-        shapes=shapes,
-        feature_maps=reads_patches and settings.policy.kind == "learned",
-    )
-    return FocusWorker(focuser=focuser, round_up=lambda n: round_to_shape(n, shapes))
+    focuser = build_focuser(settings, checkpoint, device=device, max_batch=batch_size)
+    return FocusWorker(focuser=focuser, round_up=lambda n: round_to_shape(n, focuser.shapes))
 
 
 def live_worker(
@@ -334,30 +366,20 @@ def live_worker(
     num_threads: int,
     class_names: tuple[str, ...],
     batch_size: int,
+    glance_batch: int = 8,
 ) -> LiveWorker:
     """A worker that watches cameras with all networks in one process. What it watches it is told later."""
     _prepare(num_threads)
     settings = Config.model_validate(config)
     checkpoint = load_checkpoint(settings, model_id)
     header, live = checkpoint.header, settings.live
-    shared: dict[str, Any] = {
-        "normalisation": normalisation(header),
-        "device": device,
-        "dtype": _DTYPES[settings.compute.precision],
-        "max_batch": batch_size,
-    }
-    glancer = Glancer(
-        network=checkpoint.glance_network(),
-        size_px=settings.glance.size_px,
-        resize=header.preprocessing.glance_resize,
-        **shared,
-    )
+    glancer = build_glancer(settings, checkpoint, device=device, max_batch=glance_batch)
     policy, skip = build_policy(settings, checkpoint, device=device)
     is_full = settings.policy.kind == "full"
     gaze = LiveGaze(
         glancer=glancer,
         policy=policy if skip is None else Skipping(place=policy, skip=skip),
-        focuser=Focuser(network=checkpoint.focus_network(), **shared),
+        focuser=build_focuser(settings, checkpoint, device=device, max_batch=batch_size),
         classifier=_frozen(checkpoint.classifier_module(), device),
         cost=build_cost(settings, header),
         patch_px=settings.view.crop_px if is_full else settings.focus.patch_px,
@@ -385,21 +407,47 @@ def live_worker(
     )
 
 
-def normalisation(header: Header) -> Normalisation:
-    return Normalisation(mean=header.preprocessing.mean, std=header.preprocessing.std)
-
-
-def build_gaze(config: Config, checkpoint: Checkpoint, *, device: str, truth_at: TruthAt | None = None) -> Gaze:
-    """The networks and rules of a stream worker. `truth_at`: for the oracle, in place of policy.truth's."""
+def build_glancer(config: Config, checkpoint: Checkpoint, *, device: str, max_batch: int) -> Glancer:
     header = checkpoint.header
-    glancer = Glancer(
+    return Glancer(
         network=checkpoint.glance_network(),
         size_px=config.glance.size_px,
         resize=header.preprocessing.glance_resize,
-        normalisation=normalisation(header),
-        device=device,
-        dtype=_DTYPES[config.compute.precision],
+        **_how_to_run(config, header, device=device, max_batch=max_batch, spec=header.glance),
     )
+
+
+def build_focuser(config: Config, checkpoint: Checkpoint, *, device: str, max_batch: int) -> Focuser:
+    header = checkpoint.header
+    reads_patches = header.policy is not None and header.policy.reads == "patch"
+    return Focuser(
+        network=checkpoint.focus_network(),
+        feature_maps=reads_patches and config.policy.kind == "learned",
+        **_how_to_run(config, header, device=device, max_batch=max_batch, spec=header.focus),
+    )
+
+
+def _how_to_run(
+    config: Config, header: Header, *, device: str, max_batch: int, spec: NetworkSpec | None
+) -> dict[str, Any]:
+    """What glance and focus have in common. `max_batch`: a pass on a GPU has one of few sizes up to it."""
+    is_free = spec is None or not spec.num_segments
+    return {
+        "normalisation": Normalisation(mean=header.preprocessing.mean, std=header.preprocessing.std),
+        "device": device,
+        "dtype": DTYPES[config.compute.precision],
+        "max_batch": max_batch,
+        "shapes": SHAPES if device == "cuda" and is_free else (),
+        "compiled": config.compute.compile == "on",
+    }
+
+
+def build_gaze(
+    config: Config, checkpoint: Checkpoint, *, device: str, glance_batch: int = 8, truth_at: TruthAt | None = None
+) -> Gaze:
+    """The networks and rules of a stream worker. `truth_at`: for the oracle, in place of policy.truth's."""
+    header = checkpoint.header
+    glancer = build_glancer(config, checkpoint, device=device, max_batch=glance_batch)
     classifier = _frozen(checkpoint.classifier_module(), device)
     policy, skip = build_policy(config, checkpoint, device=device)
     cost = build_cost(config, header)

@@ -170,7 +170,9 @@ def test_random_numbers_belong_to_the_clip_and_the_seed():
 def published(preset: str, path: Path, batches: list[FrameBatch], *settings: str, clips_per_call: int = 1000):
     config = load(
         preset,
-        settings=["output.logits=true", "output.step_logits=true", "compute.device=cpu", *settings],
+        settings=[
+            "output.logits=true", "output.step_logits=true", "compute.device=cpu", "compute.precision=fp32", *settings
+        ],
         flags={"model.checkpoint": str(path)},
     )
     plan = resolve(config, Machine(num_cores=2, memory_bytes=8 << 30))

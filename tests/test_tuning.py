@@ -1,0 +1,163 @@
+"""Precision, compilation and batch sizes: chosen by measuring once, remembered, and never against what was asked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from operators.compiled import can_compile
+from operators.errors import ConfigError
+from pipeline import tuning
+from pipeline.tuning import Choice, Work, best_size, by_rule, cache_folder, choose
+
+SMALL = Work(glance="small_glance", glance_px=32, glances=4, focus="small_focus", patch_px=24, patches=4)
+NO_KERNELS = "fp16"
+
+needs_onednn = pytest.mark.skipif(not can_compile("cpu", torch.float32), reason="this torch has no oneDNN")
+
+
+def quick(work: Work = SMALL, **options: object) -> Choice:
+    return choose(work, **{"device": "cpu", "threads": 1, "limit_s": 0.2, **options})  # type: ignore[arg-type]
+
+
+def kept(cache: Path) -> list[Path]:
+    return sorted((cache / "tuning").iterdir())
+
+
+def test_nothing_that_was_chosen_is_still_auto():
+    choice = quick()
+    assert choice.precision in ("fp32", "bf16") and choice.compile in ("on", "off")
+    assert choice.glance_batch >= 1 and choice.focus_batch >= 1 and choice.how == "measured"
+
+
+def test_what_was_asked_for_is_kept():
+    choice = quick(precision="fp32", compile="off")
+    assert (choice.precision, choice.compile) == ("fp32", "off")
+    assert quick(precision=NO_KERNELS).compile == "off"
+
+
+@needs_onednn
+def test_the_way_that_was_chosen_and_the_others_are_told_in_one_line():
+    line = replace(
+        by_rule(SMALL, device="cpu", precision="fp32"),
+        glance_batch=8,
+        focus_batch=32,
+        how="measured",
+        seconds={"fp32 compiled": 0.25, "bf16 compiled": 0.5},
+    ).line()
+    assert line == (
+        "networks in fp32 compiled, 8 views and 32 patches at a time (measured: 0.25 s a clip; bf16 compiled 0.5 s)"
+    )
+
+
+def test_a_second_run_remembers_and_does_not_measure(tmp_path, monkeypatch):
+    first = quick(cache=tmp_path)
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(tuning, "_measure", never)
+    second = quick(cache=tmp_path)
+    assert second == replace(first, how="remembered")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"threads": 2},
+        {"precision": "fp32"},
+        {"compile": "off"},
+        {"work": replace(SMALL, patch_px=32)},
+        {"work": replace(SMALL, focus="small_glance")},
+    ],
+)
+def test_another_question_is_measured_for_itself(tmp_path, other):
+    quick(cache=tmp_path)
+    quick(cache=tmp_path, **other)
+    assert len(kept(tmp_path)) == 2
+
+
+def test_another_torch_or_machine_is_another_question(tmp_path, monkeypatch):
+    quick(cache=tmp_path)
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    quick(cache=tmp_path)
+    monkeypatch.setattr(tuning, "machine_facts", lambda device="cpu": {"cpu": "another", "flags": ""})
+    quick(cache=tmp_path)
+    assert len(kept(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"choice": {"precision": "bf16"}}', '{"choice": 3}'])
+def test_a_broken_file_is_measured_again_and_replaced(tmp_path, text):
+    quick(cache=tmp_path)
+    [path] = kept(tmp_path)
+    path.write_text(text)
+    assert quick(cache=tmp_path).how == "measured"
+    assert json.loads(path.read_text())["question"]["work"]["focus"] == "small_focus"
+
+
+def test_a_folder_that_cannot_be_made_costs_only_the_memory(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert quick(cache=tmp_path / "file").how == "measured"
+
+
+def test_threads_are_as_before(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        quick(threads=2)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_kernels_that_do_not_exist_are_refused_where_they_were_asked_for():
+    with pytest.raises(ConfigError, match=r"compute\.compile=on: there are no kernels for fp16 on cpu"):
+        quick(precision=NO_KERNELS, compile="on")
+
+
+def test_half_precision_goes_by_rule_where_the_processor_multiplies_in_it(monkeypatch):
+    monkeypatch.setattr(tuning, "machine_facts", lambda device="cpu": {"cpu": "one", "flags": "avx2 fma"})
+    assert by_rule(SMALL, device="cpu").precision == "fp32"
+    monkeypatch.setattr(tuning, "machine_facts", lambda device="cpu": {"cpu": "two", "flags": "avx2 avx512_bf16"})
+    expected = "bf16" if can_compile("cpu", torch.bfloat16) else "fp32"
+    assert by_rule(SMALL, device="cpu").precision == expected
+    assert by_rule(SMALL, device="cuda").precision == "bf16"
+
+
+def test_batches_hold_whole_clips_where_a_shift_works_on_them():
+    choice = by_rule(replace(SMALL, glance_segments=12, focus_segments=5), device="cpu")
+    # 8 views are less than one clip of 12; 32 patches are six clips of 5 and two patches.
+    assert (choice.glance_batch, choice.focus_batch) == (12, 30)
+    choice = quick(replace(SMALL, focus_segments=3))
+    assert choice.focus_batch % 3 == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "best"),
+    [
+        ({4: 1.0, 8: 0.9, 16: 0.8, 32: 0.7, 64: 0.6}, 64, 64),
+        # A hundredth less is not worth waiting for.
+        ({4: 1.0, 8: 0.9, 16: 0.895, 32: 0.89}, 64, 8),
+        # Two in a row that are no better: 64 is not tried.
+        ({4: 1.0, 8: 1.0, 16: 1.1}, 64, 4),
+        ({4: 1.0, 8: 0.9}, 15, 8),
+        ({4: 1.0}, 1, 4),
+    ],
+)
+def test_a_batch_is_as_small_as_it_may_be_without_losing_speed(seconds, most, best):
+    assert best_size((4, 8, 16, 32, 64), most, seconds.__getitem__, lambda: True) == best
+
+
+def test_no_larger_batch_is_tried_once_time_is_up():
+    assert best_size((4, 8), 64, {4: 1.0}.__getitem__, lambda: False) == 4
+
+
+def test_measurements_lie_in_the_users_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "saccade"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/not/allowed")
+    assert cache_folder() == Path.home() / ".cache" / "saccade"
