@@ -11,7 +11,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -251,19 +250,32 @@ class FileReader:
             duration_s=duration_s,
             seconds=lambda shot: (shot.pts - origin) * tick if shot.pts is not None else 0.0,
         )
-        shots: Iterable[Shot | None]
-        if self._num_threads > 1 and len(groups) > 1 and self._sampling.kind == "whole":
-            shots = self._side_by_side(decoder, table, groups)
-        else:
-            # Windows want most groups, and their views as they come; one group has no neighbour.
-            decoder.use_threads(self._num_threads)
-            shots = (
-                item for group in groups for item in decoder.group(table, group, self._clock, is_strict=True)
-            )
+        shots = self._shots(decoder, table, groups, is_strict=True)
         yield from self._cut(plans, shots, timeline)
 
+    def _shots(
+        self, decoder: Decoder, table: PacketTable, groups: Sequence[Group], *, is_strict: bool
+    ) -> Iterator[Shot | None]:
+        """Shots of all groups in their order. Raises Irregular; without `is_strict` what fails is left out."""
+        if self._num_threads > 1 and len(groups) > 1 and self._sampling.kind == "whole":
+            yield from self._side_by_side(decoder, table, groups, is_strict=is_strict)
+            return
+        # Windows want most groups, and their views as they come; one group has no neighbour.
+        decoder.use_threads(self._num_threads if is_strict else 1)
+        for group in groups:
+            yield from self._group(decoder, table, group, is_strict=is_strict)
+
+    def _group(
+        self, decoder: Decoder, table: PacketTable, group: Group, *, is_strict: bool
+    ) -> Iterator[Shot | None]:
+        try:
+            yield from decoder.group(table, group, self._clock, is_strict=is_strict)
+        except Irregular:
+            if is_strict:
+                raise
+
     def _side_by_side(
-        self, decoder: Decoder, table: PacketTable, groups: Sequence[Group]
+        self, decoder: Decoder, table: PacketTable, groups: Sequence[Group], *, is_strict: bool
     ) -> Iterator[Shot | None]:
         """As many decoders as threads, each taking the next group that nobody has."""
         news: queue.SimpleQueue[tuple[int, list[Shot]] | BaseException | None] = queue.SimpleQueue()
@@ -280,7 +292,7 @@ class FileReader:
                         if number is None:
                             return
                         shots = []
-                        for item in mine.group(table, groups[number], self._clock, is_strict=True):
+                        for item in self._group(mine, table, groups[number], is_strict=is_strict):
                             if item is not None:
                                 shots.append(item)
                             else:
@@ -328,18 +340,18 @@ class FileReader:
         if not groups:
             return False
         plans = [plan.showing(instead) for plan in plans]
+        place = {group.frames[0]: i for i, group in enumerate(groups)}
         missing = 0
 
         def shots() -> Iterator[Shot | None]:
             nonlocal missing
-            for group in groups:
-                number = 0
-                with suppress(Irregular):
-                    for item in decoder.group(table, group, self._clock, is_strict=False):
-                        number += item is not None
-                        yield item
-                missing += number == 0
-                yield None
+            received = 0
+            for item in self._shots(decoder, table, groups, is_strict=False):
+                if item is not None:
+                    missing = place[item.wanted] - received
+                    received += 1
+                yield item
+            missing = len(groups) - received
 
         timeline = Timeline(
             num_frames=table.num_frames,

@@ -235,14 +235,30 @@ def test_the_first_stream_that_is_no_attached_picture_is_read(movie, tmp_path):
 # Keyframes only
 
 
-def test_keyframe_sampling_shows_the_nearest_keyframes(movie):
-    batch = the_batch(movie, num_frames=6, seek="keyframe")
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_keyframe_sampling_shows_the_nearest_keyframes(movie, num_threads):
+    batch = the_batch(movie, num_frames=6, seek="keyframe", num_threads=num_threads)
     # Wanted 5, 15, 25, 35, 45, 55; keyframes 0, 12, 24, 36, 48.
     assert batch.frame_index.tolist() == [0, 12, 24, 36, 48]
     assert [number_in(view) for view in batch.pixels] == [0, 12, 24, 36, 48]
     assert batch.windows[0].glance_rows.tolist() == [0, 1, 2, 3, 4, 4]
     assert batch.pts_s.tolist() == pytest.approx([0.0, 0.48, 0.96, 1.44, 1.92])
     assert batch.windows[0].coverage == 1.0
+
+
+def test_a_keyframe_that_does_not_decode_is_replaced_and_counted(movie):
+    data = bytearray(movie.read_bytes())
+    with av.open(str(movie)) as container:
+        keys = [packet for packet in container.demux(video=0) if packet.size and packet.is_keyframe]
+    data[keys[2].pos + 4 : keys[2].pos + keys[2].size] = bytes(keys[2].size - 4)
+    path = movie.with_name("no_third_key.mp4")
+    path.write_bytes(data)
+    for num_threads in (1, 2):
+        batch = the_batch(path, num_frames=6, seek="keyframe", num_threads=num_threads)
+        assert batch.frame_index.tolist() == [0, 12, 36, 48]
+        assert batch.windows[0].glance_rows.tolist() == [0, 1, 1, 2, 3, 3]
+        assert batch.windows[0].coverage == 0.8
+        assert batch.facts.num_corrupt == 1
 
 
 @pytest.mark.parametrize("ending", ["mkv", "ts", "avi", "webm"])
