@@ -63,12 +63,7 @@ def image_size(data: bytes) -> tuple[int, int] | None:
         width, height = struct.unpack_from(">II", data, 16)
         return width, height
     for marker, start, stop in _jpeg_segments(data):
-        if (
-            0xC0 <= marker <= 0xCF
-            and marker not in (0xC4, 0xC8, 0xCC)
-            and stop <= len(data)
-            and stop - start >= 5
-        ):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and stop <= len(data) and stop - start >= 5:
             height, width = struct.unpack_from(">HH", data, start + 1)
             return width, height
     return None
@@ -176,9 +171,7 @@ def _boxes(file, size: int) -> FileShape:
         promised = max(promised, at)
         if at >= size or is_fragmented:
             break
-    return FileShape(
-        is_media=True, is_fragmented=is_fragmented, promised_bytes=0 if is_fragmented else promised
-    )
+    return FileShape(is_media=True, is_fragmented=is_fragmented, promised_bytes=0 if is_fragmented else promised)
 
 
 def _vint(data: bytes, at: int) -> tuple[int, int] | None:

@@ -135,17 +135,13 @@ def head_of(path: str) -> bytes:
 def first_video(container: InputContainer, path: str, limits: Limits) -> VideoStream:
     """The first video stream that is not an attached picture. Raises SourceError."""
     if len(container.streams) > limits.max_streams:
-        raise SourceError(
-            f"{path} has {len(container.streams)} streams, more than {limits.max_streams}", "too_large"
-        )
+        raise SourceError(f"{path} has {len(container.streams)} streams, more than {limits.max_streams}", "too_large")
     for stream in container.streams.video:
         if stream.disposition & Disposition.attached_pic:
             continue
         context = stream.codec_context
         if context is None:
-            raise SourceError(
-                f"{path} holds video in a codec that FFmpeg cannot decode here", "unsupported_codec"
-            )
+            raise SourceError(f"{path} holds video in a codec that FFmpeg cannot decode here", "unsupported_codec")
         if context.width * context.height > limits.max_pixels:
             raise SourceError(
                 f"{path} is {context.width}x{context.height}, more than {limits.max_pixels} pixels",
@@ -284,8 +280,7 @@ class Decoder:
             # keyframe before; reading on from an earlier one costs little, as nothing is decoded on the way.
             earlier = [int(keys[-1])] if len(keys) else []
             targets = [
-                int(table.pts[i]) if table.pts[i] != NO_PTS else int(table.dts[i]) + shift
-                for i in [place, *earlier]
+                int(table.pts[i]) if table.pts[i] != NO_PTS else int(table.dts[i]) + shift for i in [place, *earlier]
             ]
             by_byte = False
         for target in targets:
@@ -432,9 +427,7 @@ class Decoder:
         self._at = None
         return _table(columns), trouble
 
-    def index_table(
-        self, shape: bitstream.FileShape, sampling: Sampling
-    ) -> Generator[None, None, PacketTable | None]:
+    def index_table(self, shape: bitstream.FileShape, sampling: Sampling) -> Generator[None, None, PacketTable | None]:
         """The table from the file's own index, with times only where one clip of the whole file needs them.
 
         Only MP4 and MOV list every packet, and with the time of decoding only: the groups of pictures that matter
@@ -475,10 +468,7 @@ class Decoder:
                 for place, packet in self.take(table, min(end + (end not in begins), len(table))):
                     if place in (begin, end):
                         data = memoryview(packet)
-                        if (
-                            bitstream.restart(self.codec, True, data, self.context.extradata)
-                            != Restart.CLOSED
-                        ):
+                        if bitstream.restart(self.codec, True, data, self.context.extradata) != Restart.CLOSED:
                             return None
                     if place < end:
                         table.pts[place] = NO_PTS if packet.pts is None else packet.pts

@@ -265,9 +265,7 @@ class FileReader:
         for group in groups:
             yield from self._group(decoder, table, group, is_strict=is_strict)
 
-    def _group(
-        self, decoder: Decoder, table: PacketTable, group: Group, *, is_strict: bool
-    ) -> Iterator[Shot | None]:
+    def _group(self, decoder: Decoder, table: PacketTable, group: Group, *, is_strict: bool) -> Iterator[Shot | None]:
         try:
             yield from decoder.group(table, group, self._clock, is_strict=is_strict)
         except Irregular:
@@ -327,9 +325,7 @@ class FileReader:
         finally:
             self._stop_threads()
 
-    def _try_keyframes(
-        self, decoder: Decoder, table: PacketTable
-    ) -> Generator[FrameBatch | None, None, bool]:
+    def _try_keyframes(self, decoder: Decoder, table: PacketTable) -> Generator[FrameBatch | None, None, bool]:
         """Batches of keyframes; whether there were any."""
         tick = decoder.seconds_per_tick
         times, duration_s = table_times(table, tick)
@@ -408,9 +404,7 @@ class FileReader:
             num_frames=len(pts),
             duration_s=duration_s,
             seconds=lambda shot: float(times[shot.shown]),
-            promised_frames=round(max(promised, 1.0) * (len(pts) + num_lost))
-            if self._sampling.kind == "whole"
-            else 0,
+            promised_frames=round(max(promised, 1.0) * (len(pts) + num_lost)) if self._sampling.kind == "whole" else 0,
             num_corrupt=lambda: tally.num_errors + tally.num_corrupt,
         )
         yield from self._cut(plans, shots, timeline)

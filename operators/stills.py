@@ -82,9 +82,7 @@ def read_image(path: str | Path, *, max_pixels: int) -> tuple[np.ndarray, Orient
     import cv2
 
     try:
-        pixels = cv2.imdecode(
-            np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        )
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as exc:
         raise SourceError(f"{path} cannot be decoded: {exc.err}", "corrupt") from exc
     if pixels is None:

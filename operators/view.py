@@ -164,9 +164,7 @@ class Viewer:
             return int(self.resize_px * high / wide), self.resize_px
         return self.resize_px, int(self.resize_px * wide / high)
 
-    def box(
-        self, height: int, width: int, orientation: Orientation = UPRIGHT
-    ) -> tuple[float, float, float, float]:
+    def box(self, height: int, width: int, orientation: Orientation = UPRIGHT) -> tuple[float, float, float, float]:
         """(y, x, h, w) of the view in the displayed frame, in units of its height and width."""
         return self._geometry(height, width, orientation).box_yxhw
 

@@ -43,9 +43,7 @@ class WholeFrame(Viewer):
 def whole_decode(path: Path) -> list[np.ndarray]:
     """All frames in full size, as the decoder gives them from the first packet to the last."""
     with av.open(str(path)) as container:
-        stream = next(
-            s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
-        )
+        stream = next(s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
         stream.thread_count, stream.thread_type = 1, "NONE"
         frames = []
         for packet in container.demux(stream):
@@ -56,9 +54,7 @@ def whole_decode(path: Path) -> list[np.ndarray]:
     return frames
 
 
-def read_whole(
-    path: Path, *, num_threads: int = 1, num_frames: int = 8, viewer: Viewer | None = None
-) -> FrameBatch:
+def read_whole(path: Path, *, num_threads: int = 1, num_frames: int = 8, viewer: Viewer | None = None) -> FrameBatch:
     with FileReader(
         source=source_of(path),
         sampling=Sampling(num_frames=num_frames, num_focus_frames=5),
@@ -114,8 +110,6 @@ def test_chosen_frames_are_those_of_a_whole_decode(
         assert batch.facts.rotation == TURNED.get(name, Orientation()).rotation
         assert window.coverage == 1.0
         for row, index in enumerate(batch.frame_index.tolist()):
-            assert np.array_equal(batch.pixels[row], truth[index]), (
-                f"frame {index} with {num_threads} threads"
-            )
+            assert np.array_equal(batch.pixels[row], truth[index]), f"frame {index} with {num_threads} threads"
         assert np.all(np.diff(batch.pts_s) > 0)
         assert batch.pts_s[0] >= 0

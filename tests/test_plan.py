@@ -28,9 +28,7 @@ from operators.plan import (
 OPEN, CLOSED = Restart.OPEN, Restart.CLOSED
 
 
-def packets(
-    *pts: int | None, keys: dict[int, Restart] | None = None, hidden: tuple[int, ...] = ()
-) -> PacketTable:
+def packets(*pts: int | None, keys: dict[int, Restart] | None = None, hidden: tuple[int, ...] = ()) -> PacketTable:
     """A table with these times of showing, in the order of decoding; the first packet is a keyframe."""
     starts = {0: CLOSED} if keys is None else keys
     return PacketTable(

@@ -44,16 +44,12 @@ def number_in(frame: np.ndarray) -> int:
     rows = slice(height // 8, height * 3 // 8)
     number = 0
     for bit in range(BITS):
-        columns = slice(
-            int((bit + 0.25) * block), max(int((bit + 0.75) * block), int((bit + 0.25) * block) + 1)
-        )
+        columns = slice(int((bit + 0.25) * block), max(int((bit + 0.75) * block), int((bit + 0.25) * block) + 1))
         number |= int(frame[rows, columns].mean() > 127) << bit
     return number
 
 
-def numbered_frames(
-    count: int, *, width: int = 160, height: int = 96, start: int = 0
-) -> Iterator[np.ndarray]:
+def numbered_frames(count: int, *, width: int = 160, height: int = 96, start: int = 0) -> Iterator[np.ndarray]:
     return (numbered_frame(start + i, width=width, height=height) for i in range(count))
 
 
@@ -104,11 +100,7 @@ def x264(folder: Path, name: str, *arguments: str, count: int = 60, settings: st
     path = folder / name
     codec = how.get("codec", "libx264")
     extra = ["-x264-params", settings] if settings and codec == "libx264" else []
-    extra = (
-        ["-x265-params", f"log-level=none:pools=none:frame-threads=1:{settings}"]
-        if codec == "libx265"
-        else extra
-    )
+    extra = ["-x265-params", f"log-level=none:pools=none:frame-threads=1:{settings}"] if codec == "libx265" else extra
     ffmpeg("-i", lossless, "-c:v", codec, "-threads", "1", *extra, *arguments, path)
     return path
 
@@ -245,15 +237,11 @@ def mjpeg(folder: Path) -> Path:
 
 
 def open_groups_h264(folder: Path) -> Path:
-    return x264(
-        folder, "open.mp4", settings="open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"
-    )
+    return x264(folder, "open.mp4", settings="open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0")
 
 
 def open_groups_h264_ts(folder: Path) -> Path:
-    return x264(
-        folder, "open.ts", settings="open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"
-    )
+    return x264(folder, "open.ts", settings="open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0")
 
 
 def open_groups_hevc(folder: Path) -> Path:
