@@ -26,6 +26,7 @@ from pipeline.placement import Machine, this_machine
 from pipeline.runner import Runner, SourceFeed, StopRequest
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 from pipeline.sink_worker import SinkOpened
+from pipeline.tuning import cache_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,8 @@ def label_archive(
     machine = machine or machine_of(config)
     run_id = new_run_id()
     # Whatever is wrong with settings or weights is said before any process is started.
-    plan = resolve(config, machine, remembered=remembered(read_identity(out)) if resume else None)
+    known = remembered(read_identity(out)) if resume else None
+    plan = resolve(config, machine, remembered=known, cache=cache_folder())
     feed = SourceFeed(list_sources(plan.class_names))
     with make_executor(plan, machine) as executor:
         executor.start(
@@ -75,7 +77,7 @@ def label_archive(
         opened = open_sink(executor, told.message, stop)
         if opened is None:
             return _not_begun(plan, out, run_id)
-        plan = resolve(config, machine, remembered=remembered(opened.identity))
+        plan = resolve(config, machine, remembered=remembered(opened.identity), cache=cache_folder())
         identity = identity_of(plan)
         done = ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0].done
         write_run(out, plan, run_id)

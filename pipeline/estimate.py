@@ -18,6 +18,7 @@ from pipeline.messages import Reply
 from pipeline.metrics import RunMetrics, StageTime
 from pipeline.runner import Runner, SourceFeed, StopRequest
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
+from pipeline.tuning import cache_folder
 
 WORKER_BYTES = 420 << 20
 """Resident size of a worker that has torch loaded, measured on Linux with torch 2.13; a source worker takes a fifth."""
@@ -71,7 +72,7 @@ def estimate(
 ) -> Estimate:
     """Lists all inputs and labels the first few in this process, writing nothing."""
     machine = machine_of(config)
-    plan = resolve(config, machine)
+    plan = resolve(config, machine, cache=cache_folder())
     sources = list_sources(plan.class_names)
     head = list(itertools.islice(sources, sample))
     metrics, busy_s = _try_out(plan, head)

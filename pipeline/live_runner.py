@@ -25,6 +25,7 @@ from pipeline.live_worker import CameraNews, CameraPlan, LiveNews
 from pipeline.messages import WriteRequest
 from pipeline.runner import StopRequest
 from pipeline.scheduler import MAX_DEATHS, SINK
+from pipeline.tuning import cache_folder
 
 WATCH = "live"
 _SLICE_S = 0.2
@@ -124,7 +125,8 @@ def watch_cameras(
     told = told or LiveTold()
     machine = machine_of(config)
     run_id = new_run_id()
-    plan = resolve(config, machine, remembered=remembered(read_identity(out)) if resume else None)
+    known = remembered(read_identity(out)) if resume else None
+    plan = resolve(config, machine, remembered=known, cache=cache_folder())
     check(plan.config, plan)
     watched = camera_plans(plan.config, cameras)
     sink_arguments = {"out": str(out.resolve()), "run_id": run_id, "resume": resume, "retry_failed": False}
@@ -137,7 +139,7 @@ def watch_cameras(
         opened = open_sink(executor, told.message, stop)
         if opened is None:
             return summary
-        plan = resolve(config, machine, remembered=remembered(opened.identity))
+        plan = resolve(config, machine, remembered=remembered(opened.identity), cache=cache_folder())
         identity = {
             "model_id": plan.model_id,
             "config_id": plan.config.config_id(live=True),
