@@ -15,6 +15,7 @@ import av
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from operators.checkpoints import Checkpoint
@@ -61,7 +62,9 @@ DECODERS: dict[str, Decode] = {"OpenCV": with_opencv, "PyAV": with_pyav}
 class PlainLoop:
     """AdaFocus on one frame at a time, as a notebook would have it."""
 
-    def __init__(self, *, checkpoint: Checkpoint, num_frames: int, resize_px: int, crop_px: int, patch_px: int) -> None:
+    def __init__(
+        self, *, checkpoint: Checkpoint, num_frames: int, resize_px: int, crop_px: int, glance_px: int, patch_px: int
+    ) -> None:
         header = checkpoint.header
         assert header.policy is not None
         self._glance: nn.Module = checkpoint.glance_network().float().eval()
@@ -71,7 +74,8 @@ class PlainLoop:
         self._policy.load_state_dict(checkpoint.require("policy", "the plain loop"))
         self._policy.eval()
         self._num_frames = num_frames
-        self._resize_px, self._crop_px, self._patch_px = resize_px, crop_px, patch_px
+        self._resize_px, self._crop_px = resize_px, crop_px
+        self._glance_px, self._patch_px = glance_px, patch_px
         self._mean = torch.tensor(header.preprocessing.mean).view(3, 1, 1)
         self._std = torch.tensor(header.preprocessing.std).view(3, 1, 1)
 
@@ -82,7 +86,10 @@ class PlainLoop:
         logits = torch.zeros(1, 1)
         for frame in decode(path, self._num_frames):
             view = self._view(frame)[None]
-            feature_map, glance = self._glance(view)
+            small = view
+            if self._glance_px != self._crop_px:
+                small = F.interpolate(view, (self._glance_px, self._glance_px), mode="bilinear", align_corners=False)
+            feature_map, glance = self._glance(small)
             actions, policy_state = self._policy.act(Observation(feature_map=feature_map), policy_state)
             y, x = corners(actions.offsets, view_px=self._crop_px, patch_px=self._patch_px)[0].tolist()
             _, focus = self._focus(view[:, :, y : y + self._patch_px, x : x + self._patch_px])
@@ -107,6 +114,7 @@ def _loop(config_json: str, model_id: str) -> PlainLoop:
         num_frames=config.sampling.num_frames,
         resize_px=config.view.resize_px,
         crop_px=config.view.crop_px,
+        glance_px=config.glance.size_px,
         patch_px=config.focus.patch_px,
     )
 

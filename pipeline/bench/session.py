@@ -1,0 +1,141 @@
+"""A run of the real pipeline whose inputs are handed over burst by burst, so that between two bursts something else can
+be measured on the same machine, in turn.
+
+What is timed lies in the middle of a burst: the stages before it are full, and behind it more is waiting. So neither
+the start of processes nor the filling and emptying of the pipeline is in a rate; the start is told by itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from operators.errors import PipelineError
+from operators.records import Source
+from pipeline.archive import Told, label_archive
+from pipeline.bench.workloads import as_sources
+from pipeline.build import Plan
+from pipeline.config import Config
+from pipeline.metrics import RunSummary
+from pipeline.runner import Runner
+
+Script = Callable[["Session"], Generator[Source, None, None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Burst:
+    """What was seen of the clips in the middle."""
+
+    num_clips: int
+    seconds_per_clip: float
+    busy: dict[str, float]
+    """Per stage, the share of its workers' time that they worked."""
+    machine_busy: float
+    """Share of all cores' time that anything ran, ours or not."""
+
+
+@dataclass(slots=True)
+class _Moment:
+    at_s: float
+    num_ended: int
+    busy_s: dict[str, float]
+    machine_s: float
+
+
+@dataclass(slots=True)
+class Session:
+    """One run. `run` returns when the script has ended."""
+
+    config: Config
+    plan: Plan | None = None
+    start_s: float = 0.0
+    """From the call to the first label: processes, weights, whatever is compiled, and the first clips."""
+    _begun_s: float = 0.0
+    _num_given: int = 0
+    _moments: list[_Moment] = field(default_factory=list)
+    _news: threading.Condition = field(default_factory=threading.Condition)
+    _is_over: bool = False
+
+    def run(self, script: Script) -> RunSummary:
+        self._begun_s = time.perf_counter()
+        told = Told(started=self._started, progress=self._note)
+        with tempfile.TemporaryDirectory(prefix="saccade-bench-") as out:
+            try:
+                summary = label_archive(self.config, lambda names: script(self), out=Path(out), told=told)
+            finally:
+                with self._news:
+                    self._is_over = True
+                    self._news.notify_all()
+        if summary.failed:
+            raise PipelineError(f"{summary.failed} clips of the workload failed: {summary.errors}")
+        return summary
+
+    def burst(self, paths: Sequence[Path], *, lead: int, tail: int) -> Generator[Source, None, Burst]:
+        """Hands over the files, waits for their labels, and tells of all but the first `lead` and the last `tail`."""
+        first = self._num_given
+        # The lap makes every file an input that the run has not seen.
+        yield from as_sources(paths, lap=first)
+        self._num_given += len(paths)
+        with self._news:
+            self._news.wait_for(lambda: self._is_over or self._num_ended >= self._num_given)
+        if self._num_ended < self._num_given:
+            raise PipelineError("the run ended before its inputs did")
+        return self._seen(first + lead, self._num_given - tail)
+
+    @property
+    def _num_ended(self) -> int:
+        return self._moments[-1].num_ended if self._moments else 0
+
+    def _seen(self, start: int, stop: int) -> Burst:
+        moments = [m for m in self._moments if start <= m.num_ended <= stop]
+        if len(moments) < 2:
+            raise PipelineError(f"clips {start} to {stop} ended all at once: take more of them")
+        # Labels come a few at a time; the slope through all of them does not hang on where the first few fell.
+        counts, times = np.array([m.num_ended for m in moments]), np.array([m.at_s for m in moments])
+        slope = float(np.polyfit(counts, times, 1)[0])
+        begin, end = moments[0], moments[-1]
+        lasted_s = end.at_s - begin.at_s
+        assert self.plan is not None
+        workers = {spec.stage: spec.count for spec in self.plan.worker_specs()}
+        return Burst(
+            num_clips=end.num_ended - begin.num_ended,
+            seconds_per_clip=slope,
+            busy={
+                stage: (end.busy_s[stage] - begin.busy_s[stage]) / (workers.get(stage, 1) * lasted_s)
+                for stage in end.busy_s
+            },
+            machine_busy=(end.machine_s - begin.machine_s) / lasted_s,
+        )
+
+    def _started(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def _note(self, runner: Runner) -> None:
+        """From the loop, in the thread that runs it."""
+        num_ended = runner.metrics.labelled + runner.metrics.failed
+        if num_ended == self._num_ended:
+            return
+        busy_s = {name: stage.busy_s for name, stage in runner.metrics.stages.items()}
+        moment = _Moment(time.perf_counter(), num_ended, busy_s, _machine_busy_s())
+        with self._news:
+            if not self._moments:
+                self.start_s = moment.at_s - self._begun_s
+            self._moments.append(moment)
+            self._news.notify_all()
+
+
+def _machine_busy_s() -> float:
+    """Seconds that an average core has not been idle since the machine started."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return 0.0
+    ticks = [int(part) for part in lines[0].split()[1:9]]
+    num_cores = sum(line.startswith("cpu") for line in lines) - 1
+    return (sum(ticks) - ticks[3] - ticks[4]) / 100 / max(1, num_cores)
