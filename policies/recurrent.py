@@ -241,7 +241,7 @@ class SkipHead(nn.Module):
         self.sees: Sees = sees
         self.inputs = nn.Linear(policy_hidden + classifier_hidden + 3, hidden)
         self.gru = nn.GRU(hidden, hidden)
-        self.out = nn.Linear(hidden, 1)
+        self.out = nn.Linear(hidden + 2, 1)
         # Begins by focusing on most frames: what a skipped one would have shown can still be learned from.
         nn.init.constant_(self.out.bias, 1.0)
         self.register_buffer("price", torch.tensor(float(price)), persistent=False)
@@ -286,7 +286,8 @@ class SkipHead(nn.Module):
         seen = classifier_state * shown.unsqueeze(-1)
         code = torch.relu(self.inputs(torch.cat((context, seen, previous, scalars), dim=-1)))
         hidden = self.gru(code.unsqueeze(0), hidden.unsqueeze(0))[0].squeeze(0)
-        return self.out(hidden).squeeze(-1), hidden
+        # Price and `is_seeing` reach the last layer too: so that they shift the decision from the first update on.
+        return self.out(torch.cat((hidden, scalars), dim=-1)).squeeze(-1), hidden
 
     def decide(
         self,

@@ -98,7 +98,7 @@ def test_an_unreadable_video_is_left_out_and_told(tmp_path):
 
 
 def test_videos_of_which_none_can_be_read_are_an_error_with_the_reason(tmp_path):
-    with pytest.raises(StageError, match="none of 2 videos.*clip0 is empty"):
+    with pytest.raises(StageError, match=r"none of 2 videos.*clip0 is empty"):
         cached(tmp_path, make_sources(tmp_path, [0, 0]))
 
 

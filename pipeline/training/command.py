@@ -125,9 +125,7 @@ def train(
 
 
 def _frame_truth(path: Path) -> dict[str, FrameTruth]:
-    return {
-        name: FrameTruth(visible=boxes.visible, box_yxhw=boxes.boxes) for name, boxes in read_truth(path).items()
-    }
+    return {name: FrameTruth(visible=boxes.visible, box_yxhw=boxes.boxes) for name, boxes in read_truth(path).items()}
 
 
 def _commit() -> str:

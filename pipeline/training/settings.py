@@ -108,12 +108,13 @@ class SkipStage:
     clip.
     """
 
-    updates: int = 600
+    updates: int = 800
     batch_size: int = 64
-    rollouts: int = 4
-    lr: float = 2e-3
-    price_low: float = 0.003
-    price_high: float = 0.08
+    rollouts: int = 2
+    """Draws per clip and update."""
+    lr: float = 8e-3
+    price_low: float = 0.001
+    price_high: float = 0.15
     price: float = 0.01
     """What the checkpoint decides at unless told otherwise."""
 
