@@ -12,6 +12,7 @@ import torch
 from operators.compiled import can_compile
 from operators.errors import ConfigError
 from pipeline import tuning
+from pipeline.config import load
 from pipeline.tuning import Choice, Work, best_size, by_rule, cache_folder, choose
 
 SMALL = Work(glance="small_glance", glance_px=32, glances=4, focus="small_focus", patch_px=24, patches=4)
@@ -161,3 +162,10 @@ def test_measurements_lie_in_the_users_cache_folder(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "saccade"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/not/allowed")
     assert cache_folder() == Path.home() / ".cache" / "saccade"
+
+
+@pytest.mark.parametrize("value", ["on", "off", "auto"])
+def test_compilation_is_switched_by_the_words_that_yaml_takes_for_truth_values(value, tmp_path):
+    assert load(settings=[f"compute.compile={value}"]).compute.compile == value
+    (tmp_path / "mine.yaml").write_text(f"compute: {{compile: {value}}}\n")
+    assert load(str(tmp_path / "mine.yaml")).compute.compile == value
