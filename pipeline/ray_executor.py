@@ -15,9 +15,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import exceptions
+from ray._private import worker as ray_worker
 
 from operators.errors import PipelineError, StageError
 from pipeline.executor import Call, Completion, WorkerSpec, make_worker
@@ -55,6 +57,21 @@ class _Host:
         return getattr(self._worker, method)(requests, payloads)
 
 
+@contextlib.contextmanager
+def _left_alone() -> Iterator[None]:
+    """Keeps Ray from taking over the driver's signals, whose first one is to drain, and its standard output, which is
+    for results: Ray would tell there of every worker that died.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ray_worker.print_to_stdstream = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
 class RayExecutor:
     """Starts Ray on this machine, or joins a cluster, for as long as it is open."""
 
@@ -69,26 +86,28 @@ class RayExecutor:
                 # Socket paths are limited to 107 bytes, so the folder has to lie high up.
                 self._temporary = tempfile.mkdtemp(prefix="saccade-", dir="/tmp")
                 self._reaper = _start_reaper(self._temporary)
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    num_gpus=num_gpus,
-                    object_store_memory=store_bytes,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    configure_logging=False,
-                    _temp_dir=self._temporary,
-                )
+                with _left_alone():
+                    ray.init(
+                        address="local",
+                        num_cpus=num_cpus,
+                        num_gpus=num_gpus,
+                        object_store_memory=store_bytes,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        configure_logging=False,
+                        _temp_dir=self._temporary,
+                    )
             else:
                 excludes = [".git", ".venv", "out", "runs", "benchmarks", "docs", "**/__pycache__"]
-                ray.init(
-                    address=address,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    configure_logging=False,
-                    runtime_env={"working_dir": str(CODE), "excludes": excludes},
-                )
+                with _left_alone():
+                    ray.init(
+                        address=address,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        configure_logging=False,
+                        runtime_env={"working_dir": str(CODE), "excludes": excludes},
+                    )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as exc:
             self._reap()
             where = "on this machine" if self._is_ours else f"at {address}"
@@ -203,7 +222,8 @@ class RayExecutor:
 def cluster_resources(address: str) -> dict[str, float]:
     """What a running cluster has, by Ray's names."""
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        with _left_alone():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as exc:
         raise StageError(f"no Ray cluster answers at {address}: {' '.join(str(exc).split())}") from exc
     resources = ray.cluster_resources()
