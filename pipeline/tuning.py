@@ -226,7 +226,7 @@ def _empty(name: str, num_segments: int) -> Network:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def held_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -306,7 +306,7 @@ def _measure(
     def best_compile(name: str) -> str:
         return ("on" if can_compile(device, DTYPES[name]) else "off") if compile == "auto" else compile
 
-    with _threads(threads):
+    with held_threads(threads):
         bench = _Bench(work, device)
         seconds: dict[str, float] = {}
         ways: dict[str, tuple[str, str]] = {}
