@@ -30,7 +30,7 @@ def examine(*, start_ray: bool = True) -> list[Finding]:
     """All findings; starting Ray takes some seconds."""
     machine = this_machine()
     findings = [_machine(machine), _memory(machine), *_libraries(), _codecs(), _gpu(machine), _shared_memory(machine)]
-    findings += [_threads(machine), _compiler(), _open_files()]
+    findings += [_threads(machine), _kernels(), _open_files()]
     if start_ray:
         findings.append(_ray(machine))
     return findings
@@ -106,11 +106,16 @@ def _threads(machine: Machine) -> Finding:
     return Finding("threads", "ok", "set from one budget per machine")
 
 
-def _compiler() -> Finding:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        return Finding("compiler", "warn", "no C++ compiler: networks run uncompiled")
-    return Finding("compiler", "ok", compiler)
+def _kernels() -> Finding:
+    import torch
+
+    from operators.compiled import can_compile
+    from pipeline.tuning import has_fast_bf16
+
+    if not can_compile("cpu", torch.float32):
+        return Finding("kernels", "warn", "this torch has no oneDNN: on the CPU networks run layer by layer, slower")
+    half = "multiplies in bfloat16" if has_fast_bf16() else "does not multiply in bfloat16: networks run in fp32"
+    return Finding("kernels", "ok", f"fused, made without a C++ compiler; the processor {half}")
 
 
 def _open_files() -> Finding:
