@@ -89,6 +89,7 @@ class LiveSummary:
                     "state": one.news.state.value,
                     "last_error": one.news.last_error,
                     "reconnects": one.news.num_reconnects,
+                    "frames_looked_at": one.news.num_looked,
                     "frames_behind": one.news.num_behind,
                     "latency_s": self._latencies(name),
                     **asdict(one.news.counts),

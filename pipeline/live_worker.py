@@ -47,6 +47,8 @@ class CameraNews:
     last_error: str | None = None
     counts: CameraCounts = field(default_factory=CameraCounts)
     """Of all its readers."""
+    num_looked: int = 0
+    """Frames that were glanced at."""
     dropped: int = 0
     """Frames that had come and were not analysed, because newer ones came."""
     waiting: int = 0
@@ -69,6 +71,7 @@ class CameraNews:
             num_connects=former.num_connects + self.num_connects,
             last_error=self.last_error or former.last_error,
             counts=add_counts(former.counts, self.counts),
+            num_looked=former.num_looked + self.num_looked,
             dropped=former.dropped + self.dropped,
         )
 
@@ -307,6 +310,7 @@ class LiveWorker:
                 num_connects=watched.camera.num_connects,
                 last_error=watched.camera.last_error,
                 counts=add_counts(watched.former, watched.counts),
+                num_looked=watched.num_seen,
                 dropped=watched.dropped,
                 waiting=sizes.get(name, 0),
                 analysed=tuple(watched.analysed),

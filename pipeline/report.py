@@ -233,7 +233,7 @@ def live_progress(
             figures = {
                 name: {
                     "state": camera.state.value,
-                    "analysed": camera.counts.num_analysed,
+                    "analysed": camera.num_looked,
                     "dropped": camera.num_behind,
                     "waiting": camera.waiting,
                 }

@@ -84,7 +84,7 @@ def _write(path: Path, clips: Clips, number: int) -> None:
     aside = path.with_name(f"_{os.getpid()}-{path.name}")
     write_video(
         aside,
-        _scene(clips, number),
+        scene(clips, number),
         fps=clips.fps,
         gop=clips.gop,
         b_frames=3,
@@ -98,7 +98,7 @@ def _write(path: Path, clips: Clips, number: int) -> None:
     os.replace(aside, path)
 
 
-def _scene(clips: Clips, number: int) -> Iterator[np.ndarray]:
+def scene(clips: Clips, number: int) -> Iterator[np.ndarray]:
     """Frames uint8 RGB [H,W,3]."""
     rng = np.random.default_rng((clips.seed, number))
     height, width = clips.height, clips.width

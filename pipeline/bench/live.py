@@ -1,0 +1,299 @@
+"""`bench live`: cameras from a real RTSP server to labels, as `live` does it, for minutes.
+
+The server sends a video again and again to everybody who watches, on this machine too. Latency is from the arrival of
+a clip's last frame to its label; the first label counts like the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from operators.encode import write_video
+from operators.errors import PipelineError
+from operators.records import ClipLabel
+from pipeline.bench.figures import Figure, Report, environment, interval, measured, rows_as_text
+from pipeline.bench.workloads import Clips, scene
+from pipeline.config import Camera, Config, load
+from pipeline.live_runner import LiveSummary, LiveTold, watch_cameras
+from pipeline.live_worker import CameraNews
+from pipeline.runner import StopRequest
+
+Say = Callable[[str], None]
+PRESET = "adafocus_activitynet"
+SETTINGS = ("model.untrained=true", "compute.precision=bf16")
+"""The full-size networks. What they cost does not depend on their weights."""
+VIDEO = Clips(name="camera", num_files=1, width=640, height=360, seconds=20.0, fps=15, gop=30)
+QUICK_SETTINGS = {
+    "model.glance_backbone": "small_glance",
+    "model.focus_backbone": "small_focus",
+    "view.resize_px": 96,
+    "view.crop_px": 96,
+    "glance.size_px": 32,
+    "focus.patch_px": 32,
+}
+SERVER = Path(__file__).with_name("rtsp_server.py")
+_START_S = 240.0
+"""For so long nothing may come: workers are made, networks warmed up."""
+_MEMORY_EVERY_S = 5.0
+_STRETCH_S = 15.0
+_SHARES = (0.5, 0.95, 0.99)
+
+
+def default_config(*settings: str) -> Config:
+    return load(PRESET, settings=[*SETTINGS, *settings])
+
+
+def bench_live(
+    config: Config, *, cache: Path, say: Say, quick: bool = False, cameras: int = 8, seconds: float = 300.0
+) -> Report:
+    """`seconds`: from the first label on."""
+    where = environment()
+    if quick:
+        config, cameras, seconds = config.replaced(QUICK_SETTINGS), 2, 10.0
+    video = make_video(VIDEO, cache, say=say)
+    stop = StopRequest()
+    watch = Watch(seconds=seconds, stop=stop, say=say)
+    with serving(video, cameras=cameras) as (port, server_pid), tempfile.TemporaryDirectory() as folder:
+        watch.not_ours = server_pid
+        watched = [Camera(name=f"cam{i}", url=f"rtsp://127.0.0.1:{port}/cam{i}") for i in range(cameras)]
+        told = LiveTold(message=say, started=say, label=watch.label, news=watch.news)
+        summary = watch_cameras(config, watched, out=Path(folder), stop=stop, told=told, for_s=_START_S + seconds)
+    if watch.began_s is None:
+        errors = {one.news.last_error for one in summary.cameras.values()}
+        raise PipelineError(f"no label within {_START_S:g} s; the cameras say: {errors}")
+    figures = figures_of(watch, summary, wanted_fps=cameras * config.live.analysis_fps)
+    p95, dropped = figures[0], figures[1]
+    headline = (
+        f"{cameras} cameras of {VIDEO.width}x{VIDEO.height} at {VIDEO.fps} fps, {config.live.analysis_fps:g} fps each "
+        f"analysed for {watch.lasted_s:.0f} s: p95 {p95.value:.0f} ms, {dropped.value:.0f} frames dropped"
+    )
+    return Report(
+        what="live",
+        headline=headline,
+        figures=tuple(figures),
+        environment=where,
+        settings={"cameras": cameras, "seconds": seconds, "config": config.flat()},
+        notes=tuple(rows_as_text(camera_rows(watch, summary))),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Watch:
+    """What is noted while it goes on."""
+
+    seconds: float
+    stop: StopRequest
+    say: Say
+    not_ours: int = 0
+    """The process of the server."""
+    asked_s: float = field(default_factory=time.monotonic)
+    began_s: float | None = None
+    """The first label."""
+    lasted_s: float = 0.0
+    latencies_s: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """(when, latency) of every label, by camera."""
+    looked: list[tuple[float, dict[str, int]]] = field(default_factory=list)
+    """(when, frames looked at of each camera so far)"""
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    """(when, MiB)"""
+    busy: list[tuple[float, float]] = field(default_factory=list)
+    """(seconds that this machine's cores have been busy, seconds that they have been there)"""
+
+    def label(self, label: ClipLabel) -> None:
+        now_s = time.monotonic()
+        if self.began_s is None:
+            self.began_s = now_s
+            self.busy.append(machine_seconds())
+        assert label.camera is not None
+        self.latencies_s.setdefault(label.camera, []).append((now_s, label.latency_s))
+
+    def news(self, cameras: Mapping[str, CameraNews]) -> None:
+        if self.began_s is None or self.stop.is_set:
+            return
+        now_s = time.monotonic()
+        self.lasted_s = now_s - self.began_s
+        if not self.memory or now_s - self.memory[-1][0] >= min(_MEMORY_EVERY_S, self.seconds / 10):
+            self.memory.append((now_s, tree_bytes(os.getpid(), besides=self.not_ours) / 2**20))
+            self.looked.append((now_s, {name: camera.num_looked for name, camera in cameras.items()}))
+            labels = sum(map(len, self.latencies_s.values()))
+            self.say(f"{self.lasted_s:.0f} s: {labels} labels, {self.memory[-1][1]:.0f} MiB")
+        if self.lasted_s >= self.seconds:
+            self.busy.append(machine_seconds())
+            self.stop.is_set = True
+
+    def fps(self, camera: str) -> float:
+        """Frames looked at per second, from the first label to the last look."""
+        (first_s, first), (last_s, last) = self.looked[0], self.looked[-1]
+        return (last[camera] - first[camera]) / (last_s - first_s) if last_s > first_s else 0.0
+
+
+def figures_of(watch: Watch, summary: LiveSummary, *, wanted_fps: float) -> list[Figure]:
+    latencies = [pair for one in watch.latencies_s.values() for pair in one]
+    news = [one.news for one in summary.cameras.values()]
+    lost = sum(one.counts.num_corrupt + one.counts.num_before_keyframe for one in news)
+    dropped = sum(one.num_behind for one in news)
+    figures = [
+        quantile_figure("live.latency_p95_ms", latencies, 0.95, goal=500.0),
+        measured(
+            "live.frames_dropped",
+            [float(dropped + lost)],
+            unit="frames",
+            goal=0.0,
+            goal_is="at_most",
+            about=f"{dropped} for being behind, {lost} broken or before a keyframe",
+        ),
+        quantile_figure("live.latency_p50_ms", latencies, 0.5),
+        quantile_figure("live.latency_p99_ms", latencies, 0.99),
+        measured(
+            "live.fps_analysed",
+            [sum(watch.fps(name) for name in summary.cameras)],
+            unit="frames/s",
+            limit=wanted_fps,
+            about="of all cameras together",
+        ),
+        slope_figure(watch.memory),
+        measured("live.reconnects", [float(sum(one.num_reconnects for one in news))], unit="", goal_is="at_most"),
+    ]
+    if watch.began_s is not None:
+        start_s = watch.began_s - watch.asked_s
+        figures.append(measured("live.start_s", [start_s], unit="s", goal_is="at_most", about="to the first label"))
+    if len(watch.busy) == 2:
+        (busy, there), (later_busy, later_there) = watch.busy
+        share = (later_busy - busy) / (later_there - there)
+        about = "of all cores' time; the server's and other people's work count"
+        figures.append(measured("live.machine_busy", [share], unit="", limit=1.0, about=about))
+    return figures
+
+
+def quantile_figure(name: str, latencies: list[tuple[float, float]], share: float, **form: Any) -> Figure:
+    """Of all labels; the interval is that of its stretches."""
+    when = np.array([at_s for at_s, _ in latencies])
+    values = 1000 * np.array([latency_s for _, latency_s in latencies])
+    stretch = ((when - when.min()) // _STRETCH_S).astype(int)
+    parts = [float(np.quantile(values[stretch == i], share)) for i in np.unique(stretch)]
+    value, (low, high) = float(np.quantile(values, share)), interval(parts)
+    goal = form.get("goal")
+    return Figure(
+        name=name,
+        value=value,
+        unit="ms",
+        low=min(low, value),
+        high=max(high, value),
+        n=len(values),
+        goal=goal,
+        met=None if goal is None else value <= goal,
+        goal_is="at_most",
+        about=f"of all labels; 95 %: of stretches of {_STRETCH_S:g} s",
+        samples=tuple(parts),
+    )
+
+
+def slope_figure(memory: list[tuple[float, float]]) -> Figure:
+    """MiB a minute of the whole process tree: a line through the second half, when all that is kept is there."""
+    half = memory[len(memory) // 2 :]
+    at, mib = np.array([at_s / 60 for at_s, _ in half]), np.array([size for _, size in half])
+    slope = error = 0.0
+    if len(half) > 2:
+        (slope, _), covariance = np.polyfit(at, mib, 1, cov="unscaled")
+        residuals = mib - np.polyval(np.polyfit(at, mib, 1), at)
+        error = 2.0 * float(np.sqrt(covariance[0, 0] * residuals.var(ddof=2) if len(half) > 3 else 0.0))
+    return Figure(
+        name="live.memory_slope",
+        value=float(slope),
+        unit="MiB/min",
+        low=float(slope) - error,
+        high=float(slope) + error,
+        n=len(half),
+        goal_is="at_most",
+        about=f"from {memory[0][1]:.0f} to {memory[-1][1]:.0f} MiB of all processes; the second half's line",
+    )
+
+
+HEADER = tuple("camera fps labels p50_ms p95_ms p99_ms behind corrupt no_key joining reconnects".split())
+
+
+def camera_rows(watch: Watch, summary: LiveSummary) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [HEADER]
+    for name, one in summary.cameras.items():
+        counts = one.news.counts
+        values = [latency_s for _, latency_s in watch.latencies_s.get(name, [])]
+        spread = [f"{1000 * np.quantile(values, share):.0f}" if values else "" for share in _SHARES]
+        dropped = (one.news.num_behind, counts.num_corrupt, counts.num_before_keyframe, counts.num_joining)
+        rows.append(
+            (name, f"{watch.fps(name):.2f}", str(one.labels), *spread, *map(str, dropped), str(one.news.num_reconnects))
+        )
+    return rows
+
+
+def make_video(clips: Clips, cache: Path, *, say: Say) -> Path:
+    """What the cameras show: found in the cache, or made. Without B-frames, as cameras send it."""
+    path = cache / clips.folder / "live.mp4"
+    if not path.exists():
+        say(f"making {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"_{os.getpid()}-{path.name}")
+        options = {"preset": "veryfast", "x264-params": "scenecut=0"}
+        write_video(aside, scene(clips, 0), fps=clips.fps, gop=clips.gop, b_frames=0, crf=clips.crf, options=options)
+        os.replace(aside, path)
+    return path
+
+
+@contextlib.contextmanager
+def serving(video: Path, *, cameras: int) -> Iterator[tuple[int, int]]:
+    """GStreamer's RTSP server; its port and its process."""
+    command = ["/usr/bin/python3", str(SERVER), str(video), "--cameras", str(cameras)]
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except OSError as exc:
+        raise PipelineError(f"the RTSP server cannot be started: {exc}") from exc
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        if not line:
+            last = (process.stderr.read().decode().strip().splitlines() or ["no reason given"])[-1]
+            raise PipelineError(
+                f"the RTSP server does not run ({last}); it needs GStreamer: apt-get install "
+                "gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
+            )
+        yield json.loads(line)["port"], process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def tree_bytes(root: int, *, besides: int = 0) -> int:
+    """Memory of a process and all that came of it, shared pages shared out. `besides`: a child that does not count."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry))
+    total, waiting = 0, [root]
+    while waiting:
+        pid = waiting.pop()
+        waiting += [child for child in children.get(pid, []) if child != besides]
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) << 10
+    return total
+
+
+def machine_seconds() -> tuple[float, float]:
+    """(busy, there): of all cores together since the machine was started."""
+    values = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle, total = values[3] + values[4], sum(values)
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (total - idle) / ticks, total / ticks
