@@ -89,6 +89,7 @@ def label_archive(
             max_rows=plan.rows_per_batch,
             max_wait_s=plan.config.focus.max_wait_ms / 1000,
             shapes=plan.batch_shapes,
+            rows_per_item=plan.patches_per_clip or 1,
         )
         done_set = DoneSet(done)
         scheduler = Scheduler(

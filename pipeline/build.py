@@ -119,6 +119,9 @@ class Plan:
             rows_per_part=self.config.output.rows_per_part,
             part_age_s=self.config.output.part_age_s,
             focus_depth=place.focus_depth,
+            bytes_per_source=(self.config.sampling.num_frames + (self.config.sampling.num_focus_frames or 0))
+            * self.config.view.crop_px**2
+            * 3,
             stride_s=0.0 if is_whole else self.config.sampling.stride_s,
         )
 

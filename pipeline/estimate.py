@@ -101,7 +101,7 @@ def estimate(
 
 
 def _try_out(plan: Plan, sources: list[Source]) -> tuple[RunMetrics, float]:
-    executor = InlineExecutor()
+    executor, done = InlineExecutor(), DoneSet()
     executor.start(WorkerSpec(stage=SINK, factory="pipeline.estimate:null_sink"))
     for spec in plan.worker_specs():
         executor.start(spec)
@@ -115,13 +115,18 @@ def _try_out(plan: Plan, sources: list[Source]) -> tuple[RunMetrics, float]:
             SINK: 1,
         },
         limits=plan.limits,
-        batcher=Batcher(max_rows=plan.rows_per_batch, max_wait_s=plan.config.focus.max_wait_ms / 1000),
+        batcher=Batcher(
+            max_rows=plan.rows_per_batch,
+            max_wait_s=plan.config.focus.max_wait_ms / 1000,
+            rows_per_item=plan.patches_per_clip or 1,
+        ),
+        is_wanted=lambda clip: clip not in done,
     )
     runner = Runner(
         executor=executor,
         scheduler=scheduler,
         feed=SourceFeed(iter(sources)),
-        done=DoneSet(),
+        done=done,
         metrics=metrics,
         stop=StopRequest(),
         deadline_s=plan.config.decode.timeout_s,

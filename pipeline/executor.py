@@ -66,11 +66,14 @@ class Executor(Protocol):
     def poll(self, timeout_s: float) -> list[Completion]:
         """The calls that ended since; waits up to timeout_s for the first one."""
 
+    def is_ready(self, stage: str, worker: int) -> bool:
+        """Whether a worker has been made: before that, its calls wait and are not late."""
+
     def kill(self, stage: str, worker: int) -> None:
         """Ends a worker that hangs. Its calls come back as `died`."""
 
     def replace(self, stage: str, worker: int) -> None:
-        """Makes a new worker in the place of one that is gone."""
+        """Makes a new worker in the place of one that is gone, or that has nothing left to do."""
 
     def close(self) -> None:
         """Ends all workers; nothing of them stays behind."""
@@ -88,16 +91,21 @@ class InlineExecutor:
     """
 
     def __init__(self) -> None:
+        self._specs: dict[str, WorkerSpec] = {}
         self._workers: dict[tuple[str, int], Any] = {}
         self._waiting: deque[tuple[int, Call]] = deque()
         self._tickets = itertools.count()
 
     def start(self, spec: WorkerSpec) -> None:
+        self._specs[spec.stage] = spec
         for worker in range(spec.count):
             self._workers[spec.stage, worker] = make_worker(spec.factory, spec.arguments)
 
     def wait_ready(self) -> None:
         return None
+
+    def is_ready(self, stage: str, worker: int) -> bool:
+        return True
 
     def submit(self, call: Call) -> int:
         ticket = next(self._tickets)
@@ -121,7 +129,8 @@ class InlineExecutor:
         """Nothing: a call that is late only waited for its turn, or it is over before anybody can ask for its end."""
 
     def replace(self, stage: str, worker: int) -> None:
-        raise ValueError(f"{stage} worker {worker} runs in this process and cannot be gone")
+        spec = self._specs[stage]
+        self._workers[stage, worker] = make_worker(spec.factory, spec.arguments)
 
     def close(self) -> None:
         for worker in self._workers.values():

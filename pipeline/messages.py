@@ -103,3 +103,5 @@ class Work:
 class Reply:
     rows: tuple[Any, ...]
     work: Work = Work()
+    is_spent: bool = False
+    """The worker holds nothing and wants a fresh process in its place."""

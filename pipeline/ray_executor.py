@@ -162,6 +162,9 @@ class RayExecutor:
         if address == ray.util.get_node_ip_address():
             self._pids[stage, worker] = pid
 
+    def is_ready(self, stage: str, worker: int) -> bool:
+        return (stage, worker) not in self._making.values()
+
     def submit(self, call: Call) -> int:
         actor = self._actors[call.stage, call.worker]
         reply, payload = actor.call.options(num_returns=2).remote(call.method, call.requests, *call.payloads)

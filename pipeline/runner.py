@@ -184,6 +184,8 @@ class Runner:
                 case "done":
                     self.metrics.add_work(planned.call.stage, completion.reply.work)
                     self._scheduler.on_done(planned, completion.reply, completion.payload, now_s)
+                    if completion.reply.is_spent:
+                        self._executor.replace(planned.call.stage, planned.call.worker)
                     if planned.call.method == "write":
                         self.metrics.committed += len(planned.call.requests[0].labels)
                 case "died":
@@ -203,9 +205,13 @@ class Runner:
     def _watch(self) -> None:
         """Ends source workers that do not come back: a decoder that hangs hears nothing else."""
         now_s = self._clock()
-        for planned, since_s in self._running.values():
-            is_late = planned.call.stage == SOURCE and now_s - since_s > self._deadline_s
-            if is_late and not planned.timed_out:
+        for ticket, (planned, since_s) in self._running.items():
+            if planned.call.stage != SOURCE or planned.timed_out:
+                continue
+            if not self._executor.is_ready(SOURCE, planned.call.worker):
+                # Its process is still being made: the time has not begun.
+                self._running[ticket] = (planned, now_s)
+            elif now_s - since_s > self._deadline_s:
                 planned.timed_out = True
                 self._executor.kill(planned.call.stage, planned.call.worker)
 

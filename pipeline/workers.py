@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from operators.errors import SourceError
-from operators.records import FrameBatch, PatchBatch, Source, clip_id
+from operators.records import ClipLabel, FrameBatch, PatchBatch, Source, clip_id
 from pipeline.messages import ClipRef, PieceInfo, ReadReply, ReadRequest, Reply, Slice, Work
 from pipeline.scheduler import failed_label
 
@@ -39,13 +39,16 @@ class SourceWorker:
         slice_s: float = 1.0,
         max_total_s: float = 3600.0,
         max_bytes: int = 64 << 20,
+        retires_after: int = 5000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`retires_after`: sources after which a fresh process is asked for: the bindings leak a little of each."""
         self._open_reader = open_reader
         self._stride_s = stride_s
         self._slice_s = slice_s
         self._max_total_s = max_total_s
         self._max_bytes = max_bytes
+        self._sources_left = retires_after
         self._clock = clock
         self._open: dict[str, _OpenSource] = {}
 
@@ -53,49 +56,66 @@ class SourceWorker:
         begun_s = self._clock()
         batches: list[FrameBatch] = []
         rows: list[ReadReply] = []
-        for request in requests:
-            pieces: list[PieceInfo] = []
-            is_done, failed = False, None
-            key = request.source.source_id
-            # The first source of a call always gets its turn, so that every call makes progress.
-            while not rows or self._clock() - begun_s < self._slice_s:
-                try:
-                    if key not in self._open:
-                        self._open[key] = _OpenSource(self._open_reader, request)
-                    source = self._open[key]
-                    batch = next(source.frames, _END)
-                    if source.spent_s(self._clock() - begun_s) > self._max_total_s:
-                        raise SourceError(f"reading took longer than {self._max_total_s:g} s", code="timeout")
-                except SourceError as exc:
-                    failed = self._failed(request, pieces, exc)
-                    break
-                if batch is _END:
-                    is_done = True
-                    break
-                if isinstance(batch, FrameBatch):
-                    pieces.append(source.piece(batch, row=len(batches), stride_s=self._stride_s))
-                    batches.append(batch)
-                if self._clock() - begun_s >= self._slice_s or sum(b.num_bytes for b in batches) >= self._max_bytes:
-                    break
-            if (is_done or failed) and key in self._open:
-                self._open.pop(key).close()
-            elif key in self._open:
-                self._open[key].total_s += self._clock() - begun_s
-            rows.append(ReadReply(source_id=key, pieces=tuple(pieces), is_done=is_done, failed=failed))
+        try:
+            for request in requests:
+                # The first source of a call always gets its turn, so that every call makes progress.
+                if not rows or self._has_room(begun_s, batches):
+                    rows.append(self._go_on(request, begun_s, batches))
+                else:
+                    rows.append(ReadReply(source_id=request.source.source_id))
+        except Exception:
+            # A bug of ours: each source of the call is read again from its beginning, so none may stay open.
+            for request in requests:
+                self._close(request.source.source_id)
+            raise
         work = Work(busy_s=self._clock() - begun_s, num_items=len(batches))
-        return Reply(rows=tuple(rows), work=work), batches
+        is_spent = self._sources_left <= 0 and not self._open
+        return Reply(rows=tuple(rows), work=work, is_spent=is_spent), batches
 
-    def _failed(self, request: ReadRequest, pieces: list[PieceInfo], exc: SourceError) -> Any:
-        window = self._open[request.source.source_id].next_window if request.source.source_id in self._open else 0
-        window = max(window, request.first_window)
+    def _has_room(self, begun_s: float, batches: list[FrameBatch]) -> bool:
+        return self._clock() - begun_s < self._slice_s and sum(b.num_bytes for b in batches) < self._max_bytes
+
+    def _go_on(self, request: ReadRequest, begun_s: float, batches: list[FrameBatch]) -> ReadReply:
+        """Reads a source on until it ends, or the call's time or room does; adds what it gave to `batches`."""
+        key = request.source.source_id
+        pieces: list[PieceInfo] = []
+        since_s = self._clock()
+        try:
+            source = self._open.get(key)
+            if source is None:
+                source = self._open[key] = _OpenSource(self._open_reader, request)
+            while True:
+                batch = next(source.frames, _END)
+                if batch is _END:
+                    self._close(key)
+                    return ReadReply(source_id=key, pieces=tuple(pieces), is_done=True)
+                if isinstance(batch, FrameBatch):
+                    pieces.append(source.piece(batch, row=len(batches)))
+                    batches.append(batch)
+                if source.total_s + self._clock() - since_s > self._max_total_s:
+                    raise SourceError(f"reading took longer than {self._max_total_s:g} s", code="timeout")
+                if not self._has_room(begun_s, batches):
+                    source.total_s += self._clock() - since_s
+                    return ReadReply(source_id=key, pieces=tuple(pieces))
+        except SourceError as exc:
+            window = self._open[key].next_window if key in self._open else request.first_window
+            self._close(key)
+            return ReadReply(source_id=key, pieces=tuple(pieces), failed=self._failed(request.source, window, exc))
+
+    def _failed(self, source: Source, window: int, exc: SourceError) -> ClipLabel:
         start_s = window * self._stride_s
-        ref = ClipRef(clip_id=clip_id(request.source.source_id, start_s), start_s=start_s, end_s=start_s, window=window)
-        return failed_label(request.source, code=exc.code, message=str(exc), ref=ref)
+        ref = ClipRef(clip_id=clip_id(source.source_id, start_s), start_s=start_s, end_s=start_s, window=window)
+        return failed_label(source, code=exc.code, message=str(exc), ref=ref)
+
+    def _close(self, key: str) -> None:
+        source = self._open.pop(key, None)
+        if source is not None:
+            self._sources_left -= 1
+            source.close()
 
     def shutdown(self) -> None:
-        for source in self._open.values():
-            source.close()
-        self._open.clear()
+        for key in list(self._open):
+            self._close(key)
 
 
 _END: Any = object()
@@ -109,17 +129,13 @@ class _OpenSource:
         self.frames = self._reader.__enter__().read()
         self.next_window = request.first_window
         self.total_s = 0.0
+        """Time spent on it in earlier calls."""
 
-    def spent_s(self, this_call_s: float) -> float:
-        return self.total_s + this_call_s
-
-    def piece(self, batch: FrameBatch, *, row: int, stride_s: float) -> PieceInfo:
+    def piece(self, batch: FrameBatch, *, row: int) -> PieceInfo:
         clips = []
         for window in batch.windows:
             clips.append(
-                ClipRef(
-                    clip_id=window.clip_id, start_s=window.start_s, end_s=window.end_s, window=self.next_window
-                )
+                ClipRef(clip_id=window.clip_id, start_s=window.start_s, end_s=window.end_s, window=self.next_window)
             )
             self.next_window += 1
         return PieceInfo(row=row, num_bytes=batch.num_bytes, clips=tuple(clips))
@@ -194,7 +210,8 @@ def file_worker(
             viewer=viewer,
             limits=read_limits,
             num_threads=num_threads,
-            clock=time.monotonic,
+            # Of the wall: the records say when a source was opened.
+            clock=time.time,
             first_window=first_window,
         )
 
