@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from operators.network import Network, TemporalShift
-from operators.tensors import Normalisation, normalise, ready, to_dtype
+from operators.tensors import Normalisation, mean_and_scale, normalise, ready, to_dtype
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pixels [N,3,H,W] on the device, uint8 or float of 0..255, -> feature map [N,C,h,w], feature float32 [N,D]."""
@@ -53,7 +53,8 @@ def make_forward(
     """
     if compiled and can_compile(device, dtype):
         if device.type == "cuda":
-            return CudaGraphs(_plain(ready(network, device=device, dtype=dtype), normalisation, dtype))
+            plain = _plain(ready(network, device=device, dtype=dtype), normalisation, dtype)
+            return CudaGraphs(plain, picks_fastest=dtype != torch.float32)
         return FusedNetwork(ready(network), normalisation=normalisation, dtype=dtype, max_batch=max_batch)
     return _plain(ready(network, device=device, dtype=dtype), normalisation, dtype)
 
@@ -152,8 +153,7 @@ def fold_normalisation(network: Network, normalisation: Normalisation, dtype: to
     conv = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     if conv.in_channels != 3 or conv.groups != 1 or conv.padding_mode != "zeros" or len(set(conv.padding)) != 1:
         raise ValueError(f"the first convolution does not take images with equal padding: {conv}")
-    mean = torch.tensor(normalisation.mean).mul_(255.0)
-    scale = torch.tensor(normalisation.std).mul_(255.0).reciprocal_()
+    mean, scale = mean_and_scale(normalisation, conv.weight.device)
     # The mean is taken off through the weights as they will be used: then their rounding meets x - mean, not x.
     weight = (conv.weight * scale[:, None, None]).to(dtype).float()
     bias = -(weight.double() * mean.double()[:, None, None]).sum((1, 2, 3))
@@ -243,8 +243,10 @@ class CudaGraphs:
 
     WARM_UP = 3
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, *, picks_fastest: bool) -> None:
+        """`picks_fastest`: cuDNN measures its algorithms; the last bits then may differ from run to run."""
         self._forward = forward
+        self._picks_fastest = picks_fastest
         self._recorded: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, Tensor]]] = {}
         self._pool: Any = None
 
@@ -261,8 +263,10 @@ class CudaGraphs:
         given = pixels.clone(memory_format=torch.preserve_format)
         stream = torch.cuda.Stream(pixels.device)
         stream.wait_stream(torch.cuda.current_stream(pixels.device))
-        # cuDNN measures its algorithms for a shape in the passes before the recording.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
+        # cuDNN settles on its algorithms for a shape in the passes before the recording.
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=self._picks_fastest, deterministic=not self._picks_fastest, allow_tf32=False
+        ):
             with torch.cuda.stream(stream):
                 for _ in range(self.WARM_UP):
                     self._forward(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 from dataclasses import dataclass
@@ -63,14 +64,22 @@ def padded(pixels: np.ndarray, num_rows: int) -> np.ndarray:
     return np.concatenate((pixels, np.zeros((num_rows - len(pixels), *pixels.shape[1:]), pixels.dtype)))
 
 
+# Kept, because nothing may be copied to a GPU while a graph is recorded there.
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def mean_and_scale(normalisation: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
+    """float32 [3] each, for pixels of 0..255: normalised is (x - mean) * scale."""
+    mean = torch.tensor(normalisation.mean, device=device).mul_(255.0)
+    return mean, torch.tensor(normalisation.std, device=device).mul_(255.0).reciprocal_()
+
+
 def normalise(x: Tensor, normalisation: Normalisation, dtype: torch.dtype = torch.float32) -> Tensor:
     """[N,3,H,W] of 0..255 -> normalised, lying channels last; computed in float32, rounded once."""
     num_rows, channels, height, width = x.shape
     # Whole rows of pixels at a time: three channels innermost would leave vector units idle.
-    mean = torch.tensor(normalisation.mean, device=x.device).mul_(255.0).repeat(width)
-    scale = torch.tensor(normalisation.std, device=x.device).mul_(255.0).reciprocal_().repeat(width)
     rows = x.permute(0, 2, 3, 1).reshape(num_rows * height, width * channels)
-    out = torch.sub(rows, mean).mul_(scale).to(dtype)
+    mean, scale = mean_and_scale(normalisation, x.device)
+    out = torch.sub(rows, mean.repeat(width)).mul_(scale.repeat(width)).to(dtype)
     return out.view(num_rows, height, width, channels).permute(0, 3, 1, 2)
 
 
