@@ -53,13 +53,14 @@ def adafocus_tsm(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return load(path)
 
 
-def make_glancer(checkpoint: Checkpoint) -> Glancer:
+def make_glancer(checkpoint: Checkpoint, *, compiled: bool) -> Glancer:
     header = checkpoint.header
     assert header.glance is not None and header.glance.size_px is not None
     return Glancer(
         network=checkpoint.glance_network(),
         size_px=header.glance.size_px,
         resize=header.preprocessing.glance_resize,
+        compiled=compiled,
     )
 
 
@@ -83,16 +84,18 @@ def centre(pixels: np.ndarray, size: int = 224) -> np.ndarray:
     return pixels[:, top : top + size, left : left + size]
 
 
-def test_adafocus_gives_the_published_actions_and_logits_at_every_step(adafocus: Checkpoint):
+@pytest.mark.parametrize("compiled", [False, True], ids=["layer by layer", "compiled"])
+def test_adafocus_gives_the_published_actions_and_logits_at_every_step(adafocus: Checkpoint, compiled: bool):
     expected = np.load(EXPECTED / "adafocus_p128_c200_a49.npz")
     views = centre(frames())
-    glance = make_glancer(adafocus)(views)
+    glance = make_glancer(adafocus, compiled=compiled)(views)
     policy = make_policy(adafocus)
     actions, _ = act_all(policy, glance.feature_map[None], policy.initial_state(1))
     assert actions.choice is not None
     np.testing.assert_array_equal(actions.choice[0], expected["actions"])
 
-    seen = Focuser(network=adafocus.focus_network(), max_batch=7)(cut(views, actions.offsets[0], 128))
+    focuser = Focuser(network=adafocus.focus_network(), max_batch=7, compiled=compiled)
+    seen = focuser(cut(views, actions.offsets[0], 128))
     classifier = adafocus.classifier_module()
     assert isinstance(classifier, GRUClassifier)
     features = join_features(glance.feature, torch.from_numpy(seen.feature), 2048)
@@ -101,11 +104,12 @@ def test_adafocus_gives_the_published_actions_and_logits_at_every_step(adafocus:
     np.testing.assert_allclose(logits[0, -1:], expected["pred"], atol=TOLERANCE, rtol=0)
 
 
-def test_gfnet_gives_the_published_places_and_logits_after_every_look(gfnet: Checkpoint):
+@pytest.mark.parametrize("compiled", [False, True], ids=["layer by layer", "compiled"])
+def test_gfnet_gives_the_published_places_and_logits_after_every_look(gfnet: Checkpoint, compiled: bool):
     expected = np.load(EXPECTED / "gfnet_resnet50_p96.npz")
     views = frames(4, 224, 224, seed=5)
-    glance = make_glancer(gfnet)(views)
-    focuser = Focuser(network=gfnet.focus_network(), feature_maps=True)
+    glance = make_glancer(gfnet, compiled=compiled)(views)
+    focuser = Focuser(network=gfnet.focus_network(), feature_maps=True, compiled=compiled)
     policy = make_policy(gfnet)
     classifier = gfnet.classifier_module()
     assert isinstance(classifier, GRUClassifier)
@@ -124,19 +128,20 @@ def test_gfnet_gives_the_published_places_and_logits_after_every_look(gfnet: Che
     np.testing.assert_allclose(torch.stack(step_logits), expected["logits"], atol=TOLERANCE, rtol=0)
 
 
-def test_adafocus_tsm_gives_the_published_box_and_logits(adafocus_tsm: Checkpoint):
+@pytest.mark.parametrize("compiled", [False, True], ids=["layer by layer", "compiled"])
+def test_adafocus_tsm_gives_the_published_box_and_logits(adafocus_tsm: Checkpoint, compiled: bool):
     expected = np.load(EXPECTED / "adafocus_tsm_p144.npz")
     pixels = centre(frames(24, 256, 256, seed=21))
     glance_rows = [int(24 / 8 / 2 + 24 / 8 * i) for i in range(8)]
     focus_rows = [int(24 / 12 / 2 + 24 / 12 * i) for i in range(12)]
-    glance = make_glancer(adafocus_tsm)(pixels[glance_rows])
+    glance = make_glancer(adafocus_tsm, compiled=compiled)(pixels[glance_rows])
     policy = make_policy(adafocus_tsm)
     joined = glance.feature_map.reshape(1, 8 * 1280, 7, 7)
     actions, _ = policy.act(Observation(feature_map=joined), policy.initial_state(1))
     np.testing.assert_allclose(actions.offsets, expected["action"], atol=1e-4, rtol=0)
 
     patches = cut(pixels[focus_rows], actions.offsets.expand(12, 2), 144)
-    seen = Focuser(network=adafocus_tsm.focus_network())(patches)
+    seen = Focuser(network=adafocus_tsm.focus_network(), compiled=compiled)(patches)
     classifier = adafocus_tsm.classifier_module()
     assert isinstance(classifier, AverageClassifier)
     logits = classifier(glance.logits[None], torch.from_numpy(seen.feature)[None])

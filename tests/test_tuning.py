@@ -131,7 +131,7 @@ def test_half_precision_goes_by_rule_where_the_processor_multiplies_in_it(monkey
 
 def test_batches_hold_whole_clips_where_a_shift_works_on_them():
     choice = by_rule(replace(SMALL, glance_segments=12, focus_segments=5), device="cpu")
-    # 8 views are less than one clip of 12; 32 patches are six clips of 5 and two patches.
+    # 4 or 8 views are less than one clip of 12; 32 patches are six clips of 5 and two patches.
     assert (choice.glance_batch, choice.focus_batch) == (12, 30)
     choice = quick(replace(SMALL, focus_segments=3))
     assert choice.focus_batch % 3 == 0

@@ -208,11 +208,14 @@ def _shares(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) ->
     sides: dict[str, Side] = {}
     for precision in precisions:
         sides[f"{precision} product"] = lab.product(precision)
+        # Maps of twice the bytes: half as many views keep them where they were fast.
+        is_wider = precision == "fp32" and choice.precision != "fp32"
+        glance_batch = max(1, choice.glance_batch // 2) if is_wider else choice.glance_batch
         for way in ("compiled", "plain"):
             if way == "compiled" and not can_compile(lab.device, DTYPES[precision]):
                 continue
             options: dict[str, Any] = {"compiled": way == "compiled"}
-            sides[f"{precision} glance {way}"] = lab.glance(precision, batch=choice.glance_batch, **options)
+            sides[f"{precision} glance {way}"] = lab.glance(precision, batch=glance_batch, **options)
             sides[f"{precision} focus {way}"] = lab.focus(precision, batch=choice.focus_batch, **options)
     took = _turns(lab, sides, rounds, budget_s, say)
     figures = []
