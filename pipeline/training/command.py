@@ -20,9 +20,12 @@ from pipeline.evaluate import read_truth
 from pipeline.placement import this_machine
 from pipeline.training import sequence
 from pipeline.training.clips import FrameTruth
+from pipeline.training.frame_cache import Read
 from pipeline.training.journal import Progress
 from pipeline.training.read_clips import ClipReader, read_in_processes
+from pipeline.training.read_motion import MotionReader
 from pipeline.training.settings import FULL, PRESETS, STAGES, TrainSettings, changed
+from pipeline.training.settings_motion import MOTION_PRESETS, STAGES_OF_MOTION, MotionSettings
 
 TEST_SUBSETS = ("test", "testing")
 
@@ -31,11 +34,12 @@ def settings_of(config: Config) -> TrainSettings:
     """The `train` section: a preset's name, and what differs from it by dotted names or nested sections."""
     values = _flat(config.train)
     preset = values.pop("preset", None)
-    if preset not in PRESETS:
+    presets = PRESETS | MOTION_PRESETS
+    if preset not in presets:
         raise ConfigError(
-            f"train.preset={preset}: give --config train_synth or train_activitynet, or one of {', '.join(PRESETS)}"
+            f"train.preset={preset}: give --config train_synth or train_activitynet, or one of {', '.join(presets)}"
         )
-    return changed(PRESETS[preset](), values)
+    return changed(presets[preset](), values)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,17 +98,24 @@ def train(
         truth=None if truth is None else _frame_truth(truth),
     )
     side = settings.preprocessing
-    reader = ClipReader(
-        num_steps=settings.num_steps,
-        candidates=settings.candidates,
-        viewer=Viewer(
-            resize_px=side.resize_px,
-            crop_px=side.resize_px if settings.is_cropped else side.crop_px,
-            square_pixels=side.square_pixels,
-            interpolation=side.interpolation,
-        ),
-        limits=Limits(**config.decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"})),
+    viewer = Viewer(
+        resize_px=side.resize_px,
+        crop_px=side.resize_px if settings.is_cropped else side.crop_px,
+        square_pixels=side.square_pixels,
+        interpolation=side.interpolation,
     )
+    limits = Limits(**config.decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"}))
+    reader: Read
+    if isinstance(settings, MotionSettings):
+        reader = MotionReader(
+            num_glance=settings.num_steps,
+            num_focus=settings.num_focus_steps,
+            candidates=settings.candidates,
+            viewer=viewer,
+            limits=limits,
+        )
+    else:
+        reader = ClipReader(num_steps=settings.num_steps, candidates=settings.candidates, viewer=viewer, limits=limits)
     workers = this_machine().num_cores
     setting = sequence.Setting(
         out=out,
@@ -117,8 +128,11 @@ def train(
         progress=on_progress,
         cache_progress=on_cache,
     )
-    wanted = [stage for stage in (*STAGES, FULL) if stage in stages_of(stages)]
-    unknown = set(stages_of(stages)) - set(wanted)
+    asked = stages_of(stages)
+    if stages == "all" and isinstance(settings, MotionSettings):
+        asked = list(STAGES_OF_MOTION)
+    wanted = [stage for stage in (*STAGES, FULL) if stage in asked]
+    unknown = set(asked) - set(wanted)
     if unknown:
         raise ConfigError(f"there is no stage {sorted(unknown)[0]!r}; there are {', '.join((*STAGES, FULL))}, all")
     return sequence.run(wanted, settings=settings, data=data, setting=setting)

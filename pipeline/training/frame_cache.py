@@ -36,6 +36,8 @@ class ClipFrames:
     num_frames: int
     """Of the whole video."""
     view_yxhw: tuple[float, float, float, float]
+    rows: np.ndarray | None = None
+    """int64 [T,k] of the pixels for every step and candidate, where the reader chooses itself."""
 
 
 Read = Callable[[Source], ClipFrames]
@@ -206,9 +208,11 @@ def _fill(
                 maps["num_frames"][i] = 0
                 errors[str(i)] = str(clip)
             else:
-                rows = choose_candidates(
-                    clip.frame_index, clip.num_frames, num_steps=shape[1], candidates=shape[2], pad=pad
-                )
+                rows = clip.rows
+                if rows is None:
+                    rows = choose_candidates(
+                        clip.frame_index, clip.num_frames, num_steps=shape[1], candidates=shape[2], pad=pad
+                    )
                 maps["pixels"][i] = clip.pixels[rows]
                 maps["frame_index"][i] = clip.frame_index[rows]
                 maps["num_frames"][i] = clip.num_frames

@@ -37,6 +37,13 @@ SECTIONS_AFTER: dict[str, tuple[str, ...]] = {
 """What is trained, or at least begun, when a stage is over."""
 
 
+def sections_after(stage: str, family: str) -> tuple[str, ...]:
+    """In AdaFocus-TSM the linear layer over focused frames is already the focus network's own, of stage 0b."""
+    if family == "adafocus_tsm" and stage == "0b":
+        return ("glancer", "focuser", "classifier")
+    return SECTIONS_AFTER[stage]
+
+
 @dataclass(eq=False)
 class Parts:
     """All networks, on the device. Which of them a stage trains, the stage says."""
@@ -124,11 +131,11 @@ def new_parts(settings: TrainSettings, class_names: Sequence[str], *, whole_view
         glancer=glancer, focuser=focuser, classifier=classifier, policy=policy, skip=skip, header=header, device=device
     )
     for section in checkpoints.SECTIONS:
-        _place(parts.module(section), device)
+        place_on(parts.module(section), device)
     return parts
 
 
-def _place(module: nn.Module, device: torch.device) -> None:
+def place_on(module: nn.Module, device: torch.device) -> None:
     """Onto the device, convolutions with channels last: half as long again without."""
     module.to(device)
     for part in module.modules():
@@ -146,7 +153,7 @@ def fill_parts(parts: Parts, checkpoint: Checkpoint, sections: Sequence[str], pu
     for section in sections:
         module = parts.module(section)
         fill(module, checkpoint.require(section, purpose), f"the {section} of {checkpoint.path}")
-        _place(module, parts.device)
+        place_on(module, parts.device)
 
 
 def begin_from_files(parts: Parts, settings: TrainSettings) -> None:
@@ -157,13 +164,13 @@ def begin_from_files(parts: Parts, settings: TrainSettings) -> None:
         weights = checkpoints.load_backbone(path)
         wanted = parts.module(section).state_dict()
         fill(parts.module(section), {k: v for k, v in weights.items() if k in wanted}, f"the {section} of {path}")
-        _place(parts.module(section), parts.device)
+        place_on(parts.module(section), parts.device)
 
 
 def save_parts(path: Path, parts: Parts, *, stage: str, training: dict[str, Any]) -> None:
     """The checkpoint of a finished stage: the networks that are trained by then."""
-    sections = SECTIONS_AFTER[stage]
     header = parts.header
+    sections = sections_after(stage, header.family)
     header = dataclasses.replace(
         header,
         focus=header.focus if "focuser" in sections else None,

@@ -42,11 +42,14 @@ def num_epochs(stage: Supervised) -> int:
 
 
 def set_rate(optimiser: torch.optim.Optimizer, stage: Supervised, epoch: int, step: int, steps: int) -> float:
-    """Cosine from each group's base rate to zero; returns the factor."""
+    """From each group's base rate down, as the schedule says; returns the factor."""
     done = epoch / stage.epochs
     if stage.optimiser.schedule == "step":
         done = (epoch * steps + step) / (stage.epochs * steps)
-    factor = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    if stage.optimiser.schedule == "drops":
+        factor = 0.1 ** ((done >= 0.4) + (done >= 0.8))
+    else:
+        factor = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     for group in optimiser.param_groups:
         group["lr"] = group["base_lr"] * factor
     return factor

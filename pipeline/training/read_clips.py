@@ -38,7 +38,7 @@ class ClipReader:
         with FileReader(
             source=source, sampling=sampling, viewer=self.viewer, clock=self.clock, limits=self.limits
         ) as reader:
-            batch = _only(reader.read(), source)
+            batch = only_batch(reader.read(), source)
         return ClipFrames(
             pixels=batch.pixels,
             frame_index=np.asarray(batch.frame_index, np.int64),
@@ -47,7 +47,7 @@ class ClipReader:
         )
 
 
-def _only(items: Iterator[FrameBatch | None], source: Source) -> FrameBatch:
+def only_batch(items: Iterator[FrameBatch | None], source: Source) -> FrameBatch:
     batches = [item for item in items if item is not None]
     if len(batches) != 1:
         raise SourceError(f"{source.shown_uri} gave {len(batches)} clips where one was wanted", code="internal")

@@ -20,8 +20,6 @@ from pipeline.training.clips import Clips, FrameTruth, make_clips
 from pipeline.training.frame_cache import FrameCache, Read, ReadMany, open_cache
 from pipeline.training.journal import Journal, Progress, read_metrics
 from pipeline.training.model import (
-    SECTIONS_AFTER,
-    Glances,
     Parts,
     begin_from_files,
     fill_parts,
@@ -29,10 +27,14 @@ from pipeline.training.model import (
     load_stage,
     new_parts,
     save_parts,
+    sections_after,
 )
+from pipeline.training.motion import glance_once, motion_policy, motion_score, new_motion_parts
 from pipeline.training.scoring import policy_named, score
 from pipeline.training.settings import FULL, STAGES, TITLES, Stage, TrainSettings
+from pipeline.training.settings_motion import STAGES_OF_MOTION, MotionSettings
 from pipeline.training.stage_glance import load_head, train_alone
+from pipeline.training.stage_motion import begin_motion, train_motion
 from pipeline.training.stage_patches import Where, train_on_patches
 from pipeline.training.stage_policy import train_policy
 from pipeline.training.stage_skip import price_tables, train_skip
@@ -85,7 +87,8 @@ class _Data:
     test: Clips | None
     fingerprint: str
     num_unreadable: int
-    glances: dict[str, Glances]
+    glances: dict[str, Any]
+    """Subset -> what the resting glance network saw: Glances, or MotionGlances."""
 
 
 def checkpoint_path(out: Path, stage: str) -> Path:
@@ -100,6 +103,13 @@ def run(
     unknown = [s for s in stages if s not in _BEFORE]
     if unknown:
         raise ConfigError(f"there is no stage {unknown[0]!r}; there are {', '.join(_BEFORE)}")
+    if isinstance(settings, MotionSettings):
+        unknown = [s for s in stages if s not in STAGES_OF_MOTION]
+        if unknown:
+            raise ConfigError(
+                f"AdaFocus-TSM has no stage {unknown[0]!r}: one place serves all frames, and none is skipped; "
+                f"there are {', '.join(STAGES_OF_MOTION)}"
+            )
     ready = _open(settings, data, setting)
     records: dict[str, dict[str, Any]] = {}
     for stage in [s for s in (*STAGES, FULL) if s in stages]:
@@ -116,9 +126,10 @@ def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Dat
             setting.cache,
             sources,
             setting.read,
-            num_steps=settings.num_steps,
+            num_steps=settings.cached_steps,
             candidates=candidates,
             size_px=side,
+            pad=settings.pad,
             max_bytes=setting.max_cache_bytes,
             read_many=setting.read_many,
             progress=None if report is None else lambda done, total: report(name, done, total),
@@ -145,13 +156,14 @@ def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: S
     again.
     """
     before = _BEFORE[stage]
-    parts = new_parts(settings, data.class_names, whole_views=stage == "full")
+    parts = _parts(stage, settings, data)
     model_before = ""
-    if before is None:
-        begin_from_files(parts, settings)
-    else:
+    if stage in ("0a", "0b", "full"):
+        # The networks that have not been trained yet; what an earlier stage did train is put over it.
+        _begin(parts, settings)
+    if before is not None:
         found = load_stage(checkpoint_path(setting.out, before), stage)
-        wanted = ("glancer",) if stage == "full" else SECTIONS_AFTER[before]
+        wanted = ("glancer",) if stage == "full" else sections_after(before, parts.header.family)
         fill_parts(parts, found, wanted, f"stage {stage}")
         model_before = found.model_id
     identity = _identity(stage, settings, ready.fingerprint, model_before)
@@ -191,6 +203,19 @@ def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: S
     return record
 
 
+def _parts(stage: Stage, settings: TrainSettings, data: TrainingData) -> Parts:
+    if isinstance(settings, MotionSettings):
+        return new_motion_parts(settings, tuple(data.class_names))
+    return new_parts(settings, data.class_names, whole_views=stage == "full")
+
+
+def _begin(parts: Parts, settings: TrainSettings) -> None:
+    if isinstance(settings, MotionSettings):
+        begin_motion(parts, settings)
+    else:
+        begin_from_files(parts, settings)
+
+
 def _identity(stage: str, settings: TrainSettings, fingerprint: str, model_before: str) -> str:
     """What a stage's result depends on. Settings of other stages are left out, so that changing a late stage
     does not begin the early ones anew."""
@@ -210,6 +235,19 @@ def _identity(stage: str, settings: TrainSettings, fingerprint: str, model_befor
 
 
 def _train(stage: Stage, parts: Parts, settings: TrainSettings, ready: _Data, journal: Journal) -> dict[str, float]:
+    if isinstance(settings, MotionSettings):
+        if stage not in ("0a", "0b"):
+            _glance_once(parts, settings, ready)
+        return train_motion(
+            stage,
+            parts,
+            settings,
+            ready.train,
+            ready.val,
+            journal,
+            train_glances=ready.glances.get("train"),
+            val_glances=ready.glances.get("val"),
+        )
     if stage in ("0a", "0b"):
         which = "glancer" if stage == "0a" else "focuser"
         return train_alone(parts, settings, ready.train, ready.val, journal, which=which)
@@ -260,7 +298,9 @@ def _glance_once(parts: Parts, settings: TrainSettings, ready: _Data) -> None:
         return
     crop_px = settings.preprocessing.crop_px
     for name, clips in (("train", ready.train), ("val", ready.val), ("test", ready.test)):
-        if clips is not None:
+        if clips is not None and isinstance(settings, MotionSettings):
+            ready.glances[name] = glance_once(parts, clips)
+        elif clips is not None:
             ready.glances[name] = glance_at_all(parts, clips.pixels, crop_px)
 
 
@@ -274,8 +314,12 @@ def _scores(stage: Stage, parts: Parts, settings: TrainSettings, ready: _Data) -
     if ready.test.visible is not None and stage != "full":
         kinds.append("oracle")
     values: dict[str, float] = {}
+    kept = ready.glances.get("test")
     for kind in kinds:
-        found = score(parts, settings, ready.test, policy_named(kind, parts), glances=ready.glances.get("test"))
+        if isinstance(settings, MotionSettings):
+            found = motion_score(parts, settings, ready.test, motion_policy(kind, parts), glances=kept)
+        else:
+            found = score(parts, settings, ready.test, policy_named(kind, parts), glances=kept)
         values |= {k: round(v, 4) for k, v in found.values(f"test_{kind}_").items()}
     return values
 

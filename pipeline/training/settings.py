@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from operators.errors import ConfigError
 from operators.header import Preprocessing
@@ -54,9 +54,10 @@ class Optimiser:
     kind: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    schedule: Literal["epoch", "step"] = "epoch"
-    """Cosine in either case. `epoch`: as published, one rate per epoch and one more epoch, at rate zero.
-    `step`: falls with every step and ends with the last epoch."""
+    schedule: Literal["epoch", "step", "drops"] = "epoch"
+    """Cosine in the first two. `epoch`: as published, one rate per epoch and one more epoch, at rate zero.
+    `step`: falls with every step and ends with the last epoch. `drops`: to a tenth after 2/5 and again after 4/5
+    of the epochs, as TSM is trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +158,16 @@ class TrainSettings:
         default_factory=lambda: Supervised(epochs=50, lr_focus=5e-4, lr_classifier=0.05, dropout=0.8)
     )
 
+    @property
+    def cached_steps(self) -> int:
+        """Steps of a clip in the frame cache."""
+        return self.num_steps
+
+    @property
+    def pad(self) -> str:
+        """What a clip shorter than the sample repeats."""
+        return "last"
+
     def __post_init__(self) -> None:
         if self.is_glance_cached and (self.is_flipped or self.is_cropped):
             raise ConfigError(
@@ -237,7 +248,10 @@ def train_synth() -> TrainSettings:
 PRESETS = {"train_synth": train_synth, "train_activitynet": train_activitynet}
 
 
-def changed(settings: TrainSettings, values: Mapping[str, Any]) -> TrainSettings:
+Settings = TypeVar("Settings", bound=TrainSettings)
+
+
+def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
     """The settings with some replaced by dotted names: `policy.lr`, `seed`. Unknown names are refused."""
     for name, value in values.items():
         settings = _replaced(settings, name.split("."), value, name)

@@ -1,0 +1,85 @@
+"""Settings of AdaFocus-TSM's training, and its presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from operators.header import Preprocessing
+from pipeline.training.settings import Networks, Optimiser, PolicyStage, Supervised, TrainSettings
+
+STAGES_OF_MOTION = ("0a", "0b", "1", "2", "3")
+"""There is no skipping in this form: one place serves all frames, and the shift needs all of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MotionSettings(TrainSettings):
+    """Of the form that chooses one place per clip from `num_steps` glanced frames, and focuses on others.
+
+    In stages 0a and 0b, `dropout` stands before the network's own linear layer, and the glance network's stays: its
+    logits are part of the result.
+    """
+
+    num_focus_steps: int = 12
+    policy_std: float = 0.25
+    """Spread of the places that are drawn in stage 2, in units of the room that a patch has."""
+    best_of: int = 1
+    """Stage 1: places drawn for a clip, of which the one is trained on at which the class is told best as the
+    networks are. 1 is published, for networks that begin with pre-training. From nothing, a place drawn blindly
+    holds another thing than the class more often than not."""
+
+    @property
+    def cached_steps(self) -> int:
+        return self.num_steps + self.num_focus_steps
+
+    @property
+    def pad(self) -> str:
+        return "first"
+
+
+def train_tsm_something(patch_px: int = 144) -> MotionSettings:
+    """The published hyper-parameters for Something-Something, V1 and V2, with rates that reach what they name: the
+    released loop sets those of the first convolution and of an empty group, and nothing else learns.
+
+    Stages 0a and 0b are TSM's own training; with its files as networks.glance_weights and focus_weights, begin with
+    `glance.epochs: 0` and `focus.epochs: 0`.
+    """
+    pretraining = Optimiser(weight_decay=5e-4, schedule="drops")
+    return MotionSettings(
+        preset="train_tsm_something",
+        num_steps=8,
+        num_focus_steps=12,
+        is_flipped=False,
+        networks=Networks(patch_px=patch_px, policy_width=64),
+        glance=Supervised(epochs=50, lr_glance=0.01, dropout=0.5, optimiser=pretraining),
+        focus=Supervised(epochs=50, lr_focus=0.01, dropout=0.5, optimiser=pretraining),
+        warmup=Supervised(epochs=10, batch_size=64, lr_focus=1e-5, lr_classifier=0.01, dropout=0.5),
+        policy=PolicyStage(epochs=50),
+        finetune=Supervised(epochs=10, batch_size=32, lr_classifier=5e-4),
+    )
+
+
+def train_synth_motion() -> MotionSettings:
+    """Small networks that learn the synthetic archive of motions on two cores."""
+    adamw = Optimiser(kind="adamw", weight_decay=0.01, schedule="step")
+    return MotionSettings(
+        preset="train_synth_motion",
+        num_steps=8,
+        num_focus_steps=12,
+        is_flipped=False,
+        is_cropped=False,
+        is_glance_cached=True,
+        validate_every=2,
+        networks=Networks(
+            glance="small_glance", glance_px=32, focus="small_focus", patch_px=32, policy_hidden=256, policy_width=64
+        ),
+        preprocessing=Preprocessing(resize_px=96, crop_px=96, square_pixels=True, glance_resize="antialias"),
+        glance=Supervised(epochs=1, batch_size=32, lr_glance=1e-3, optimiser=adamw),
+        focus=Supervised(epochs=0, optimiser=adamw),
+        best_of=4,
+        warmup=Supervised(epochs=5, batch_size=16, lr_focus=2e-3, lr_classifier=2e-3, optimiser=adamw),
+        policy=PolicyStage(epochs=10),
+        finetune=Supervised(epochs=6, batch_size=16, lr_focus=1e-3, lr_classifier=1e-3, optimiser=adamw),
+    )
+
+
+MOTION_PRESETS = {"train_synth_motion": train_synth_motion, "train_tsm_something": train_tsm_something}

@@ -1,0 +1,337 @@
+"""The stages of AdaFocus-TSM: both networks alone (0a, 0b), one random place per clip (1), the place by PPO with a
+Gaussian policy (2), fine-tuning where the policy looks (3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from operators import checkpoints
+from operators.backbones import fill
+from operators.errors import CheckpointError, ConfigError
+from operators.records import Observation
+from pipeline.training.clips import (
+    Augmentation,
+    Clips,
+    batches,
+    draw_picks,
+    load_views,
+    normalised,
+    num_batches,
+    seeded,
+)
+from pipeline.training.journal import Journal
+from pipeline.training.model import Parts, place_on
+from pipeline.training.motion import (
+    MotionGlances,
+    focus_on,
+    glance_at_clips,
+    motion_policy,
+    motion_score,
+    sizes_of,
+    split_steps,
+)
+from pipeline.training.optimise import half_precision, make_optimiser, make_scaler, num_epochs, set_rate, take_step
+from pipeline.training.settings import Supervised
+from pipeline.training.settings_motion import MotionSettings
+from policies.base import corners
+from policies.ppo import normalise, ppo_loss
+
+
+def begin_motion(parts: Parts, settings: MotionSettings) -> None:
+    """Weights that the settings name: TSM's pre-training files with their linear layers where the classes are as
+    many, or networks without any."""
+    for path, section in ((settings.networks.glance_weights, "glancer"), (settings.networks.focus_weights, "focuser")):
+        if path is None:
+            continue
+        try:
+            found = checkpoints.load(path).sections
+        except CheckpointError:
+            # No form of a whole model: an image classifier's file, or one that is refused here with its reason.
+            found = {section: checkpoints.load_backbone(path)}
+        if section not in found:
+            raise CheckpointError(f"{path} has no weights of a {section}; it holds {', '.join(found)}")
+        wanted = parts.module(section).state_dict()
+        head = {key: value for key, value in wanted.items() if key.startswith("head.")}
+        given = {key: value for key, value in found[section].items() if key in wanted}
+        fits = all(given[key].shape == value.shape for key, value in head.items() if key in given)
+        given = head | given if fits else given | head
+        fill(parts.module(section), given, f"the {section} of {path}")
+        place_on(parts.module(section), parts.device)
+        layer = found.get("classifier", {}) if section == "focuser" else {}
+        now = parts.classifier.state_dict()
+        if layer.keys() == now.keys() and all(layer[key].shape == now[key].shape for key in now):
+            fill(parts.classifier, layer, f"the classifier of {path}")
+
+
+def train_motion(
+    stage: str,
+    parts: Parts,
+    settings: MotionSettings,
+    train: Clips,
+    val: Clips,
+    journal: Journal,
+    *,
+    train_glances: MotionGlances | None = None,
+    val_glances: MotionGlances | None = None,
+) -> dict[str, float]:
+    """One stage; gives its last scores. Kept glances are of inference's frames."""
+    course = _Course(parts, settings, train, val, journal, train_glances, val_glances)
+
+    def on_patches(spec: Supervised) -> list[tuple[nn.Module, float]]:
+        return [(parts.focuser, spec.lr_focus), (parts.classifier, spec.lr_classifier)]
+
+    match stage:
+        case "0a":
+            rates: list[tuple[nn.Module, float]] = [(parts.glancer, settings.glance.lr_glance)]
+            return course.supervised(settings.glance, course.glance_loss, rates, policy="glance")
+        case "0b":
+            # The linear layer over focused frames is that of the network's own training.
+            both = settings.focus.lr_focus
+            rates = [(parts.focuser, both), (parts.classifier, both)]
+            return course.supervised(settings.focus, course.whole_loss, rates, policy=None)
+        case "1":
+            spec = settings.warmup
+            return course.supervised(spec, course.random_loss, on_patches(spec), policy="random")
+        case "2":
+            return course.policy()
+        case "3":
+            spec = settings.finetune
+            return course.supervised(spec, course.learned_loss, on_patches(spec), policy="learned")
+    raise ValueError(f"AdaFocus-TSM has no stage {stage!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    views: np.ndarray
+    """uint8 [B,T+T',S,S,3]"""
+    labels: Tensor
+    """int64 [B]"""
+    glances: MotionGlances | None
+    """Where the glance network rests."""
+    rng: np.random.Generator
+
+
+class _Course:
+    """One stage under way."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        settings: MotionSettings,
+        train: Clips,
+        val: Clips,
+        journal: Journal,
+        train_glances: MotionGlances | None,
+        val_glances: MotionGlances | None,
+    ) -> None:
+        self.parts = parts
+        self.settings = settings
+        self.train = train
+        self.val = val
+        self.journal = journal
+        self.train_glances = train_glances
+        self.val_glances = val_glances
+        self.view_px, self.patch_px, _ = sizes_of(parts)
+        self.augmentation = Augmentation(
+            crop_px=self.view_px, is_flipped=settings.is_flipped, is_cropped=settings.is_cropped
+        )
+
+    def supervised(
+        self,
+        stage: Supervised,
+        loss_of: Callable[[_Batch, Supervised], Tensor],
+        rates: list[tuple[nn.Module, float]],
+        *,
+        policy: str | None,
+    ) -> dict[str, float]:
+        """Cross entropy. `policy` says where validation looks; None: nowhere, there is nothing to validate yet."""
+        parts, settings, journal = self.parts, self.settings, self.journal
+        epochs = num_epochs(stage)
+        if epochs == 0:
+            return {}
+        parts.classifier.dropout.p = stage.dropout
+        trained = [module for module, rate in rates if rate > 0]
+        parts.freeze(*trained)
+        optimiser = make_optimiser(stage.optimiser, rates)
+        scaler = make_scaler(settings)
+        kept: dict[str, Any] = {name: parts.module(name) for name in ("glancer", "focuser", "classifier")}
+        kept |= {"optimiser": optimiser, "scaler": scaler}
+        start = journal.resume(**kept)
+        steps = num_batches(len(self.train), stage.batch_size)
+        values: dict[str, float] = {}
+        for epoch in range(start, epochs):
+            rng = seeded(settings.seed, journal.stage, epoch)
+            # Dropout draws from torch's own generator.
+            torch.manual_seed(int(rng.integers(2**62)))
+            total = 0.0
+            for step, rows in enumerate(batches(len(self.train), stage.batch_size, rng)):
+                set_rate(optimiser, stage, epoch, step, steps)
+                batch = self.read(rows, rng, is_glanced=parts.glancer not in trained and journal.stage != "0b")
+                parts.freeze(*trained)
+                total += take_step(
+                    loss_of(batch, stage),
+                    optimiser,
+                    scaler,
+                    where=f"stage {journal.stage}, epoch {epoch}, step {step}",
+                    last_good=str(journal.state_path),
+                )
+            values = {"loss": total / steps, "lr": optimiser.param_groups[0]["lr"]}
+            if policy is not None and ((epoch + 1) % settings.validate_every == 0 or epoch + 1 == epochs):
+                values |= self.validate(policy)
+            journal.save(done=epoch + 1, **kept)
+            journal.log(done=epoch + 1, total=epochs, **values)
+        return values
+
+    def read(self, rows: np.ndarray, rng: np.random.Generator, *, is_glanced: bool = True) -> _Batch:
+        """The clips' frames, drawn and augmented, and what the resting glance network sees of them."""
+        views = load_views(self.train, rows, draw_picks(rows, self.train, rng), augmentation=self.augmentation, rng=rng)
+        labels = self.train.draw_labels(rows, rng).to(self.parts.device)
+        seen = None
+        if is_glanced and self.train_glances is not None:
+            seen = self.train_glances.take(rows, self.parts.device)
+        elif is_glanced:
+            self.parts.freeze()
+            with torch.no_grad(), half_precision(self.settings):
+                found = glance_at_clips(self.parts, split_steps(self.parts, views)[0])
+            seen = MotionGlances(found.maps.float(), found.logits)
+        return _Batch(views, labels, seen, rng)
+
+    def validate(self, policy: str) -> dict[str, float]:
+        where = motion_policy(policy, self.parts)
+        return motion_score(self.parts, self.settings, self.val, where, glances=self.val_glances).values("val_")
+
+    def glance_loss(self, batch: _Batch, stage: Supervised) -> Tensor:
+        """0a: the glance network's own logits, averaged over its frames."""
+        with half_precision(self.settings):
+            seen = glance_at_clips(self.parts, split_steps(self.parts, batch.views)[0], dropout=stage.dropout)
+        return F.cross_entropy(seen.logits.float().mean(1), batch.labels)
+
+    def whole_loss(self, batch: _Batch, stage: Supervised) -> Tensor:
+        """0b: the focus network alone, on whole views."""
+        views = split_steps(self.parts, batch.views)[1]
+        with half_precision(self.settings):
+            _, feature = self.parts.focuser(normalised(views, self.parts.normalisation, self.parts.device))
+        logits = self.parts.classifier(self._nothing(len(views)), feature.float().unflatten(0, views.shape[:2]))
+        return F.cross_entropy(logits, batch.labels)
+
+    def _nothing(self, num_clips: int) -> Tensor:
+        return torch.zeros(num_clips, 1, self.parts.classifier.num_classes, device=self.parts.device)
+
+    def random_loss(self, batch: _Batch, stage: Supervised) -> Tensor:
+        """1: one place for all frames of a clip, the best of `best_of` draws."""
+        places = self.draw_places(len(batch.labels), batch.rng)
+        trained = [m for m in (self.parts.focuser, self.parts.classifier) if m.training]
+        least = None
+        for _ in range(self.settings.best_of - 1):
+            if least is None:
+                least = self._loss_at(batch, places)
+            others = self.draw_places(len(batch.labels), batch.rng)
+            loss = self._loss_at(batch, others)
+            is_better = loss < least
+            places = np.where(is_better[:, None], others, places)
+            least = np.minimum(loss, least)
+        self.parts.freeze(*trained)
+        return self.patch_loss(batch, places, is_trained=stage.lr_focus > 0)
+
+    @torch.no_grad()
+    def _loss_at(self, batch: _Batch, places: np.ndarray) -> np.ndarray:
+        """[B]: each clip's, of the networks in eval mode."""
+        self.parts.freeze()
+        return -np.log(self.probability(batch, places).clamp_min(1e-12).cpu().numpy())
+
+    def learned_loss(self, batch: _Batch, stage: Supervised) -> Tensor:
+        """3: where the policy looks."""
+        assert batch.glances is not None
+        policy = self.parts.policy
+        with torch.no_grad():
+            actions, _ = policy.act(
+                Observation(feature_map=batch.glances.maps), policy.initial_state(len(batch.labels))
+            )
+        return self.patch_loss(batch, self.places(actions.offsets), is_trained=stage.lr_focus > 0)
+
+    def patch_loss(self, batch: _Batch, places: np.ndarray, *, is_trained: bool) -> Tensor:
+        with torch.set_grad_enabled(is_trained):
+            local = focus_on(self.parts, self.settings, split_steps(self.parts, batch.views)[1], places)
+        assert batch.glances is not None
+        return F.cross_entropy(self.parts.classifier(batch.glances.logits, local), batch.labels)
+
+    def probability(self, batch: _Batch, places: np.ndarray) -> Tensor:
+        """[B]: of the true class, with everything as it stands."""
+        local = focus_on(self.parts, self.settings, split_steps(self.parts, batch.views)[1], places)
+        assert batch.glances is not None
+        logits = self.parts.classifier(batch.glances.logits, local)
+        return torch.softmax(logits, dim=-1).gather(-1, batch.labels[:, None]).squeeze(-1)
+
+    def places(self, offsets: Tensor) -> np.ndarray:
+        return corners(offsets, view_px=self.view_px, patch_px=self.patch_px).cpu().numpy()
+
+    def draw_places(self, num_clips: int, rng: np.random.Generator) -> np.ndarray:
+        """int64 [B,2]: floor of uniform draws, as published for this form."""
+        return self.places(torch.from_numpy(rng.random((num_clips, 2), np.float32)))
+
+    def policy(self) -> dict[str, float]:
+        """2: one roll-out is one decision per clip; its reward is how much likelier it makes the true class than a
+        random place does. With one step, returns are rewards."""
+        stage, parts, journal = self.settings.policy, self.parts, self.journal
+        if stage.epochs == 0:
+            return {}
+        if stage.reward != "random":
+            raise ConfigError(f"train.policy.reward={stage.reward}: one place per clip has the reward random only")
+        policy = parts.policy
+        parts.freeze(policy)
+        optimiser = torch.optim.Adam(policy.parameters(), lr=stage.lr, betas=(0.9, 0.999))
+        start = journal.resume(policy=policy, optimiser=optimiser)
+        values: dict[str, float] = {}
+        for epoch in range(start, stage.epochs):
+            rng = seeded(self.settings.seed, journal.stage, epoch)
+            # Places are drawn from torch's own generator.
+            torch.manual_seed(int(rng.integers(2**62)))
+            sums = np.zeros(3)
+            for step, rows in enumerate(batches(len(self.train), stage.batch_size, rng)):
+                # Roll-out.
+                batch = self.read(rows, rng)
+                assert batch.glances is not None
+                parts.freeze(policy)
+                maps = batch.glances.maps
+                with torch.no_grad():
+                    actions, _ = policy.act(
+                        Observation(feature_map=maps), policy.initial_state(len(rows)), greedy=False
+                    )
+                    assert actions.choice is not None and actions.log_prob is not None
+                    chosen = self.probability(batch, self.places(actions.offsets))
+                    reward = chosen - self.probability(batch, self.draw_places(len(rows), rng))
+                    returns = normalise(reward[:, None])
+
+                # Update. Batch norm runs on the batch's statistics, here as in the roll-out.
+                for _ in range(stage.passes):
+                    log_prob, entropy, value = policy.evaluate(maps[:, None], actions.choice[:, None])
+                    loss = ppo_loss(
+                        log_prob=log_prob,
+                        old_log_prob=actions.log_prob[:, None],
+                        value=value,
+                        entropy=entropy,
+                        returns=returns,
+                        clip=stage.clip,
+                        value_weight=stage.value_weight,
+                        entropy_weight=stage.entropy_weight,
+                    )
+                    take_step(
+                        loss.total,
+                        optimiser,
+                        where=f"stage {journal.stage}, epoch {epoch}, step {step}",
+                        last_good=str(journal.state_path),
+                    )
+                sums += [float(loss.total.detach()), float(reward.mean()), 1]
+            values = dict(zip(("loss", "reward"), (sums[:2] / sums[2]).tolist(), strict=True))
+            if (epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == stage.epochs:
+                values |= self.validate("learned")
+            journal.save(done=epoch + 1, policy=policy, optimiser=optimiser)
+            journal.log(done=epoch + 1, total=stage.epochs, **values)
+        return values

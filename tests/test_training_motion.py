@@ -1,0 +1,400 @@
+"""AdaFocus-TSM's stages, on clips made in memory: a coloured square whose stripes move right or left."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from operators import checkpoints
+from operators.backbones import build
+from operators.encode import write_video
+from operators.errors import CheckpointError, ConfigError
+from operators.header import Preprocessing
+from operators.plan import sample_indices
+from operators.records import Source
+from operators.view import Viewer
+from pipeline.training.clips import Clips, FrameTruth
+from pipeline.training.frame_cache import ClipFrames, choose_candidates
+from pipeline.training.journal import Journal, read_metrics
+from pipeline.training.motion import MotionGlances, motion_policy, motion_score, new_motion_parts
+from pipeline.training.optimise import make_optimiser, num_epochs, set_rate
+from pipeline.training.read_motion import MotionReader
+from pipeline.training.sequence import Setting, TrainingData, checkpoint_path, run
+from pipeline.training.settings import Networks, Optimiser, PolicyStage, Stage, Supervised, changed
+from pipeline.training.settings_motion import MotionSettings, train_synth_motion, train_tsm_something
+from pipeline.training.stage_motion import _Batch, _Course, begin_motion
+from policies.ppo import gaussian_log_prob
+
+torch.set_num_threads(1)
+
+VIEW, PATCH, SIDE, FRAMES = 36, 12, 8, 12
+GLANCED, FOCUSED = 3, 4
+CLASSES = ("right", "left")
+ADAMW = Optimiser(kind="adamw", weight_decay=0.01, schedule="step")
+
+
+def place_of(number: int) -> tuple[int, int, int]:
+    rng = np.random.default_rng([number, 1])
+    return int(rng.integers(0, VIEW - SIDE + 1)), int(rng.integers(0, VIEW - SIDE + 1)), int(rng.integers(0, 6))
+
+
+def paint(number: int) -> ClipFrames:
+    """FRAMES frames of stripes with a period of 6 that move a pixel every third frame, so by one per focus step."""
+    rng = np.random.default_rng(number)
+    frames = np.full((FRAMES, VIEW, VIEW, 3), 128, np.float32) + rng.normal(0, 4, (FRAMES, VIEW, VIEW, 3))
+    top, left, phase = place_of(number)
+    step = 1 if number % 2 == 0 else -1
+    for t in range(FRAMES):
+        wave = np.sin(2 * np.pi / 6 * (np.arange(SIDE) - phase - step * (t // 3) * 1.5))
+        frames[t, top : top + SIDE, left : left + SIDE] = (190, 80, 80)
+        frames[t, top : top + SIDE, left : left + SIDE] += 60 * wave[None, :, None]
+    rows = [choose_candidates(np.arange(FRAMES), FRAMES, num_steps=n, candidates=1) for n in (GLANCED, FOCUSED)]
+    return ClipFrames(
+        pixels=np.clip(frames, 0, 255).astype(np.uint8),
+        frame_index=np.arange(FRAMES),
+        num_frames=FRAMES,
+        view_yxhw=(0.0, 0.0, 1.0, 1.0),
+        rows=np.concatenate(rows),
+    )
+
+
+def make_data(folder: Path, train=96, val=16) -> TrainingData:
+    def sources(numbers) -> list[Source]:
+        return [
+            Source(source_id=f"{n:032x}", uri=str(folder / f"{n}"), video_id=str(n), truth=(CLASSES[n % 2],))
+            for n in numbers
+        ]
+
+    truth = {}
+    for n in range(train + val):
+        top, left, _ = place_of(n)
+        box = np.array([[top / VIEW, left / VIEW, SIDE / VIEW, SIDE / VIEW]] * FRAMES)
+        truth[str(n)] = FrameTruth(visible=np.ones(FRAMES, bool), box_yxhw=box)
+    held = sources(range(train, train + val))
+    return TrainingData(train=sources(range(train)), val=held, class_names=CLASSES, truth=truth)
+
+
+def make_settings(**changes) -> MotionSettings:
+    settings = MotionSettings(
+        preset="test",
+        num_steps=GLANCED,
+        num_focus_steps=FOCUSED,
+        candidates=1,
+        amp="off",
+        is_flipped=False,
+        is_cropped=False,
+        is_glance_cached=True,
+        validate_every=100,
+        best_of=3,
+        networks=Networks(
+            glance="small_glance", glance_px=12, focus="small_focus", patch_px=PATCH, policy_hidden=32, policy_width=8
+        ),
+        preprocessing=Preprocessing(resize_px=VIEW, crop_px=VIEW, glance_resize="antialias"),
+        glance=Supervised(epochs=1, batch_size=16, lr_glance=1e-3, optimiser=ADAMW),
+        focus=Supervised(epochs=0, optimiser=ADAMW),
+        warmup=Supervised(epochs=5, batch_size=16, lr_focus=3e-3, lr_classifier=3e-3, optimiser=ADAMW),
+        policy=PolicyStage(epochs=2, batch_size=32, lr=1e-3),
+        finetune=Supervised(epochs=2, batch_size=16, lr_focus=1e-3, lr_classifier=1e-3, optimiser=ADAMW),
+    )
+    return changed(settings, changes)
+
+
+ALL: tuple[Stage, ...] = ("0a", "0b", "1", "2", "3")
+SHORT = {"warmup.epochs": 2, "policy.epochs": 2, "finetune.epochs": 2}
+
+
+def make_setting(folder: Path, **changes) -> Setting:
+    ticks = itertools.count()
+    values: dict[str, Any] = dict(
+        out=folder / "out",
+        cache=folder / "cache",
+        read=lambda source: paint(int(source.video_id)),
+        clock=lambda: float(next(ticks)),
+    )
+    return Setting(**(values | changes))
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    sections = checkpoints.load(path).sections
+    return {f"{s}.{k}": v for s, weights in sections.items() for k, v in weights.items()}
+
+
+class Killed(Exception):
+    pass
+
+
+# ---- the whole course ----
+
+
+def test_the_loss_falls_and_the_checkpoint_says_how_it_is_run(tmp_path):
+    run(("0a", "0b", "1"), settings=make_settings(), data=make_data(tmp_path), setting=make_setting(tmp_path))
+    losses = [row["loss"] for row in read_metrics(tmp_path / "out" / "stage_1" / "metrics.jsonl")]
+    assert losses[-1] < 0.8 * losses[0]
+    header = checkpoints.load(tmp_path / "out" / "checkpoint.safetensors").header
+    assert (header.family, header.num_steps, header.num_focus_steps, header.pad) == (
+        "adafocus_tsm", GLANCED, FOCUSED, "first",
+    )  # fmt: skip
+    assert header.class_names == CLASSES
+    assert header.glance is not None and header.focus is not None
+    assert (header.glance.num_segments, header.focus.num_segments, header.focus.size_px) == (GLANCED, FOCUSED, PATCH)
+
+
+def test_a_training_that_is_killed_in_every_stage_ends_with_the_same_weights(tmp_path):
+    data, settings = make_data(tmp_path, train=16, val=4), make_settings(**SHORT, **{"glance.epochs": 2})
+    run(ALL, settings=settings, data=data, setting=make_setting(tmp_path))
+    straight = weights_of(tmp_path / "out" / "checkpoint.safetensors")
+    assert {name.split(".")[0] for name in straight} == {"glancer", "focuser", "classifier", "policy"}
+    killed_in = set()
+
+    def kill_once_per_stage(progress) -> None:
+        if progress.stage not in killed_in and progress.done < progress.total:
+            killed_in.add(progress.stage)
+            raise Killed
+
+    setting = make_setting(tmp_path, out=tmp_path / "again", progress=kill_once_per_stage)
+    for _ in range(6):
+        try:
+            run(ALL, settings=settings, data=data, setting=setting)
+            break
+        except Killed:
+            continue
+    assert killed_in == {"0a", "1", "2", "3"}
+    resumed = weights_of(tmp_path / "again" / "checkpoint.safetensors")
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+
+
+def test_each_stage_moves_what_it_names_and_nothing_else(tmp_path):
+    data, settings = make_data(tmp_path, train=16, val=4), make_settings(**SHORT)
+    run(ALL, settings=settings, data=data, setting=make_setting(tmp_path))
+    weights = {s: weights_of(checkpoint_path(tmp_path / "out", s)) for s in ("0b", "1", "2", "3")}
+
+    def moved(before: str, after: str) -> set[str]:
+        both = weights[before].keys() & weights[after].keys()
+        return {k.split(".")[0] for k in both if not torch.equal(weights[before][k], weights[after][k])}
+
+    assert moved("0b", "1") == {"focuser", "classifier"}
+    assert moved("1", "2") == set()
+    assert moved("2", "3") == {"focuser", "classifier"}
+
+
+def test_there_is_no_stage_for_skipping(tmp_path):
+    with pytest.raises(ConfigError, match=r"no stage 'skip'.*none is skipped"):
+        run(("skip",), settings=make_settings(), data=make_data(tmp_path, 8, 4), setting=make_setting(tmp_path))
+
+
+def test_another_reward_than_that_against_a_random_place_is_refused(tmp_path):
+    settings = make_settings(**{"policy.reward": "previous", "warmup.epochs": 1})
+    with pytest.raises(ConfigError, match="reward random only"):
+        run(
+            ("0a", "0b", "1", "2"),
+            settings=settings,
+            data=make_data(tmp_path, 16, 4),
+            setting=make_setting(tmp_path),
+        )
+
+
+# ---- rates ----
+
+
+def test_the_published_rates_reach_every_parameter_that_they_name():
+    settings = train_tsm_something()
+    s = settings
+    assert (s.num_steps, s.num_focus_steps, s.networks.patch_px, s.is_flipped) == (8, 12, 144, False)
+    assert (s.warmup.lr_focus, s.warmup.lr_classifier, s.warmup.dropout, s.warmup.batch_size) == (1e-5, 0.01, 0.5, 64)
+    assert (s.finetune.lr_focus, s.finetune.lr_classifier, s.finetune.batch_size) == (0, 5e-4, 32)
+    assert (s.policy.lr, s.policy.gamma, s.policy_std, s.policy.epochs) == (3e-4, 0.7, 0.25, 50)
+    parts = new_motion_parts(make_settings(), CLASSES)
+    groups = [(parts.focuser, s.warmup.lr_focus), (parts.classifier, s.warmup.lr_classifier)]
+    optimiser = make_optimiser(s.warmup.optimiser, groups)
+    assert num_epochs(s.warmup) == 11
+    set_rate(optimiser, s.warmup, 5, 0, 100)  # half way: cosine factor one half
+    rate_of = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    assert {round(rate_of[id(p)], 9) for p in parts.focuser.parameters()} == {5e-6}
+    assert {round(rate_of[id(p)], 9) for p in parts.classifier.parameters()} == {5e-3}
+
+
+def test_tsm_pretraining_drops_its_rate_twice():
+    stage = train_tsm_something().glance
+    parts = new_motion_parts(make_settings(), CLASSES)
+    optimiser = make_optimiser(stage.optimiser, [(parts.glancer, stage.lr_glance)])
+    assert num_epochs(stage) == 50
+    rates = {}
+    for epoch in (0, 19, 20, 39, 40, 49):
+        set_rate(optimiser, stage, epoch, 0, 10)
+        rates[epoch] = optimiser.param_groups[0]["lr"]
+    assert rates == pytest.approx({0: 0.01, 19: 0.01, 20: 1e-3, 39: 1e-3, 40: 1e-4, 49: 1e-4})
+
+
+# ---- what is read ----
+
+
+def test_both_samples_of_a_video_are_those_of_inference(tmp_path):
+    frames = [np.full((32, 32, 3), 5 * n, np.uint8) for n in range(30)]
+    write_video(tmp_path / "a.mp4", frames, fps=10)
+    source = Source(source_id="0" * 32, uri=str(tmp_path / "a.mp4"), video_id="a")
+    viewer = Viewer(resize_px=32, crop_px=32, square_pixels=True)
+    for candidates in (1, 3):
+        read = MotionReader(num_glance=8, num_focus=12, candidates=candidates, viewer=viewer)(source)
+        assert read.rows is not None and read.rows.shape == (20, candidates)
+        taken = read.frame_index[read.rows]
+        assert taken[:8, 0].tolist() == sample_indices(30, 8).tolist() == [1, 5, 9, 13, 16, 20, 24, 28]
+        assert taken[8:, 0].tolist() == sample_indices(30, 12).tolist()
+    # Segments of 30 // 12 = 2 frames: candidates at a quarter and three quarters of each.
+    assert taken[8:10].tolist() == [[1, 0, 1], [3, 2, 3]]
+
+
+def test_a_short_video_shows_its_first_frame_throughout(tmp_path):
+    write_video(tmp_path / "a.mp4", [np.full((32, 32, 3), 20 * n, np.uint8) for n in range(10)], fps=10)
+    source = Source(source_id="0" * 32, uri=str(tmp_path / "a.mp4"), video_id="a")
+    viewer = Viewer(resize_px=32, crop_px=32, square_pixels=True)
+    for candidates in (1, 3):
+        read = MotionReader(num_glance=8, num_focus=12, candidates=candidates, viewer=viewer)(source)
+        assert read.rows is not None
+        taken = read.frame_index[read.rows]
+        assert (taken[8:] == 0).all()  # 10 frames are fewer than 12
+        assert taken[:8, 0].tolist() == [0, 1, 3, 4, 5, 6, 8, 9]  # int(10/8/2 + 10/8*i)
+
+
+# ---- what is computed ----
+
+
+def make_clips(numbers) -> Clips:
+    found = [paint(n) for n in numbers]
+    pixels = np.stack([f.pixels[f.rows] for f in found])
+    places = np.array([place_of(n)[:2] for n in numbers]) / VIEW
+    boxes = np.concatenate([places, np.full((len(numbers), 2), SIDE / VIEW)], axis=1)
+    shape = pixels.shape[:3]
+    return Clips(
+        pixels=pixels,
+        labels=tuple((n % 2,) for n in numbers),
+        visible=np.ones(shape, bool),
+        box_yxhw=np.broadcast_to(boxes[:, None, None], (*shape, 4)),
+    )
+
+
+def make_course(tmp_path, settings: MotionSettings, clips: Clips) -> _Course:
+    parts = new_motion_parts(settings, CLASSES)
+    journal = Journal(folder=tmp_path, stage="1", identity="x", clock=lambda: 0.0)
+    return _Course(parts, settings, clips, clips, journal, None, None)
+
+
+def test_the_maps_of_a_clip_are_joined_frame_after_frame_and_logits_kept_apart(tmp_path):
+    course = make_course(tmp_path, make_settings(), make_clips(range(2)))
+    batch = course.read(np.array([0, 1]), np.random.default_rng(0))
+    assert batch.glances is not None
+    channels = course.parts.glancer.map_channels
+    assert batch.glances.maps.shape == (2, GLANCED * channels, 3, 3)
+    assert batch.glances.logits.shape == (2, GLANCED, 2)
+
+
+def test_the_probability_is_of_the_sum_of_both_means(tmp_path):
+    course = make_course(tmp_path, make_settings(), make_clips(range(2)))
+    course.parts.freeze()
+    with torch.no_grad():
+        course.parts.classifier.fc.weight.zero_()
+        course.parts.classifier.fc.bias.copy_(torch.tensor([1.0, 0.0]))
+    logits = torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 0.0]]]).repeat(2, 1, 1)
+    batch = _Batch(
+        course.train.pixels[:, :, 0],
+        torch.tensor([0, 1]),
+        MotionGlances(torch.zeros(1), logits),
+        np.random.default_rng(0),
+    )
+    with torch.no_grad():
+        found = course.probability(batch, np.zeros((2, 2), np.int64))
+    # Glances say (1,0) on average, patches (1,0): together (2,0), of which softmax is 0.8808.
+    assert found.tolist() == pytest.approx([0.8808, 0.1192], abs=1e-4)
+
+
+def test_the_best_of_several_places_is_the_one_where_the_class_is_told_best(tmp_path):
+    course = make_course(tmp_path, make_settings(best_of=20), make_clips(range(1)))
+    wanted = np.array([7, 3])
+
+    def loss_at(batch, places) -> np.ndarray:
+        return np.abs(places - wanted).sum(axis=1).astype(float)
+
+    course._loss_at = loss_at  # type: ignore[method-assign]
+    seen: list[np.ndarray] = []
+
+    def patch_loss(batch, places, *, is_trained) -> torch.Tensor:
+        seen.append(places)
+        return torch.zeros(1)
+
+    course.patch_loss = patch_loss  # type: ignore[method-assign]
+    rng = np.random.default_rng(0)
+    batch = _Batch(course.train.pixels[:, :, 0], torch.tensor([0]), None, rng)
+    course.random_loss(batch, make_settings().warmup)
+    again = np.random.default_rng(0)
+    draws = np.concatenate([course.draw_places(1, again) for _ in range(20)])
+    assert loss_at(None, seen[0])[0] == loss_at(None, draws).min()
+
+
+def test_places_are_drawn_from_all_pixels_that_a_patch_has_room_at(tmp_path):
+    course = make_course(tmp_path, make_settings(), make_clips(range(1)))
+    drawn = course.draw_places(4000, np.random.default_rng(0))
+    # floor of draws in [0,1) times 36 - 12 = 24
+    assert (drawn.min(), drawn.max()) == (0, 23)
+
+
+def test_a_gaussian_place_has_the_density_of_two_normals():
+    found = gaussian_log_prob(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.75, 0.5]]), std=0.25)
+    # Two normals of spread 0.25, one of them a spread away: 2 * log(1 / (0.25 * sqrt(2 pi))) - 1/2
+    assert float(found) == pytest.approx(2 * 0.467356 - 0.5, abs=1e-4)
+
+
+def test_the_oracle_hits_every_frame_and_no_place_scores_without_the_focus(tmp_path):
+    settings, clips = make_settings(), make_clips(range(6))
+    parts = new_motion_parts(settings, CLASSES)
+    found = motion_score(parts, settings, clips, motion_policy("oracle", parts))
+    # The patch is half as wide again as the evidence, which may lie in a corner of the view.
+    assert (found.hits, found.whole_hits) == (100.0, 100.0)
+    assert motion_score(parts, settings, clips, motion_policy("glance", parts)).hits is None
+
+
+def test_a_score_does_not_depend_on_how_clips_are_batched(tmp_path):
+    settings, clips = make_settings(), make_clips(range(9))
+    parts = new_motion_parts(settings, CLASSES)
+    one = motion_score(parts, settings, clips, motion_policy("random", parts), batch_size=9)
+    few = motion_score(parts, settings, clips, motion_policy("random", parts), batch_size=2)
+    assert (one.hits, one.accuracy) == (few.hits, few.accuracy)
+
+
+# ---- beginnings ----
+
+
+def test_tsm_pretraining_files_begin_both_networks_with_their_linear_layers(tmp_path):
+    torch.manual_seed(3)
+    focus = build("resnet50", num_segments=12).state_dict()
+    raw = {}
+    for key, value in focus.items():
+        is_shifted = key.startswith("layer") and ".conv1." in key
+        raw["module.base_model." + (key.replace(".conv1.", ".conv1.net.") if is_shifted else key)] = value
+    raw |= {"module.new_fc.weight": torch.full((2, 2048), 0.5), "module.new_fc.bias": torch.tensor([1.0, 2.0])}
+    torch.save({"state_dict": raw}, tmp_path / "focus.pth.tar")
+    settings = make_settings(
+        **{"networks.focus": "resnet50", "networks.focus_weights": str(tmp_path / "focus.pth.tar")}
+    )
+    settings = changed(settings, {"num_focus_steps": 12})
+    parts = new_motion_parts(settings, CLASSES)
+    begin_motion(parts, settings)
+    now = parts.focuser.state_dict()
+    assert all(torch.equal(now[key], value) for key, value in focus.items())
+    assert parts.classifier.fc.bias.tolist() == [1.0, 2.0]
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"nothing of the kind")
+    settings = make_settings(**{"networks.glance_weights": str(tmp_path / "x.pth")})
+    with pytest.raises(CheckpointError, match=r"x\.pth is no checkpoint"):
+        begin_motion(new_motion_parts(settings, CLASSES), settings)
+
+
+def test_the_small_preset_is_whole():
+    s = train_synth_motion()
+    assert (s.cached_steps, s.pad, s.preprocessing.crop_px, s.networks.patch_px) == (20, "first", 96, 32)
