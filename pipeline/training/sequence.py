@@ -114,6 +114,7 @@ def run(
     records: dict[str, dict[str, Any]] = {}
     for stage in [s for s in (*STAGES, FULL) if s in stages]:
         records[stage] = _stage(stage, settings, data, setting, ready)
+    _draw(setting.out)
     return records
 
 
@@ -199,7 +200,6 @@ def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: S
     if stage != "full":
         save_parts(setting.out / "checkpoint.safetensors", parts, stage=stage, training=record)
     journal.finish()
-    _draw(setting.out)
     return record
 
 
