@@ -92,3 +92,27 @@ def draw_training(path: str | Path, stages: Sequence[tuple[str, Sequence[Mapping
         if lines:
             left.legend(lines, [str(line.get_label()) for line in lines], fontsize=7)
     figure.savefig(path)
+
+
+def draw_shares(
+    path: str | Path, rows: Sequence[tuple[str, float, float, float]], *, title: str, x_label: str
+) -> None:
+    """One point per row (name, share, low, high), from top to bottom, with its interval, and a line at 1.
+
+    The axis is logarithmic: half and twice lie equally far from the line.
+    """
+    figure = _figure(8.0, 1.6 + 0.28 * len(rows))
+    axes = figure.add_subplot()
+    for place, (_, share, low, high) in enumerate(rows):
+        colour = "tab:green" if share >= 1 else "tab:blue"
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.5)
+        axes.plot([share], [place], "o", color=colour, markersize=5)
+        axes.annotate(f"{share:.2f}", (share, place), xytext=(0, 4), textcoords="offset points", fontsize=7)
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(x_label)
+    axes.set_title(title, fontsize=9, wrap=True)
+    figure.savefig(path)

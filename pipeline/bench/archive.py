@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -25,7 +26,8 @@ from operators.records import Source
 from pipeline.bench.figures import Figure, Report, environment, measured, ratio, short
 from pipeline.bench.plain import fastest_decoder, plain_seconds
 from pipeline.bench.session import Burst, Session
-from pipeline.bench.workloads import LONG, QUICK_LONG, QUICK_SHORT, SHORT, as_sources, make
+from pipeline.bench.sweep import sweep
+from pipeline.bench.workloads import CACHE, LONG, QUICK_LONG, QUICK_SHORT, SHORT, as_sources, make
 from pipeline.build import Plan
 from pipeline.config import Config
 from pipeline.executor import WorkerSpec, make_worker
@@ -63,11 +65,6 @@ class Files:
             for path in (long, *self.short[number * every : (number + 1) * every])
         ]
 
-    @property
-    def lead(self) -> int:
-        """Clips before and behind those that are timed."""
-        return len(self.mix) // len(self.long)
-
 
 @dataclass(slots=True)
 class Seconds:
@@ -88,14 +85,18 @@ class Seconds:
 def bench_archive(
     config: Config,
     *,
-    cache: Path,
+    cache: Path = CACHE,
     say: Say,
     quick: bool = False,
     rounds: int = 5,
     minutes: float = 7.0,
     policies: Sequence[str] = POLICIES,
+    is_swept: bool = False,
 ) -> Report:
-    """`config`: the model, and whatever else is to be measured. Rounds that would go beyond `minutes` are not begun."""
+    """`config`: the model, and whatever else is to be measured. Rounds that would go beyond `minutes` are not begun.
+
+    `is_swept`: also what a clip costs as the work grows, which takes longer than that.
+    """
     where = environment()
     begun_s = time.monotonic()
     cores = this_machine().num_cores
@@ -125,6 +126,8 @@ def bench_archive(
         rates = [1 / found.seconds_per_clip]
         about = "short clips" + (", the whole view through the focus network" if policy == "full" else "")
         figures.append(measured(f"archive.clips_per_s_{policy}", rates, unit="clips/s", about=about))
+    if is_swept:
+        figures += sweep(config, files.short, say=say, quick=quick)
     by_name = {figure.name: figure for figure in figures}
     headline = (
         f"{short(by_name['archive.clips_per_s'].value)} clips per second ({len(files.short)} of {kinds[1].seconds:g} s "
@@ -152,10 +155,7 @@ class Aside:
     """What the pipeline is measured against, each in a process of its own that waits until it is asked."""
 
     def __init__(self, stack: ExitStack, *, cores: int) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._plain = stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn))
-        self._stages = stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn))
-        self._inline = stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn))
+        self._plain, self._stages, self._inline = (_process(stack) for _ in range(3))
         self._cores = cores
         self.decoder = ""
 
@@ -177,6 +177,13 @@ class Aside:
         return self._inline.submit(_inline_seconds, plan.config.model_dump_json(), files).result()
 
 
+def _process(stack: ExitStack) -> ProcessPoolExecutor:
+    """One that runs already: what is started during a run over Ray ends with it."""
+    pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
+    pool.submit(os.getpid).result()
+    return pool
+
+
 # What runs inside a session
 
 
@@ -184,24 +191,24 @@ def _rounds(
     files: Files, aside: Aside, seconds: Seconds, rounds: int, until_s: float, say: Say, session: Session
 ) -> Generator[Source, None, None]:
     """Our side and the others, in turn; the order of the two is turned every round."""
-    mix, lead = files.mix, files.lead
-    yield from session.burst(mix[: 2 * lead], lead=0, tail=0)
+    yield from session.burst(files.mix[: len(files.mix) // 3], lead=0, tail=0)
     plan = session.plan
     assert plan is not None
     say(f"{plan.opening_line()}; first label after {session.start_s:.1f} s")
-    some_long, some_short = files.long[:1], files.short[:6]
+    some_long, some_short = files.long[:1], files.short[:4]
     # Once before it counts: weights are loaded, pages are touched, whatever is compiled is compiled.
     aside.plain(plan, some_short[:1])
     aside.stages(plan, some_short[:2])
 
     def ours() -> Generator[Source, None, None]:
-        burst = yield from session.burst([*mix, *mix[: 2 * lead]], lead=lead, tail=lead)
+        burst = yield from session.steady(files.mix)
         seconds.bursts.append(burst)
         seconds.mix.append(burst.seconds_per_clip)
+        # Reading is what they wait for, so nothing piles up that would have to before it is steady.
         few = max(1, len(files.long) // 3)
-        burst = yield from session.burst([*files.long, *files.long[: 2 * few - 1]], lead=few, tail=few - 1)
+        burst = yield from session.steady(files.long, lead=few)
         seconds.long.append(burst.seconds_per_clip)
-        burst = yield from session.burst(files.short, lead=len(files.short) // 5, tail=len(files.short) // 5)
+        burst = yield from session.steady(files.short)
         seconds.short.append(burst.seconds_per_clip)
 
     def theirs() -> None:
@@ -239,13 +246,12 @@ def _keyframe_rounds(
     plan = session.plan
     assert plan is not None
     longest_s = 0.0
-    many = files.long * 4
     for number in range(rounds):
         round_s = time.monotonic()
         if number and round_s + longest_s > until_s:
             say(f"time is up after {number} of {rounds} rounds")
             return
-        burst = yield from session.burst(many, lead=len(many) // 6, tail=len(many) // 6)
+        burst = yield from session.steady(files.long * 3)
         seconds.long.append(burst.seconds_per_clip)
         seconds.plain_long.append(aside.plain(plan, files.long[:1]))
         longest_s = max(longest_s, time.monotonic() - round_s)
@@ -256,9 +262,8 @@ def _policy_burst(config: Config, policy: str, files: Files, say: Say) -> Burst:
     found: list[Burst] = []
 
     def script(session: Session) -> Generator[Source, None, None]:
-        fifth = len(files.short) // 5
-        yield from session.burst(files.short[: max(4, fifth)], lead=0, tail=0)
-        found.append((yield from session.burst(files.short, lead=fifth, tail=fifth)))
+        yield from session.burst(files.short[:4], lead=0, tail=0)
+        found.append((yield from session.steady(files.short)))
 
     Session(config.replaced({"policy.kind": policy})).run(script)
     say(f"policy {policy}: {1 / found[0].seconds_per_clip:.2f} short clips per second")
@@ -266,15 +271,16 @@ def _policy_burst(config: Config, policy: str, files: Files, say: Say) -> Burst:
 
 
 def _inline_seconds(config_json: str, files: Files) -> float:
-    """In a process of its own: one lap's third, after as much to warm up."""
+    """In a process of its own: a third of a lap, after a few to warm up."""
     found: list[Burst] = []
 
     def script(session: Session) -> Generator[Source, None, None]:
-        part = files.mix[: max(2, len(files.mix) // 3)]
-        found.append((yield from session.burst([*part, *part[: files.lead]], lead=files.lead, tail=0)))
+        yield from session.burst(files.short[:2], lead=0, tail=0)
+        found.append((yield from session.burst(files.mix[: len(files.mix) // 3], lead=0, tail=0)))
 
     Session(Config.model_validate_json(config_json).replaced({"run.executor": "inline"})).run(script)
-    return found[0].seconds_per_clip
+    # One stage after another: there is nothing to fill or to empty, and labels come when much else is done.
+    return found[0].whole_s / found[0].num_given
 
 
 # The limit

@@ -27,7 +27,7 @@ from operators.records import Source, source_id
 from operators.view import Viewer
 from pipeline.bench.figures import Figure, Report, environment, measured, ratio, short, take_turns
 from pipeline.bench.plain import with_pyav
-from pipeline.bench.workloads import LONG, QUICK_LONG, QUICK_SHORT, SHORT, Clips, make
+from pipeline.bench.workloads import CACHE, LONG, QUICK_LONG, QUICK_SHORT, SHORT, Clips, make
 from pipeline.placement import this_machine
 
 NUM_FRAMES = 16
@@ -37,7 +37,13 @@ Side = Callable[[Sequence[str]], float]
 
 
 def bench_decode(
-    *, cache: Path, say: Say, quick: bool = False, rounds: int = 9, minutes: float = 7.0, cores: int | None = None
+    *,
+    cache: Path = CACHE,
+    say: Say,
+    quick: bool = False,
+    rounds: int = 9,
+    minutes: float = 7.0,
+    cores: int | None = None,
 ) -> Report:
     """`minutes`: rounds are left out when they would take longer."""
     cores = cores or this_machine().num_cores

@@ -196,6 +196,27 @@ def told(report: Report) -> str:
     return "\n".join([*lines, *(["", *report.notes] if report.notes else [])])
 
 
+def draw(path: Path, report: Report) -> None:
+    """Every figure that has a goal or a limit, as a share of it: above 1 a goal is reached."""
+    from pipeline.plots import draw_shares
+
+    rows: list[tuple[str, float, float, float]] = []
+    for f in report.figures:
+        against = f.goal if f.goal is not None else f.limit
+        if not against or not (f.value and f.low and f.high):
+            continue
+        value, low, high = f.value / against, f.low / against, f.high / against
+        if f.goal_is == "at_most":
+            # A tenth of what is allowed is as good as can be seen.
+            value, low, high = min(1 / value, 10.0), min(1 / high, 10.0), min(1 / low, 10.0)
+        kind = "goal" if f.goal is not None else "limit"
+        rows.append((f"{f.name} / {kind} {short(against)}", value, low, high))
+    if not rows:
+        raise ConfigError(f"bench {report.what} has nothing to plot: none of its figures has a goal or a limit")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_shares(path, rows, title=report.headline, x_label="share of the goal, or of the limit where there is no goal")
+
+
 HEADER = ("figure", "value", "95 %", "n", "limit", "of it", "goal", "met", "")
 
 

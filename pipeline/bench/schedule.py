@@ -21,6 +21,7 @@ from pipeline.archive import ask
 from pipeline.batching import Batcher
 from pipeline.bench.figures import Figure, Report, environment, measured, short
 from pipeline.doneset import DoneSet
+from pipeline.evaluate import read_predictions
 from pipeline.executor import Call, Executor, InlineExecutor, WorkerSpec
 from pipeline.messages import Advance, ClipRef, OpenRequest, PieceInfo, ReadReply, ReadRequest, Reply, StepRequest, Work
 from pipeline.metrics import RunMetrics, StageTime
@@ -91,7 +92,12 @@ def bench_schedule(
 
 
 def read_exits(path: Path) -> tuple[float, ...]:
-    """The shares of clips that stop after each step, out of a JSON list. Raises ConfigError."""
+    """The share of clips that stop after each step: a JSON list, or a folder of labels made with a stop rule."""
+    if path.is_dir():
+        stopped_at = read_predictions(path).stopped_at
+        if stopped_at is None:
+            raise ConfigError(f"{path}: its labels do not say where they stopped")
+        return tuple(float(share) for share in np.bincount(stopped_at)[1:] / len(stopped_at))
     try:
         shares = tuple(float(share) for share in json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as exc:

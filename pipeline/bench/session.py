@@ -7,6 +7,7 @@ the start of processes nor the filling and emptying of the pipeline is in a rate
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import threading
 import time
@@ -38,6 +39,9 @@ class Burst:
     """Per stage, the share of its workers' time that they worked."""
     machine_busy: float
     """Share of all cores' time that anything ran, ours or not."""
+    num_given: int
+    whole_s: float
+    """Of all clips of the burst, from the first that was handed over to the last label."""
 
 
 @dataclass(slots=True)
@@ -78,7 +82,7 @@ class Session:
 
     def burst(self, paths: Sequence[Path], *, lead: int, tail: int) -> Generator[Source, None, Burst]:
         """Hands over the files, waits for their labels, and tells of all but the first `lead` and the last `tail`."""
-        first = self._num_given
+        first, begun_s = self._num_given, time.perf_counter()
         # The lap makes every file an input that the run has not seen.
         yield from as_sources(paths, lap=first)
         self._num_given += len(paths)
@@ -86,13 +90,24 @@ class Session:
             self._news.wait_for(lambda: self._is_over or self._num_ended >= self._num_given)
         if self._num_ended < self._num_given:
             raise PipelineError("the run ended before its inputs did")
-        return self._seen(first + lead, self._num_given - tail)
+        whole_s = self._moments[-1].at_s - begun_s
+        return self._seen(first, lead, tail, whole_s)
+
+    def steady(self, paths: Sequence[Path], *, lead: int | None = None) -> Generator[Source, None, Burst]:
+        """All of the files once, timed amid others of them: by default as many as may be in flight, so that what
+        waits has piled up before, and enough comes behind."""
+        if lead is None:
+            assert self.plan is not None
+            lead = min(len(paths), self.plan.limits.max_pieces)
+        around = itertools.islice(itertools.cycle(paths), len(paths) + 2 * lead)
+        return (yield from self.burst(list(around), lead=lead, tail=lead))
 
     @property
     def _num_ended(self) -> int:
         return self._moments[-1].num_ended if self._moments else 0
 
-    def _seen(self, start: int, stop: int) -> Burst:
+    def _seen(self, first: int, lead: int, tail: int, whole_s: float) -> Burst:
+        start, stop = first + lead, self._num_given - tail
         moments = [m for m in self._moments if start <= m.num_ended <= stop]
         if len(moments) < 2:
             raise PipelineError(f"clips {start} to {stop} ended all at once: take more of them")
@@ -111,6 +126,8 @@ class Session:
                 for stage in end.busy_s
             },
             machine_busy=(end.machine_s - begin.machine_s) / lasted_s,
+            num_given=self._num_given - first,
+            whole_s=whole_s,
         )
 
     def _started(self, plan: Plan) -> None:
