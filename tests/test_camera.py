@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import os
 import shutil
 import socket
 import subprocess
@@ -19,11 +17,11 @@ from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from gstreamer import Server, serving
 from scripted_rtsp import CodedVideo, Script, ScriptedCamera, load_coded, numbered_frame, shown_number, write_numbered
 
 from operators.camera import CameraKind, CameraReader, camera_kind
@@ -424,52 +422,24 @@ def test_what_is_not_there_is_missing(uri):
     assert read.error is not None and read.error.code == "missing" and uri in str(read.error)
 
 
-def gstreamer_is_missing() -> str | None:
-    """Why the real server cannot run here, or None."""
-    check = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer, Gst; "
-    check += "Gst.init(None); assert all(map(Gst.ElementFactory.find, ('qtdemux', 'appsrc', 'rtph264pay')))"
-    try:
-        subprocess.run(["/usr/bin/python3", "-c", check], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "GStreamer's RTSP server is missing: apt-get install gir1.2-gst-rtsp-server-1.0 python3-gi " + (
-            "gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
-        )
-    return None
-
-
 @pytest.fixture(scope="module")
-def gstreamer(tmp_path_factory) -> Iterator[dict]:
-    reason = gstreamer_is_missing()
-    if reason is not None:
-        if os.environ.get("REQUIRE_RTSP") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+def gstreamer(tmp_path_factory) -> Iterator[Server]:
     path = write_numbered(tmp_path_factory.mktemp("rtsp") / "a.mp4", num_frames=60, fps=FPS, gop=GOP)
-    script = Path(__file__).parent.parent / "pipeline/bench/rtsp_server.py"
-    command = ["/usr/bin/python3", str(script), str(path), "--cameras", "2"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE)
-    try:
-        assert server.stdout is not None
-        yield json.loads(server.stdout.readline())
-    finally:
-        server.kill()
-        server.wait()
+    with serving(path, cameras=2) as server:
+        yield server
 
 
 @pytest.mark.rtsp
 @pytest.mark.parametrize("transport", ["tcp", "udp", "auto"])
 def test_a_real_server_is_read_and_its_frames_are_those_that_the_clock_says(gstreamer, transport):
-    url = f"rtsp://127.0.0.1:{gstreamer['port']}/cam1"
-    read = Read(url, analysis_fps=10, num_frames=15, transport=transport)
+    read = Read(gstreamer.url(1), analysis_fps=10, num_frames=15, transport=transport)
     assert read.error is None and len(read.frames) == 15
     assert read.segments == 1
     for frame, number in zip(read.frames, read.numbers, strict=True):
-        behind = (frame.time_unix_s - gstreamer["started_unix_s"][1]) * gstreamer["fps"] - number
-        away = (behind + 30) % 60 - 30
-        assert abs(away) / FPS < AWAY_S
+        assert abs(gstreamer.seconds_off(1, number, frame.time_unix_s)) < AWAY_S
 
 
 @pytest.mark.rtsp
 def test_a_real_server_without_the_stream_says_so(gstreamer):
-    read = Read(f"rtsp://127.0.0.1:{gstreamer['port']}/nothing")
+    read = Read(gstreamer.url(1).replace("cam1", "nothing"))
     assert read.error is not None and read.error.code == "missing" and "no such stream" in str(read.error)
