@@ -27,7 +27,7 @@ from pipeline.training.read_motion import MotionReader
 from pipeline.training.sequence import Setting, TrainingData, checkpoint_path, run
 from pipeline.training.settings import Networks, Optimiser, PolicyStage, Stage, Supervised, changed
 from pipeline.training.settings_motion import MotionSettings, train_synth_motion, train_tsm_something
-from pipeline.training.stage_motion import _Batch, _Course, begin_motion
+from pipeline.training.stage_motion import _Batch, _Course, begin_motion, moving_places
 from policies.ppo import gaussian_log_prob
 
 torch.set_num_threads(1)
@@ -90,14 +90,15 @@ def make_settings(**changes) -> MotionSettings:
         is_cropped=False,
         is_glance_cached=True,
         validate_every=100,
-        best_of=3,
         networks=Networks(
             glance="small_glance", glance_px=12, focus="small_focus", patch_px=PATCH, policy_hidden=32, policy_width=8
         ),
         preprocessing=Preprocessing(resize_px=VIEW, crop_px=VIEW, glance_resize="antialias"),
         glance=Supervised(epochs=1, batch_size=16, lr_glance=1e-3, optimiser=ADAMW),
         focus=Supervised(epochs=0, optimiser=ADAMW),
-        warmup=Supervised(epochs=5, batch_size=16, lr_focus=3e-3, lr_classifier=3e-3, optimiser=ADAMW),
+        warmup=Supervised(
+            epochs=5, batch_size=16, lr_focus=3e-3, lr_classifier=3e-3, salient_share=0.8, optimiser=ADAMW
+        ),
         policy=PolicyStage(epochs=2, batch_size=32, lr=1e-3),
         finetune=Supervised(epochs=2, batch_size=16, lr_focus=1e-3, lr_classifier=1e-3, optimiser=ADAMW),
     )
@@ -188,9 +189,9 @@ def test_there_is_no_stage_for_skipping(tmp_path):
         run(("skip",), settings=make_settings(), data=make_data(tmp_path, 8, 4), setting=make_setting(tmp_path))
 
 
-def test_another_reward_than_that_against_a_random_place_is_refused(tmp_path):
+def test_a_reward_against_the_place_before_is_refused(tmp_path):
     settings = make_settings(**{"policy.reward": "previous", "warmup.epochs": 1})
-    with pytest.raises(ConfigError, match="reward random only"):
+    with pytest.raises(ConfigError, match="one place only"):
         run(
             ("0a", "0b", "1", "2"),
             settings=settings,
@@ -312,27 +313,16 @@ def test_the_probability_is_of_the_sum_of_both_means(tmp_path):
     assert found.tolist() == pytest.approx([0.8808, 0.1192], abs=1e-4)
 
 
-def test_the_best_of_several_places_is_the_one_where_the_class_is_told_best(tmp_path):
-    course = make_course(tmp_path, make_settings(best_of=20), make_clips(range(1)))
-    wanted = np.array([7, 3])
-
-    def loss_at(batch, places) -> np.ndarray:
-        return np.abs(places - wanted).sum(axis=1).astype(float)
-
-    course._loss_at = loss_at  # type: ignore[method-assign]
-    seen: list[np.ndarray] = []
-
-    def patch_loss(batch, places, *, is_trained) -> torch.Tensor:
-        seen.append(places)
-        return torch.zeros(1)
-
-    course.patch_loss = patch_loss  # type: ignore[method-assign]
+def test_salient_places_lie_where_something_moves():
+    # Grey frames of which one corner flickers: 24 px, a cell of 3 px about every pixel.
+    views = np.full((1, 4, 24, 24, 3), 100, np.uint8)
+    views[:, ::2, 18:21, 3:6] = 200
     rng = np.random.default_rng(0)
-    batch = _Batch(course.train.pixels[:, :, 0], torch.tensor([0]), None, rng)
-    course.random_loss(batch, make_settings().warmup)
-    again = np.random.default_rng(0)
-    draws = np.concatenate([course.draw_places(1, again) for _ in range(20)])
-    assert loss_at(None, seen[0])[0] == loss_at(None, draws).min()
+    drawn = np.concatenate([moving_places(views, patch_px=8, rng=rng) for _ in range(200)])
+    # A patch of 8 about the square's middle, (19.5, 4.5), begins at 15.5, no further down than 16; and at 0.5.
+    assert np.abs(np.median(drawn, axis=0) - (15.5, 0.5)).max() <= 1
+    held = (drawn[:, 0] <= 18) & (drawn[:, 0] >= 13) & (drawn[:, 1] <= 3)
+    assert held.mean() > 0.75
 
 
 def test_places_are_drawn_from_all_pixels_that_a_patch_has_room_at(tmp_path):

@@ -16,16 +16,14 @@ class MotionSettings(TrainSettings):
     """Of the form that chooses one place per clip from `num_steps` glanced frames, and focuses on others.
 
     In stages 0a and 0b, `dropout` stands before the network's own linear layer, and the glance network's stays: its
-    logits are part of the result.
+    logits are part of the result. In stage 1, `salient_share` is the share of the clips whose place is drawn by how
+    much moves there. 0 is published, for networks that begin with pre-training: from nothing, and where other things
+    show other classes' motions, a place drawn blindly seldom holds what tells the class.
     """
 
     num_focus_steps: int = 12
     policy_std: float = 0.25
     """Spread of the places that are drawn in stage 2, in units of the room that a patch has."""
-    best_of: int = 1
-    """Stage 1: places drawn for a clip, of which the one is trained on at which the class is told best as the
-    networks are. 1 is published, for networks that begin with pre-training. From nothing, a place drawn blindly
-    holds another thing than the class more often than not."""
 
     @property
     def cached_steps(self) -> int:
@@ -75,10 +73,11 @@ def train_synth_motion() -> MotionSettings:
         preprocessing=Preprocessing(resize_px=96, crop_px=96, square_pixels=True, glance_resize="antialias"),
         glance=Supervised(epochs=1, batch_size=32, lr_glance=1e-3, optimiser=adamw),
         focus=Supervised(epochs=0, optimiser=adamw),
-        best_of=4,
-        warmup=Supervised(epochs=5, batch_size=16, lr_focus=2e-3, lr_classifier=2e-3, optimiser=adamw),
-        policy=PolicyStage(epochs=10),
-        finetune=Supervised(epochs=6, batch_size=16, lr_focus=1e-3, lr_classifier=1e-3, optimiser=adamw),
+        warmup=Supervised(
+            epochs=4, batch_size=16, lr_focus=2e-3, lr_classifier=2e-3, salient_share=0.8, optimiser=adamw
+        ),
+        policy=PolicyStage(epochs=16, batch_size=32, lr=1e-3, passes=4, reward="confidence"),
+        finetune=Supervised(epochs=3, batch_size=16, lr_focus=1e-3, lr_classifier=1e-3, optimiser=adamw),
     )
 
 
