@@ -24,7 +24,7 @@ from pipeline.synth import TRUTH_SCHEMA
 # MACs by hand, batch norms included: glance at 32 px, focus at 24 px and at the whole view of 64 px; policy of nine
 # places: 64*48*32 + 2048*256 + 3*256*512 + 256*9; classifier: 3*128*(176+128) + 128*7.
 GLANCE, FOCUS, FOCUS_FULL, POLICY, CLASSIFY = 3_981_464, 11_654_200, 82_870_840, 1_018_112, 117_632
-SKIP = (256 + 128 + 3) * 64 + 3 * 64 * 128 + 64
+SKIP = (256 + 128 + 3) * 64 + 3 * 64 * 128 + (64 + 2)
 
 
 @pytest.fixture

@@ -92,7 +92,9 @@ def test_random_weights_follow_from_the_seed_and_leave_torchs_own_numbers_alone(
 
 
 def test_random_weights_saved_as_a_checkpoint_say_by_themselves_how_to_run(tmp_path):
-    made = untrained(load("demo", settings=["focus.patch_px=40", "sampling.num_frames=5"]))
+    sizes = ["glance.size_px=32", "view.crop_px=96", "view.resize_px=96", "focus.patch_px=40", "sampling.num_frames=5"]
+    small = ["model.glance_backbone=small_glance", "model.focus_backbone=small_focus"]
+    made = untrained(load(settings=[*sizes, *small]))
     save(tmp_path / "model.safetensors", made)
     plan = resolve(load(flags={"model.checkpoint": str(tmp_path / "model.safetensors")}), MACHINE)
     config = plan.config
