@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import looking
 import numpy as np
 import pytest
 import torch
@@ -18,9 +19,11 @@ from operators.header import Preprocessing
 from operators.plan import sample_indices
 from operators.records import Source
 from operators.view import Viewer
+from pipeline.build import header_settings
 from pipeline.training.clips import Clips, FrameTruth
 from pipeline.training.frame_cache import ClipFrames, choose_candidates
 from pipeline.training.journal import Journal, read_metrics
+from pipeline.training.model import save_parts
 from pipeline.training.motion import MotionGlances, motion_policy, motion_score, new_motion_parts
 from pipeline.training.optimise import make_optimiser, num_epochs, set_rate
 from pipeline.training.read_motion import MotionReader
@@ -353,6 +356,31 @@ def test_a_score_does_not_depend_on_how_clips_are_batched(tmp_path):
     one = motion_score(parts, settings, clips, motion_policy("random", parts), batch_size=9)
     few = motion_score(parts, settings, clips, motion_policy("random", parts), batch_size=2)
     assert (one.hits, one.accuracy) == (few.hits, few.accuracy)
+
+
+def test_the_pipeline_answers_as_the_trainings_own_scores_do(tmp_path):
+    settings = make_settings(
+        **{"num_steps": 4, "num_focus_steps": 6, "networks.glance_px": 32, "networks.patch_px": 24, "num_classes": 7},
+        **{"preprocessing.resize_px": looking.SIDE, "preprocessing.crop_px": looking.SIDE},
+    )
+    parts = new_motion_parts(settings, looking.NAMES)
+    frames = [looking.make_frames(10, seed=n, glance_rows=[range(4)], focus_rows=[range(4, 10)]) for n in range(12)]
+
+    def answers() -> np.ndarray:
+        save_parts(tmp_path / "c", parts, stage="3", training={})
+        checkpoint = checkpoints.load(tmp_path / "c")
+        told = {k.replace(".", "__"): v for k, v in header_settings(checkpoint.header).items()}
+        labels = looking.look(looking.make_config(**told), frames, checkpoint=checkpoint).labels
+        return np.stack([labels[f.windows[0].clip_id].logits for f in frames])  # type: ignore[misc]
+
+    # What all clips share is taken away, so that random weights tell them apart.
+    parts.classifier.fc.bias.data -= torch.from_numpy(answers().mean(0))
+    told = answers().argmax(1).tolist()
+    assert len(set(told)) > 1
+    clips = Clips(pixels=np.stack([f.pixels[:, None] for f in frames]), labels=tuple((k,) for k in told))
+    assert motion_score(parts, settings, clips, motion_policy("learned", parts)).accuracy == 100
+    others = Clips(pixels=clips.pixels, labels=tuple(((k + 1) % 7,) for k in told))
+    assert motion_score(parts, settings, others, motion_policy("learned", parts)).accuracy == 0
 
 
 # ---- beginnings ----
