@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import signal
@@ -80,6 +81,7 @@ class ReaderHandle:
         self._fd: int | None = fd
         self._received = bytearray()
         self._last = Polled()
+        self._is_ready = False
 
     @property
     def pid(self) -> int:
@@ -94,6 +96,11 @@ class ReaderHandle:
     @property
     def is_open(self) -> bool:
         return self._fd is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the process has come as far as opening the camera."""
+        return self._is_ready
 
     def poll(self) -> Polled:
         """The frames that have come, and how the reader stands."""
@@ -135,6 +142,7 @@ class ReaderHandle:
             if len(self._received) < stop:
                 break
             start = at + _HEADER.size
+            self._is_ready = True
             message = json.loads(self._received[start : start + num_json])
             pixels = bytes(memoryview(self._received)[start + num_json : stop])
             self._last = Polled(
@@ -230,7 +238,8 @@ class _Outbox:
         told: dict[str, int] | None = None
         while True:
             with self._news:
-                if not self._waiting and self._end is None:
+                # The first word, which says that it is ready, does not wait for news.
+                if not self._waiting and self._end is None and told is not None:
                     self._news.wait(_TELL_S)
                 frame = self._waiting.popleft() if self._waiting else None
                 counts = {**asdict(self._counts), "num_behind": self._num_behind}
@@ -307,6 +316,9 @@ def main(arguments: Iterable[str]) -> None:
     told = json.loads(sys.stdin.buffer.read())
     _die_with(told.pop("parent"))
     spec = CameraSpec(**told)
+    # What takes long on a busy machine comes before the first word to the parent, which counts from there on how long
+    # the camera takes.
+    importlib.import_module("operators.camera")
     outbox = _Outbox(int(fd), spec.max_waiting)
     sender = threading.Thread(target=outbox.send_all, daemon=True)
     sender.start()

@@ -27,12 +27,14 @@ class CameraState(enum.StrEnum):
 class Limits:
     """How patient to be with a camera. Seconds."""
 
+    start_s: float = 30.0
+    """For so long a reader's process may take to be ready: on a busy machine longer than any camera does."""
     open_s: float = 5.0
-    """From opening to the first packet."""
+    """From then on to the first packet."""
     silence_s: float = 5.0
     """Without a decoded frame; before the first one, without a packet."""
     keyframe_s: float = 30.0
-    """From opening to the first decoded frame, while packets do come: a keyframe may be many seconds away."""
+    """From then on to the first decoded frame, while packets do come: a keyframe may be many seconds away."""
     backoff_s: float = 0.5
     """The first wait before a camera is opened again. Each further one is twice as long."""
     max_backoff_s: float = 30.0
@@ -40,6 +42,11 @@ class Limits:
     """The share of a wait that is random, so that cameras behind one switch do not all come back at once."""
     stable_s: float = 10.0
     """Live for so long, a camera's earlier failures are forgotten."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preparing:
+    """The reader's process is not ready yet: it has not begun to open the camera."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +75,7 @@ class Stop:
     """The camera is not wanted any more."""
 
 
-Event = Progress | Ended | Gone | Stop
+Event = Preparing | Progress | Ended | Gone | Stop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +109,8 @@ class Camera:
     """When it came into this state."""
     retry_s: float = 0.0
     """WAITING: when to open it."""
+    opened_s: float = 0.0
+    """CONNECTING: when the reader began to open it, as far as is known."""
     progress_s: float = 0.0
     """When the reader was last seen to get on: a packet before the first frame, a decoded frame after it."""
     num_packets: int = 0
@@ -155,6 +164,10 @@ def backoff_s(num_failures: int, draw: float, limits: Limits) -> float:
 
 def _observe(camera: Camera, event: Event, now_s: float, draw: float, limits: Limits) -> Camera:
     match event:
+        case Preparing():
+            if camera.state is CameraState.CONNECTING and now_s - camera.since_s < limits.start_s:
+                return replace(camera, opened_s=now_s)
+            return camera
         case Progress():
             return _progressed(camera, event, now_s, limits)
         case Ended():
@@ -184,6 +197,7 @@ def _opened(camera: Camera, now_s: float) -> Camera:
         camera,
         state=CameraState.CONNECTING,
         since_s=now_s,
+        opened_s=now_s,
         progress_s=now_s,
         num_packets=0,
         num_decoded=0,
@@ -208,9 +222,9 @@ def _deadline(camera: Camera, limits: Limits) -> tuple[float, str]:
     if camera.state is CameraState.LIVE:
         return camera.progress_s + limits.silence_s, f"no frame for {limits.silence_s:g} s"
     if not camera.num_packets:
-        return camera.since_s + limits.open_s, f"nothing received within {limits.open_s:g} s"
+        return camera.opened_s + limits.open_s, f"nothing received within {limits.open_s:g} s"
     silent_s = camera.progress_s + limits.silence_s
-    keyless_s = camera.since_s + limits.keyframe_s
+    keyless_s = camera.opened_s + limits.keyframe_s
     if silent_s <= keyless_s:
         return silent_s, f"no packet for {limits.silence_s:g} s"
     return keyless_s, f"no keyframe within {limits.keyframe_s:g} s"

@@ -19,7 +19,7 @@ from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchPlace, 
 from operators.view import place_in_frame
 from pipeline.camera_process import CameraSpec, ReaderHandle, start
 from pipeline.gaze_live import LiveGaze, Seen, Stream
-from pipeline.live import Camera, Ended, Event, Gone, Kill, Limits, Open, Progress, Stop, Wait, step
+from pipeline.live import Camera, Ended, Event, Gone, Kill, Limits, Open, Preparing, Progress, Stop, Wait, step
 from pipeline.live import CameraState as State
 from pipeline.live_frames import CutWindow, FairBuffer, WindowCutter
 from pipeline.messages import Reply, Work
@@ -202,7 +202,12 @@ class LiveWorker:
                 watched.counts = polled.counts
                 for frame in polled.frames:
                     watched.dropped += self._buffer.put(name, frame) is not None
-                events.append(Progress(num_packets=polled.counts.num_packets, num_decoded=polled.counts.num_decoded))
+                counts = polled.counts
+                events.append(
+                    Progress(num_packets=counts.num_packets, num_decoded=counts.num_decoded)
+                    if handle.is_ready
+                    else Preparing()
+                )
                 if polled.ended is not None:
                     events.append(Ended(reason=without_password(polled.ended), is_final=polled.is_final))
             if handle is not None and not handle.is_open and handle.is_gone():

@@ -440,7 +440,7 @@ def check(
     (_, first_fds, first_children), (_, last_fds, last_children) = log.resources[0], log.resources[-1]
     if (last_fds, last_children) > (first_fds, first_children):
         wrong.append(f"descriptors {first_fds} -> {last_fds}, children {first_children} -> {last_children}")
-    left = [h.pid for handles in log.readers.values() for h in handles if Path(f"/proc/{h.pid}").exists()]
+    left = [handle.pid for handles in log.readers.values() for handle in handles if not handle.is_gone()]
     if left or num_children():
         wrong.append(f"{len(left)} readers are left, {num_children()} children")
     figures = {

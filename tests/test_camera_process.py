@@ -132,6 +132,14 @@ def test_a_reader_that_hangs_is_gone_after_a_kill(video, readers, script):
     assert not reader.is_open
 
 
+def test_a_reader_is_ready_before_the_camera_says_anything(video, readers):
+    with ScriptedCamera(video, script=Script(greeting="silence")) as camera:
+        reader = readers(camera.url, open_timeout_s=1000.0)
+        assert not reader.is_ready
+        poll_until(reader, lambda _, __: reader.is_ready)
+        assert reader.poll().counts.num_packets == 0
+
+
 def test_starting_and_killing_leaves_no_process_and_no_descriptor(video):
     with ScriptedCamera(video) as camera:
         before = (num_children(), None)

@@ -42,6 +42,7 @@ class Reader:
         self.ended: str | None = None
         self.is_final = False
         self.is_open = True
+        self.is_ready = True
         self.was_killed = False
         self._fds = os.pipe()
 
@@ -338,6 +339,17 @@ def test_a_camera_that_never_sends_keeps_waiting_while_the_others_work(studio):
     ghost = news.cameras["ghost"]
     assert ghost.state in (CameraState.WAITING, CameraState.CONNECTING) and ghost.last_error == "nobody there"
     assert len(run.readers["ghost"]) >= 3 and all(reader.was_killed for reader in run.readers["ghost"][:-1])
+
+
+def test_a_reader_whose_process_takes_long_to_start_is_not_held_against_the_camera(studio):
+    door = studio()
+    door.worker._limits = Limits(open_s=0.02, start_s=1000.0, backoff_s=0.001)
+    door.reader().is_ready = False
+    for _ in range(3):
+        door.watch(0.03)
+    assert len(door.readers["door"]) == 1
+    door.reader().is_ready = True
+    door.watch_until(lambda _: len(door.readers["door"]) == 2)
 
 
 def test_counts_outlive_readers_and_a_camera_that_came_back_was_reconnected(studio):

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,8 @@ def bench_live(
     """`seconds`: from the first label on."""
     where = environment()
     if quick:
-        config, cameras, seconds = config.replaced(QUICK_SETTINGS), 2, 10.0
-    video = make_video(VIDEO, cache, say=say)
+        config, cameras, seconds = config.replaced(QUICK_SETTINGS), 2, 5.0
+    video = make_video(replace(VIDEO, seconds=4.0) if quick else VIDEO, cache, say=say)
     stop = StopRequest()
     watch = Watch(seconds=seconds, stop=stop, say=say)
     with serving(video, cameras=cameras) as (port, server_pid), tempfile.TemporaryDirectory() as folder:
