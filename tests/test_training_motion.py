@@ -253,6 +253,21 @@ def test_both_samples_of_a_video_are_those_of_inference(tmp_path):
     assert taken[8:10].tolist() == [[1, 0, 1], [3, 2, 3]]
 
 
+def test_candidates_are_kept_for_training_and_held_back_videos_have_none(tmp_path):
+    sources = []
+    for n in range(2):
+        path = tmp_path / f"{n}.mp4"
+        write_video(path, [np.full((VIEW, VIEW, 3), 8 * t, np.uint8) for t in range(30)], fps=10)
+        sources.append(Source(source_id=f"{n:032x}", uri=str(path), video_id=str(n), truth=(CLASSES[n],)))
+    viewer = Viewer(resize_px=VIEW, crop_px=VIEW, square_pixels=True)
+    read = MotionReader(num_glance=GLANCED, num_focus=FOCUSED, candidates=3, viewer=viewer)
+    data = TrainingData(train=sources, val=sources, class_names=CLASSES)
+    settings = make_settings(**{"candidates": 3, "glance.epochs": 0})
+    run(("0a",), settings=settings, data=data, setting=make_setting(tmp_path, read=read))
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "cache").glob("*/frame_index.i4"))
+    assert sizes == [2 * (GLANCED + FOCUSED) * 4 * 1, 2 * (GLANCED + FOCUSED) * 4 * 3]
+
+
 def test_a_short_video_shows_its_first_frame_throughout(tmp_path):
     write_video(tmp_path / "a.mp4", [np.full((32, 32, 3), 20 * n, np.uint8) for n in range(10)], fps=10)
     source = Source(source_id="0" * 32, uri=str(tmp_path / "a.mp4"), video_id="a")

@@ -30,6 +30,7 @@ from pipeline.training.model import (
     sections_after,
 )
 from pipeline.training.motion import glance_once, motion_policy, motion_score, new_motion_parts
+from pipeline.training.read_motion import MotionReader
 from pipeline.training.scoring import policy_named, score
 from pipeline.training.settings import FULL, STAGES, TITLES, Stage, TrainSettings
 from pipeline.training.settings_motion import STAGES_OF_MOTION, MotionSettings
@@ -123,10 +124,14 @@ def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Dat
 
     def subset(name: str, sources: Sequence[Source], candidates: int) -> tuple[Clips, FrameCache]:
         report = setting.cache_progress
+        read = setting.read
+        if isinstance(read, MotionReader):
+            # It chooses the candidates itself; without others it reads inference's frames and nothing else.
+            read = dataclasses.replace(read, candidates=candidates)
         cache = open_cache(
             setting.cache,
             sources,
-            setting.read,
+            read,
             num_steps=settings.cached_steps,
             candidates=candidates,
             size_px=side,
