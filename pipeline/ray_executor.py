@@ -258,7 +258,7 @@ def _start_reaper(folder: str) -> subprocess.Popen[bytes]:
     """From here on every process that this one starts carries the mark by which the reaper knows it."""
     mark = uuid.uuid4().hex
     reaper = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), mark, folder],
+        [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), mark, folder, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
