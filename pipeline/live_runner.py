@@ -306,7 +306,7 @@ class LiveLoop:
         return True
 
     def _collect(self) -> None:
-        for completion in self._executor.poll(0.02):
+        for completion in self._executor.poll(0.05):
             call = self._running.pop(completion.ticket, None)
             if call is None:
                 continue
