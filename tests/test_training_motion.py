@@ -421,6 +421,19 @@ def test_tsm_pretraining_files_begin_both_networks_with_their_linear_layers(tmp_
     assert parts.classifier.fc.bias.tolist() == [1.0, 2.0]
 
 
+def test_weights_to_begin_from_reach_the_stages_after_the_first(tmp_path):
+    before = new_motion_parts(make_settings(seed=5), CLASSES)
+    save_parts(tmp_path / "before", before, stage="1", training={})
+    settings = make_settings(**{"networks.focus_weights": str(tmp_path / "before"), "glance.epochs": 0})
+    run(("0a", "0b"), settings=settings, data=make_data(tmp_path, 8, 4), setting=make_setting(tmp_path))
+    weights, wanted = weights_of(checkpoint_path(tmp_path / "out", "0b")), weights_of(tmp_path / "before")
+    for section in ("focuser", "classifier"):
+        names = [name for name in wanted if name.startswith(section)]
+        assert names and all(torch.equal(weights[name], wanted[name]) for name in names)
+    # The glance network was not named.
+    assert not all(torch.equal(weights[name], wanted[name]) for name in wanted if name.startswith("glancer"))
+
+
 def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"nothing of the kind")
     settings = make_settings(**{"networks.glance_weights": str(tmp_path / "x.pth")})

@@ -57,7 +57,13 @@ def train_tsm_something(patch_px: int = 144) -> MotionSettings:
 
 
 def train_synth_motion() -> MotionSettings:
-    """Small networks that learn the synthetic archive of motions on two cores."""
+    """Small networks for the synthetic archive of motions, on two cores.
+
+    Whether this course reaches its aim has not been shown. Shown the evidence's own place, the focus network learns the
+    directions in 74 steps of 16 clips (85% of 200 held back). From nothing, 500 steps of stage 1 as set here left that
+    place at chance (28%): a salient place holds the evidence in three of ten clips, and as often a distractor, which
+    shows another class's motion. Begin with networks.focus_weights of an archive without distractors, or train longer.
+    """
     adamw = Optimiser(kind="adamw", weight_decay=0.01, schedule="step")
     return MotionSettings(
         preset="train_synth_motion",
