@@ -220,7 +220,9 @@ def slope_figure(memory: list[tuple[float, float]]) -> Figure:
     )
 
 
-HEADER = tuple("camera fps labels p50_ms p95_ms p99_ms behind corrupt no_key joining reconnects".split())
+HEADER = (
+    "camera", "fps", "labels", "p50_ms", "p95_ms", "p99_ms", "behind", "corrupt", "no_key", "joining", "reconnects",
+)  # fmt: skip
 
 
 def camera_rows(watch: Watch, summary: LiveSummary) -> list[tuple[str, ...]]:
