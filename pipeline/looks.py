@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from operators.plan import sample_indices
 
 from operators.errors import ConfigError
+from operators.plan import sample_indices
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
