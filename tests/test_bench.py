@@ -1,0 +1,301 @@
+"""Benchmarks: what figures say, that workloads are what they are said to be, and that stages alone do a run's work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from operators.errors import ConfigError
+from pipeline import config as configuration
+from pipeline.bench import figures as fig
+from pipeline.bench import page
+from pipeline.bench.archive import QUICK_SETTINGS, Files, _passes, _slices, stage_seconds
+from pipeline.bench.decode import planned, reading, views
+from pipeline.bench.figures import Figure, Report, compare, compare_text, interval, measured, ratio, take_turns
+from pipeline.bench.plain import plain_seconds
+from pipeline.bench.schedule import FORMS, bench_schedule, null_run, read_exits
+from pipeline.bench.session import Session
+from pipeline.bench.workloads import QUICK_LONG, QUICK_SHORT, Clips, as_sources, make
+from pipeline.build import resolve
+from pipeline.messages import Slice
+from pipeline.placement import Machine
+
+TINY = Clips(name="tiny", num_files=3, width=96, height=64, seconds=0.5, fps=20, gop=5, num_made=2, num_things=3)
+MACHINE = Machine(num_cores=2, memory_bytes=4 << 30)
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def report(*figures: Figure, what: str = "decode") -> Report:
+    return Report(what=what, headline="fast enough", figures=figures, environment={"cpu": "abacus", "cores": 2})
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    cache = tmp_path_factory.mktemp("workloads")
+    return Files(long=make(QUICK_LONG, cache, say=quiet), short=make(QUICK_SHORT, cache, say=quiet))
+
+
+@pytest.fixture(scope="session")
+def small() -> configuration.Config:
+    """A model of small networks, in this process."""
+    settings = {**QUICK_SETTINGS, "model.untrained": True, "run.executor": "inline"}
+    return configuration.parse({**settings, "compute.precision": "fp32", "compute.compile": "off"})
+
+
+# Figures
+
+
+def test_the_interval_of_few_samples_is_their_range() -> None:
+    assert interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert interval([5.0]) == (5.0, 5.0)
+
+
+def test_the_interval_of_nine_samples_leaves_out_one_at_each_end() -> None:
+    # P(median below the 2nd of 9) = (1 + 9) / 512, twice that is 3.9 %; with the 3rd it would be 18 %.
+    assert interval([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]) == (2.0, 8.0)
+
+
+def test_a_figure_is_the_median_and_knows_whether_its_goal_is_met() -> None:
+    samples = [1.0, 2.0, 6.0]
+    assert measured("rate", samples, unit="1/s", goal=2.0).value == 2.0
+    assert measured("rate", samples, unit="1/s", goal=2.0).met is True
+    assert measured("rate", samples, unit="1/s", goal=2.1).met is False
+    assert measured("wait", samples, unit="s", goal=1.9, goal_is="at_most").met is False
+    assert measured("rate", samples, unit="1/s").met is None
+
+
+def test_what_must_not_fall_is_met_unless_its_whole_interval_lies_below() -> None:
+    assert measured("share", [0.9, 0.95, 1.01], unit="", goal=1.0, goal_is="no_less").met is True
+    assert measured("share", [0.9, 0.95, 0.99], unit="", goal=1.0, goal_is="no_less").met is False
+
+
+def test_the_share_of_a_limit_is_one_at_best_in_either_direction() -> None:
+    assert measured("rate", [45.0], unit="1/s", limit=90.0).share_of_limit == 0.5
+    assert measured("time", [4.0], unit="s", limit=1.0, goal_is="at_most").share_of_limit == 0.25
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    # The machine was twice as slow in the second round: the medians' ratio would be 3, each round's is 2 or 4.
+    assert ratio("speed", [2.0, 8.0, 4.0], [1.0, 2.0, 2.0]).samples == (2.0, 4.0, 2.0)
+
+
+def test_the_order_of_the_sides_turns_from_round_to_round() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    samples = take_turns(
+        {"a": lambda: side("a"), "b": lambda: side("b")}, rounds=3, budget_s=100.0, say=quiet, clock=lambda: 0.0
+    )
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert samples == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
+
+
+def test_a_round_that_would_not_fit_is_not_begun() -> None:
+    now_s = 0.0
+
+    def side() -> float:
+        nonlocal now_s
+        now_s += 4.0
+        return 4.0
+
+    samples = take_turns({"a": side}, rounds=9, budget_s=11.0, say=quiet, clock=lambda: now_s)
+    assert samples == {"a": [4.0, 4.0]}
+    now_s = 0.0
+    samples = take_turns({"a": side}, rounds=9, budget_s=1.0, say=quiet, clock=lambda: now_s)
+    assert samples == {"a": [4.0]}, "at least one round is measured"
+
+
+def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = report(measured("decode.exact_s", [2.0, 1.0, 3.0], unit="s", limit=0.5, goal=4.0, goal_is="at_most"))
+    fig.write(tmp_path / "sub" / "a.json", written)
+    found = fig.read(tmp_path / "sub" / "a.json")
+    assert found == written
+    entry = json.loads((tmp_path / "sub" / "a.json").read_text())["figures"][0]
+    wanted = {"name", "value", "unit", "low", "high", "n", "limit", "goal", "met"}
+    assert wanted <= set(entry)
+    assert (entry["value"], entry["low"], entry["high"], entry["n"]) == (2.0, 1.0, 3.0, 3)
+
+
+def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"runs": []}')
+    with pytest.raises(ConfigError, match=r"a\.json is no JSON file of `bench`"):
+        fig.read(tmp_path / "a.json")
+
+
+def test_the_table_says_value_limit_share_and_goal() -> None:
+    text = fig.told(report(measured("decode.exact_s", [2.0], unit="s", limit=0.5, goal=1.0, goal_is="at_most")))
+    assert text.splitlines()[0] == "fast enough"
+    row = text.splitlines()[-1].split()
+    assert row == ["decode.exact_s", "2", "s", "1", "0.5", "25%", "≤", "1", "NO"]
+
+
+def test_figures_that_overlap_are_no_difference() -> None:
+    first = report(measured("a", [1.0, 1.1, 0.9, 1.05, 0.95, 1.0], unit="s"), measured("only here", [1.0], unit="s"))
+    same = report(measured("a", [1.02, 1.08, 0.92, 1.0, 0.97, 1.01], unit="s"))
+    twice = report(measured("a", [2.0, 2.2, 1.8, 2.1, 1.9, 2.0], unit="s"))
+    assert [d.verdict for d in compare(first, same)] == ["no difference"]
+    (found,) = compare(first, twice)
+    assert found.ratio == pytest.approx(2.0)
+    assert 1.6 < found.low < 2.0 < found.high < 2.4
+    assert "+100.0%" in compare_text(first, twice)
+
+
+def test_reports_with_nothing_in_common_cannot_be_compared() -> None:
+    with pytest.raises(ConfigError, match="no figure in common"):
+        compare_text(report(measured("a", [1.0], unit="s")), report(measured("b", [1.0], unit="s")))
+
+
+def test_the_environment_names_the_machine_and_what_ran_on_it() -> None:
+    where = fig.environment()
+    assert where["cores"] >= 1 and where["torch"].startswith("2.") and where["ffmpeg"]
+    assert {"cpu", "cpu_flags", "threads", "git_commit", "load_before"} <= set(where)
+
+
+def test_a_plot_is_a_png(tmp_path: Path) -> None:
+    fig.draw(tmp_path / "a.png", report(measured("a", [2.0, 3.0, 4.0], unit="x", goal=2.5)))
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_the_blocks_of_the_page_are_written_anew() -> None:
+    text = (
+        "# Words\n<!-- figures: decode -->\nold\n<!-- end -->\nmore words\n<!-- figures: live -->\nkept\n<!-- end -->\n"
+    )
+    found = page.filled_in(text, {"decode": report(measured("decode.exact_s", [2.0], unit="s"))})
+    assert page.block_names(text) == ["decode", "live"]
+    assert found.startswith("# Words\n<!-- figures: decode -->\n> fast enough\n")
+    assert "old" not in found and "| decode.exact_s | 2 s |" in found
+    assert found.endswith("more words\n<!-- figures: live -->\nkept\n<!-- end -->\n")
+    assert page.filled_in(found, {}) == found
+
+
+# Workloads
+
+
+def test_the_same_seed_makes_the_same_bytes(tmp_path: Path) -> None:
+    first = make(TINY, tmp_path / "a", say=quiet)
+    second = make(TINY, tmp_path / "b", say=quiet)
+    assert first[0].read_bytes() == second[0].read_bytes()
+    assert first[0].read_bytes() != first[1].read_bytes()
+    assert first[2] == first[0], "two are made and serve in turn under three names"
+
+
+def test_a_workload_is_made_once_and_other_settings_are_other_files(tmp_path: Path) -> None:
+    said: list[str] = []
+    make(TINY, tmp_path, say=said.append)
+    assert len(said) == 2
+    make(TINY, tmp_path, say=said.append)
+    assert len(said) == 2
+    other = Clips(**{**vars(TINY), "crf": 30.0})
+    assert other.folder != TINY.folder
+
+
+def test_a_long_video_has_the_keyframes_that_it_is_said_to_have(files: Files) -> None:
+    # 240 frames, a keyframe every 30, and 16 wanted ones: two in each group.
+    plan = planned(str(files.long[0]))
+    assert (plan.num_frames, plan.num_groups) == (240, 8)
+    assert 16 <= plan.num_decoded < 240
+    assert planned(str(files.long[0]), seek="keyframe").num_decoded == 8
+
+
+def test_every_lap_hands_over_new_inputs(files: Files) -> None:
+    first, second = (list(as_sources(files.short, lap=lap)) for lap in (0, 1))
+    ids = {source.source_id for source in (*first, *second)}
+    assert len(ids) == 2 * len(files.short)
+    assert {source.uri for source in first} == {str(path) for path in files.short}
+
+
+def test_the_mix_spreads_the_long_ones_evenly() -> None:
+    paths = Files(long=[Path("L0"), Path("L1")], short=[Path(f"s{i}") for i in range(4)])
+    assert [path.name for path in paths.mix] == ["L0", "s0", "s1", "L1", "s2", "s3"]
+
+
+# What is measured
+
+
+def test_threads_do_not_change_what_is_read(files: Files) -> None:
+    path = str(files.long[0])
+    assert np.array_equal(views(path, num_threads=1), views(path, num_threads=2))
+    assert views(path).shape == (16, 224, 224, 3)
+    assert reading([path], seek="keyframe") > 0
+
+
+def test_rows_of_all_patches_are_found_again_in_their_passes() -> None:
+    assert _passes(10, 4) == [(0, 4), (4, 8), (8, 10)]
+    assert _slices(2, 9, 4) == (Slice(0, 2, 4), Slice(1, 0, 4), Slice(2, 0, 1))
+    assert _slices(4, 8, 4) == (Slice(1, 0, 4),)
+
+
+def test_every_stage_alone_costs_something(files: Files, small: configuration.Config) -> None:
+    plan = resolve(small, MACHINE)
+    # Passes of three, so that no clip's four patches lie in one of them.
+    found = stage_seconds(plan.worker_specs(), (2, 3), [str(path) for path in files.short[:3]])
+    assert set(found) == {"source", "stream", "focus", "sink"}
+    assert all(seconds > 0 for seconds in found.values())
+
+
+def test_the_plain_loop_labels_a_video(files: Files, small: configuration.Config) -> None:
+    plan = resolve(small, MACHINE)
+    for decoder in ("OpenCV", "PyAV"):
+        arguments = plan.config.model_dump_json(), plan.model_id, [str(files.short[0])], 1, decoder
+        assert plain_seconds(*arguments) > 0
+
+
+def test_bursts_go_through_one_run_after_another(files: Files, small: configuration.Config) -> None:
+    session = Session(small)
+    seen = []
+
+    def script(session: Session):  # type: ignore[no-untyped-def]
+        yield from session.burst(files.short[:2], lead=0, tail=0)
+        seen.append((yield from session.steady(files.short, lead=2)))
+
+    summary = session.run(script)
+    # Two to warm up, then four amid two and two.
+    assert summary.clips == 10 and summary.failed == 0
+    assert seen[0].num_given == 8
+    assert 0 < seen[0].num_clips <= 4
+    assert seen[0].whole_s > 0 and session.start_s > 0
+    assert set(seen[0].busy) == {"source", "stream", "focus", "sink"}
+
+
+def test_a_script_that_fails_ends_its_run(small: configuration.Config) -> None:
+    def script(session: Session):  # type: ignore[no-untyped-def]
+        raise RuntimeError("no more")
+        yield
+
+    with pytest.raises(RuntimeError, match="no more"):
+        Session(small).run(script)
+
+
+def test_null_workers_label_every_clip() -> None:
+    found = null_run(300, form=FORMS["schedule.clips_per_s"], executor="inline")
+    assert len(found.rates) >= 1 and min(found.rates) > 0
+    assert found.text.startswith("300 clips in ")
+
+
+def test_bench_schedule_gives_the_names_that_others_read() -> None:
+    found = bench_schedule(say=quiet, quick=True, executor="inline")
+    names = {figure.name: figure for figure in found.figures}
+    assert {"schedule.clips_per_s", "schedule.occupancy", "schedule.decisions_per_s"} <= set(names)
+    assert 16.0 <= names["schedule.driver_bytes_per_clip"].value <= 17.0
+    assert all(0.9 < names[f"schedule.occupancy_{n}"].value <= 1.0 for n in (1, 4, 16))
+
+
+def test_exits_are_a_list_of_shares(tmp_path: Path) -> None:
+    path = tmp_path / "exits.json"
+    path.write_text("[0.5, 0.25, 0.25]")
+    assert read_exits(path) == (0.5, 0.25, 0.25)
+    path.write_text("[0.5, -0.25]")
+    with pytest.raises(ConfigError, match="not negative"):
+        read_exits(path)
+    path.write_text("half")
+    with pytest.raises(ConfigError, match="no JSON list"):
+        read_exits(path)
