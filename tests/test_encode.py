@@ -72,6 +72,18 @@ def test_the_same_frames_make_the_same_bytes(tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_the_same_frames_make_the_same_bytes_every_time_of_many(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 60, (192, 192, 3), np.uint8) + np.uint8(10 * i) for i in range(10)]
+    options = {"preset": "veryfast"}
+
+    def written(name):
+        write_video(tmp_path / name, frames, fps=20, gop=5, b_frames=3, crf=24.0, options=options)
+        return (tmp_path / name).read_bytes()
+
+    assert len({written(f"{number}.mp4") for number in range(15)}) == 1
+
+
 def test_colour_is_tagged_or_left_untagged(tmp_path):
     tagged = decoded(write(tmp_path / "tagged.mkv", color="bt709", is_full_range=True))[0]
     assert (tagged.colorspace, tagged.color_range, tagged.color_primaries, tagged.color_trc) == (1, 2, 1, 1)

@@ -327,6 +327,27 @@ def test_cameras_take_turns_so_that_one_with_much_waiting_delays_no_other(studio
     assert [sorted(names) for names in looks] == [["door", "yard"], ["door", "yard"], ["door"], ["door"]]
 
 
+@pytest.mark.parametrize(
+    ("num_cameras", "max_batch", "together"), [(6, 32, [4, 2]), (9, 32, [9]), (9, 6, [6, 3]), (3, 2, [2, 1])]
+)
+def test_few_frames_are_looked_at_in_small_groups_and_many_in_large_ones(
+    studio, monkeypatch, num_cameras, max_batch, together
+):
+    looks: list[int] = []
+    real = LiveGaze.look
+
+    def look_on(self, streams, frames):
+        looks.append(len(frames))
+        return real(self, streams, frames)
+
+    run = studio(*(f"cam{i}" for i in range(num_cameras)), max_batch=max_batch)
+    monkeypatch.setattr(LiveGaze, "look", look_on)
+    for readers in run.readers.values():
+        readers[-1].sends(*stream(0))
+    run.watch_all()
+    assert looks == together
+
+
 def test_a_camera_that_never_sends_keeps_waiting_while_the_others_work(studio):
     run = studio("door", "ghost")
     for start in range(0, 60, 2):

@@ -133,9 +133,12 @@ class Watch:
             self.stop.is_set = True
 
     def fps(self, camera: str) -> float:
-        """Frames looked at per second, from the first label to the last look."""
-        (first_s, first), (last_s, last) = self.looked[0], self.looked[-1]
-        return (last[camera] - first[camera]) / (last_s - first_s) if last_s > first_s else 0.0
+        """Frames looked at per second, from when it had come to the end."""
+        there = [(at_s, looked[camera]) for at_s, looked in self.looked if looked[camera]]
+        if len(there) < 2:
+            return 0.0
+        (first_s, first), (last_s, last) = there[0], there[-1]
+        return (last - first) / (last_s - first_s)
 
 
 def figures_of(watch: Watch, summary: LiveSummary, *, wanted_fps: float) -> list[Figure]:
