@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,12 +33,13 @@ import ray
 from ray import exceptions
 from ray._private import worker as ray_worker
 
-from operators.errors import PipelineError, StageError
+from operators.errors import ConfigError, PipelineError, StageError
 from pipeline.executor import Call, Completion, WorkerSpec, make_worker
 from pipeline.reaper import MARK
 
 CODE = Path(__file__).resolve().parent.parent
 MAX_STILLBORN = 3
+_ANSWER_S = 5.0
 _DEAD = (
     exceptions.RayActorError,
     exceptions.OutOfMemoryError,
@@ -101,19 +104,15 @@ class RayExecutor:
                         _temp_dir=self._temporary,
                     )
             else:
+                assert address is not None
                 excludes = [".git", ".venv", "out", "runs", "benchmarks", "docs", "**/__pycache__"]
-                with _left_alone():
-                    ray.init(
-                        address=address,
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
-                        configure_logging=False,
-                        runtime_env={"working_dir": str(CODE), "excludes": excludes},
-                    )
+                _join(address, runtime_env={"working_dir": str(CODE), "excludes": excludes})
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as exc:
             self._reap()
-            where = "on this machine" if self._is_ours else f"at {address}"
-            raise StageError(f"Ray does not start {where}: {' '.join(str(exc).split())}") from exc
+            raise StageError(f"Ray does not start on this machine: {_one_line(exc)}") from exc
+        # A cluster may have fewer cores free than the workers' threads add up to. They take turns then, as they do
+        # here; an actor that asks for more than there is would never start.
+        self._cpu_share = 1.0 if self._is_ours else min(1.0, _free_cpus(address) / num_cpus)
         self._specs: dict[str, WorkerSpec] = {}
         self._actors: dict[tuple[str, int], Any] = {}
         self._pids: dict[tuple[str, int], int] = {}
@@ -128,7 +127,7 @@ class RayExecutor:
             self._make(spec, worker)
 
     def _make(self, spec: WorkerSpec, worker: int) -> None:
-        options = {"num_cpus": spec.num_cpus, "max_restarts": 0, "max_task_retries": 0}
+        options = {"num_cpus": share_of(spec.num_cpus, self._cpu_share), "max_restarts": 0, "max_task_retries": 0}
         if spec.num_gpus:
             options["num_gpus"] = spec.num_gpus
         if spec.memory_bytes:
@@ -225,15 +224,53 @@ class RayExecutor:
 
 
 def cluster_resources(address: str) -> dict[str, float]:
-    """What a running cluster has, by Ray's names."""
-    try:
-        with _left_alone():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as exc:
-        raise StageError(f"no Ray cluster answers at {address}: {' '.join(str(exc).split())}") from exc
-    resources = ray.cluster_resources()
+    """What is free in a running cluster, by Ray's names."""
+    _join(address)
+    resources = ray.available_resources()
     ray.shutdown()
     return dict(resources)
+
+
+def _join(address: str, **options: Any) -> None:
+    if "://" in address:
+        raise ConfigError(f"--ray-address {address}: give HOST:PORT of the cluster's head, or auto")
+    host, _, port = address.rpartition(":")
+    if address not in ("auto", "local") and not (host and port.isdigit()):
+        raise ConfigError(f"--ray-address {address}: give HOST:PORT of the cluster's head, or auto")
+    try:
+        if host:
+            # Ray would try for half a minute where nobody listens.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except OSError as exc:
+        raise StageError(f"no Ray cluster answers at {address}: {exc}") from exc
+    try:
+        with _left_alone():
+            ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options
+            )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as exc:
+        raise StageError(f"no Ray cluster answers at {address}: {_one_line(exc)}{_token_hint()}") from exc
+
+
+def _token_hint() -> str:
+    """Ray's clusters want a token unless they were started without; to an address that is named, none is sent."""
+    if os.environ.get("RAY_AUTH_MODE"):
+        return ""
+    return "; if it asks for a token, set RAY_AUTH_MODE=token (the token is in RAY_AUTH_TOKEN or ~/.ray/auth_token)"
+
+
+def _free_cpus(address: str | None) -> float:
+    free = float(ray.available_resources().get("CPU", 0.0))
+    if free <= 0:
+        ray.shutdown()
+        raise StageError(f"the Ray cluster at {address} has no CPU free; try again when other work there has ended")
+    return free
+
+
+def share_of(num_cpus: float, share: float) -> float:
+    """What an actor asks of a cluster: Ray takes parts of one CPU, and of more whole numbers only."""
+    wanted = num_cpus * share
+    return float(math.floor(wanted)) if wanted >= 1 else math.floor(100 * wanted) / 100
 
 
 def _completion(ticket: int, ref: Any, payload: Any) -> Completion:
