@@ -119,6 +119,7 @@ class Plan:
             rows_per_part=self.config.output.rows_per_part,
             part_age_s=self.config.output.part_age_s,
             focus_depth=place.focus_depth,
+            shares_cores=place.device == "cpu",
             bytes_per_source=(self.config.sampling.num_frames + (self.config.sampling.num_focus_frames or 0))
             * self.config.view.crop_px**2
             * 3,

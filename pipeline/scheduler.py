@@ -55,6 +55,8 @@ class Limits:
     part_age_s: float = 15.0
     focus_depth: int = 1
     """Calls handed to one focus worker at a time."""
+    shares_cores: bool = False
+    """All stages run on the same cores: a focus worker that waits for a fuller batch leaves its core to the others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -230,8 +232,8 @@ class Scheduler:
         planned = (
             self._next_write(now_s)
             or self._next_step()
-            or self._next_focus(now_s)
             or self._next_open()
+            or self._next_focus(now_s)
             or self._next_read()
         )
         if planned is not None:
@@ -302,7 +304,8 @@ class Scheduler:
             rows = []
         else:
             num_ahead = sum(planned.num_rows for planned in stage.running[worker])
-            rows = batcher.take(now_s, num_idle=len(stage.idle), num_ahead=num_ahead)
+            num_idle = 0 if self._limits.shares_cores and self._may_bring_patches else len(stage.idle)
+            rows = batcher.take(now_s, num_idle=num_idle, num_ahead=num_ahead)
         if not rows:
             return None
         handles, places = count_payloads([r.handle for r in rows])
@@ -312,6 +315,11 @@ class Scheduler:
         planned = self._plan(FOCUS, worker, "focus", requests, handles, rows=rows, stays=stays, is_suspect=is_suspect)
         planned.num_rows = sum(map(len, rows))
         return planned
+
+    @property
+    def _may_bring_patches(self) -> bool:
+        """Something is read, opened or stepped."""
+        return any(running for name in (SOURCE, STREAM) for running in self._stages[name].running)
 
     def _next_open(self) -> Planned | None:
         stage = self._stages[STREAM]

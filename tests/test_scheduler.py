@@ -63,6 +63,7 @@ def limits(draw: st.DrawFn) -> Limits:
         rows_per_part=draw(st.sampled_from([1, 3, 100])),
         part_age_s=draw(st.sampled_from([0.0, 2.0])),
         focus_depth=draw(st.sampled_from([1, 2])),
+        shares_cores=draw(st.booleans()),
     )
 
 
@@ -468,8 +469,33 @@ def test_a_finished_clip_frees_its_place_for_the_next() -> None:
         ),
     )
     desk.scheduler.on_done(step, Reply(rows=advances), object(), 0.0)
-    desk.next("focus")
     assert [stay.clip.number for stay in desk.next("open").stays] == [2]
+    desk.next("focus")
+
+
+def test_on_shared_cores_a_batch_waits_for_the_patches_that_are_being_made_but_not_for_ever() -> None:
+    desk = Desk(shares_cores=True, max_rows=4, max_open_clips=8, pieces_per_call=1)
+    desk.scheduler.add_source(source())
+    desk.answer_read(desk.next("read"), windows=3)
+    desk.answer_open(desk.next("open"), patches=2)
+    opening = desk.next("open")
+    assert desk.is_waiting(), "two of four patches, and two more on their way"
+    desk.answer_open(opening, patches=2)
+    desk.next("open")
+    assert desk.next("focus").num_rows == 4, "full"
+
+    alone = Desk(shares_cores=True, max_rows=4)
+    alone.open_clips(1, patches=1)
+    assert alone.next("focus").num_rows == 1, "nothing else comes"
+
+    late = Desk(shares_cores=True, max_rows=4, pieces_per_call=1)
+    late.scheduler.add_source(source())
+    late.answer_read(late.next("read"), windows=2)
+    late.answer_open(late.next("open"), patches=1)
+    late.next("open")
+    assert late.scheduler.next_call(0.9) is None
+    planned = late.scheduler.next_call(1.0)
+    assert planned is not None and planned.call.method == "focus", "it has waited long enough"
 
 
 def test_a_clip_of_which_the_worker_says_nothing_is_a_row_and_not_a_wait_for_ever() -> None:
