@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -185,6 +185,15 @@ class Skipping:
         return part("place."), part("skip.")
 
 
+@runtime_checkable
+class ActsAhead(Protocol):
+    """A policy whose greedy actions need not take turns, because nothing that is chosen comes back in."""
+
+    def act_ahead(self, codes: torch.Tensor, state: PolicyState) -> tuple[Actions, PolicyState]:
+        """codes [B,T,...] of `encode` -> actions [B,T,...], without what only learning reads."""
+        ...
+
+
 def act_all(
     policy: Policy,
     feature_maps: torch.Tensor,
@@ -202,6 +211,8 @@ def act_all(
         raise ValueError(f"a policy that reads the {policy.reads} cannot decide all steps up front")
     num_clips, num_steps = feature_maps.shape[:2]
     codes = policy.encode(feature_maps.flatten(0, 1)).unflatten(0, (num_clips, num_steps))
+    if greedy and isinstance(policy, ActsAhead) and not torch.is_grad_enabled():
+        return policy.act_ahead(codes, state)
     taken: list[Actions] = []
     for t in range(num_steps):
         observation = Observation(

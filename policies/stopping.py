@@ -97,7 +97,7 @@ class OperatingPoint:
 
 
 def for_budget(points: Sequence[OperatingPoint], budget_gmacs: float, *, measure: Measure = "softmax") -> Confidence:
-    """The rule that spends what was asked for: the dearest point that does not exceed the budget.
+    """The rule that spends what was asked for: the point whose cost comes closest to the budget.
 
     A budget beyond the dearest point gives that point; one below the cheapest exit is a ConfigError.
     """
@@ -105,14 +105,13 @@ def for_budget(points: Sequence[OperatingPoint], budget_gmacs: float, *, measure
         raise ConfigError(
             "stop.kind=budget needs a calibrated checkpoint: run `calibrate`, or use stop.kind=confidence"
         )
-    affordable = [p for p in points if p.gmacs <= budget_gmacs * (1 + 1e-9)]
-    if not affordable:
-        low, high = min(p.gmacs for p in points), max(p.gmacs for p in points)
+    low, high = min(p.gmacs for p in points), max(p.gmacs for p in points)
+    if budget_gmacs < low * (1 - 1e-9):
         raise ConfigError(
             f"stop.budget_gmacs={budget_gmacs:g} is below the cheapest exit: "
             f"this checkpoint is calibrated from {low:.4g} to {high:.4g} GMACs per clip"
         )
-    best = max(affordable, key=lambda p: (p.gmacs, p.score))
+    best = min(points, key=lambda p: (abs(p.gmacs - budget_gmacs), -p.score))
     return Confidence(thresholds=best.thresholds, measure=measure)
 
 

@@ -208,6 +208,19 @@ def test_a_batch_of_clips_decides_like_each_clip_alone(kind, encoder, greedy):
         torch.testing.assert_close(all_at_once.offsets[i], alone.offsets[0], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["grid", "continuous"])
+def test_acting_for_all_steps_ahead_is_acting_one_by_one(kind):
+    policy, maps = make_policy(kind), make_maps(3, 5, 3, 2, 2)
+    one_by_one, end = act_all(policy, maps, policy.initial_state(3))
+    assert one_by_one.log_prob is not None, "with gradients the steps take turns"
+    with torch.inference_mode():
+        ahead, ahead_end = act_all(policy, maps, policy.initial_state(3))
+    assert ahead.log_prob is None
+    torch.testing.assert_close(ahead.offsets, one_by_one.offsets, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ahead.context, one_by_one.context)
+    torch.testing.assert_close(ahead_end.tensors, end.tensors)
+
+
 def test_clips_can_be_regrouped_between_two_steps():
     policy = make_policy()
     maps = make_maps(3, 2, 3, 2, 2)

@@ -154,7 +154,7 @@ def test_a_budget_is_met_by_the_calibration_in_the_checkpoint():
     def rule(**settings: object):
         return stop_rule(make_config(stop__kind="budget", **settings), header)
 
-    assert rule(stop__budget_gmacs=2.5) == Confidence(thresholds=(0.6,) * 6, measure="logit")
+    assert rule(stop__budget_gmacs=2.4) == Confidence(thresholds=(0.6,) * 6, measure="logit")
     with pytest.raises(ConfigError, match="calibrated from 1 to 3 GMACs"):
         rule(stop__budget_gmacs=0.5)
     with pytest.raises(ConfigError, match="calibrated for 6 steps, but a clip has 8"):

@@ -90,9 +90,10 @@ def test_a_wrong_number_of_thresholds_is_told_with_both_numbers():
         Confidence(thresholds=())
 
 
-def test_a_budget_takes_the_dearest_point_it_can_pay():
+def test_a_budget_takes_the_point_that_costs_what_is_asked_for_or_comes_closest():
     points = [OperatingPoint(gmacs=g, score=0, thresholds=(g,)) for g in (3.0, 1.0, 2.0)]
-    assert for_budget(points, 2.5).thresholds == (2.0,)
+    assert for_budget(points, 2.4).thresholds == (2.0,)
+    assert for_budget(points, 2.6).thresholds == (3.0,)
     assert for_budget(points, 1.0).thresholds == (1.0,)
     assert for_budget(points, 99.0).thresholds == (3.0,)
 

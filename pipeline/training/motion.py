@@ -33,8 +33,9 @@ def new_motion_parts(settings: MotionSettings, class_names: tuple[str, ...]) -> 
     sizes = settings.networks
     num_classes = settings.num_classes or len(class_names)
     torch.manual_seed(settings.seed)
-    glancer = build(sizes.glance, num_segments=settings.num_steps, num_classes=num_classes)
-    focuser = build(sizes.focus, num_segments=settings.num_focus_steps)
+    segments = (settings.num_steps, settings.num_focus_steps) if settings.is_shifted else (0, 0)
+    glancer = build(sizes.glance, num_segments=segments[0], num_classes=num_classes)
+    focuser = build(sizes.focus, num_segments=segments[1])
     with torch.no_grad():
         blank = torch.zeros(settings.num_steps, 3, sizes.glance_px, sizes.glance_px)
         side = int(glancer.eval().feature_map(blank).shape[-1])
@@ -59,9 +60,9 @@ def new_motion_parts(settings: MotionSettings, class_names: tuple[str, ...]) -> 
     header = Header(
         family="adafocus_tsm",
         glance=NetworkSpec(
-            name=sizes.glance, size_px=sizes.glance_px, num_segments=settings.num_steps, num_classes=num_classes
+            name=sizes.glance, size_px=sizes.glance_px, num_segments=segments[0], num_classes=num_classes
         ),
-        focus=NetworkSpec(name=sizes.focus, size_px=sizes.patch_px, num_segments=settings.num_focus_steps),
+        focus=NetworkSpec(name=sizes.focus, size_px=sizes.patch_px, num_segments=segments[1]),
         classifier=ClassifierSpec(kind="average", num_classes=num_classes, in_features=focuser.num_features),
         policy=spec,
         preprocessing=settings.preprocessing,
