@@ -198,3 +198,48 @@ def test_a_signal_drains_and_the_next_run_goes_on(
     assert 0 < committed <= 60
     assert saccade(*arguments, "--set", "output.rows_per_part=2")[0] == 0
     assert answers(tmp_path) == answers(labelled)
+
+
+@pytest.fixture(scope="module")
+def needles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty videos of the synthetic archive, of which the small networks know some at the first look."""
+    folder = tmp_path_factory.mktemp("needles")
+    code, _, err = saccade("synth", folder, "--videos", 20, "--shares", 0, 0, 1, "--seed", 5, "--workers", 2, "-q")
+    assert code == 0, err
+    return folder
+
+
+def stopped_early(needles: Path, out: Path, *, executor: str, workers: int, batch: int) -> dict[str, dict[str, object]]:
+    """Labels of a run whose clips leave when they are sure."""
+    arguments = ("--videos", needles / "videos", "--subset", "test", "-o", out, *SMALL, "--executor", executor)
+    settings = {
+        "stop.kind": "confidence",
+        "stop.thresholds": "[0.6]",
+        "run.focus_workers": workers,
+        "focus.batch_size": batch,
+        "compute.precision": "fp32",
+        "output.logits": "true",
+        "output.step_logits": "true",
+    }
+    options = [option for key, value in settings.items() for option in ("--set", f"{key}={value}")]
+    code, _, err = saccade("label", needles / "annotations.json", *arguments, *options)
+    assert code == 0, err
+    return table(out)
+
+
+def test_labels_and_exits_do_not_depend_on_how_clips_were_batched(needles: Path, tmp_path: Path) -> None:
+    runs = [("inline", 1, 1), ("inline", 1, 64), ("inline", 3, 7), ("ray", 3, 7)]
+    first, *others = (
+        stopped_early(needles, tmp_path / f"{name}-{workers}-{batch}", executor=name, workers=workers, batch=batch)
+        for name, workers, batch in runs
+    )
+    exits = {row["stopped_at"] for row in first.values()}
+    assert len(exits) > 2, "clips leave at different steps"
+    for row in first.values():
+        assert len(row["patches"]) == row["stopped_at"], "no later frame was focused"
+    for other in others:
+        assert other.keys() == first.keys()
+        for clip, row in first.items():
+            same = ("label", "stopped_at", "frames_focused", "gmacs", "patches")
+            assert {name: other[clip][name] for name in same} == {name: row[name] for name in same}
+            np.testing.assert_allclose(other[clip]["logits"], row["logits"], atol=1e-4)
