@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two cores are enough for everything here; libraries left to their defaults oversubscribe them.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint install system-packages clean
+.PHONY: demo test lint bench install system-packages clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
@@ -25,6 +25,11 @@ test: install system-packages
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# About forty minutes: everything anew, and docs/benchmarks.md from it.
+bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m pipeline.bench.page --measure
 
 # Debian's ffmpeg makes the odd files of the frame oracle, GStreamer is the RTSP server of the camera tests.
 system-packages:

@@ -248,6 +248,7 @@ def live(
 @click.option("--subset", help="Take one subset of an annotation file.")
 @click.option("--limit", type=click.IntRange(min=0), help="Take at most so many inputs.")
 @click.option("--compare", default=None, metavar="A,B,...", help="Policies side by side: learned,center,random,full...")
+@click.option("--full-checkpoint", metavar="FILE", help="What --compare full labels with: `train --stage full`'s.")
 @click.option("--truth", type=click.Path(path_type=Path), help="truth.parquet of a synthetic archive: boxes.")
 @click.option("--per-video", is_flag=True, help="Join the clips of a video before scoring.")
 def evaluate(
@@ -265,6 +266,7 @@ def evaluate(
     subset: str | None,
     limit: int | None,
     compare: str | None,
+    full_checkpoint: str | None,
     truth: Path | None,
     per_video: bool,
 ) -> int:
@@ -301,6 +303,7 @@ def evaluate(
                 truth=known,
                 stop=stop,
                 told=archive.Told(message=_say, progress=show),
+                full_checkpoint=full_checkpoint,
             )
         if stop.is_set:
             return 128 + stop.signal_number

@@ -50,8 +50,13 @@ def evaluate_policies(
     truth: Truth,
     stop: StopRequest,
     told: Told,
+    full_checkpoint: str | None = None,
 ) -> dict[str, Evaluation]:
-    """Labels the same inputs under each policy, into a folder each, and scores them. Labels that are there are kept."""
+    """Labels the same inputs under each policy, into a folder each, and scores them. Labels that are there are kept.
+
+    full_checkpoint: networks that were trained on whole views. Without it `full` shows whole views to networks that
+    were trained on patches, which says what they cost and not what they are worth.
+    """
     unknown = [name for name in policies if name not in POLICIES]
     if unknown:
         raise ConfigError(f"policy {unknown[0]!r} is not known; there are {', '.join(POLICIES)}")
@@ -60,6 +65,8 @@ def evaluate_policies(
         settings = {"policy.kind": name, "output.logits": True, "output.step_logits": True}
         if name != "learned" and config.skip.kind == "learned":
             settings["skip.kind"] = "none"
+        if name == "full" and full_checkpoint is not None:
+            settings["model.checkpoint"] = full_checkpoint
         folder = out / name
         label_archive(config.replaced(settings), list_sources, out=folder, stop=stop, told=told)
         if stop.is_set:
