@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two cores are enough for everything here; libraries left to their defaults oversubscribe them.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench install system-packages clean
+.PHONY: demo test lint bench weights install system-packages clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
@@ -25,6 +25,18 @@ test: install system-packages
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The weights that ship, from nothing: the archive, all stages, and both calibrations.
+weights: install
+	$(BIN)/python run_pipeline.py synth out/weights/data --videos 3500 --shares 2000 500 1000
+	$(BIN)/python run_pipeline.py train out/weights/data/annotations.json --videos out/weights/data/videos \
+		--truth out/weights/data/truth.parquet -o out/weights/training
+	$(CALIBRATE) -o out/weights/calibration --checkpoint out/weights/training/checkpoint.safetensors \
+		--write out/weights/calibrated.safetensors
+	$(CALIBRATE) -o out/weights/calibration-skip --checkpoint out/weights/calibrated.safetensors \
+		--set skip.kind=learned --write out/weights/small_synth.safetensors
+CALIBRATE = $(BIN)/python run_pipeline.py calibrate out/weights/data/annotations.json --videos out/weights/data/videos \
+	--subset val
 
 # About forty minutes: everything anew, and docs/benchmarks.md from it.
 bench: install

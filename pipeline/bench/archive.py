@@ -98,7 +98,6 @@ def bench_archive(
     `is_swept`: also what a clip costs as the work grows, which takes longer than that.
     """
     where = environment()
-    begun_s = time.monotonic()
     cores = this_machine().num_cores
     if quick:
         config, rounds, policies = config.replaced(QUICK_SETTINGS), 1, policies[:1]
@@ -106,6 +105,7 @@ def bench_archive(
     files = Files(
         long=make(kinds[0], cache, say=say, workers=cores), short=make(kinds[1], cache, say=say, workers=cores)
     )
+    begun_s = time.monotonic()
 
     def until(share: float) -> float:
         return begun_s + share * minutes * 60
