@@ -32,8 +32,8 @@ from pipeline.simulation import Simulated, simulate
 
 Say = Callable[[str], None]
 EXITS = (0.3805, 0.211, 0.1345, 0.112, 0.072, 0.0355, 0.0195, 0.035)
-"""The share of clips that stop after each of 8 steps: the weights that ship, at a budget of 0.07 GMACs, on 2000 videos of
-the synthetic archive that calibration had not seen. `--exits` takes another calibration's."""
+"""The share of clips that stop after each of 8 steps: the weights that ship, at a budget of 0.07 GMACs, on 2000 videos
+of the synthetic archive that calibration had not seen. `--exits` takes another calibration's."""
 PATCHES = 16
 """Per clip of the null run."""
 
