@@ -254,14 +254,14 @@ def test_bursts_go_through_one_run_after_another(files: Files, small: configurat
     seen = []
 
     def script(session: Session):  # type: ignore[no-untyped-def]
-        yield from session.burst(files.short[:2], lead=0, tail=0)
-        seen.append((yield from session.steady(files.short, lead=2)))
+        yield from session.through(files.short[:2])
+        seen.append((yield from session.steady(files.short * 3, lead=2)))
 
     summary = session.run(script)
-    # Two to warm up, then four amid two and two.
-    assert summary.clips == 10 and summary.failed == 0
-    assert seen[0].num_given == 8
-    assert 0 < seen[0].num_clips <= 4
+    # Two to warm up, then twelve amid two and two.
+    assert summary.clips == 18 and summary.failed == 0
+    assert seen[0].num_given == 16
+    assert 0 < seen[0].num_clips <= 12
     assert seen[0].whole_s > 0 and session.start_s > 0
     assert set(seen[0].busy) == {"source", "stream", "focus", "sink"}
 

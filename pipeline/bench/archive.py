@@ -45,6 +45,8 @@ QUICK_SETTINGS = {
     "view.crop_px": 96,
     "glance.size_px": 32,
     "focus.patch_px": 32,
+    # Clips end a few at a time, so that few are enough to tell a rate.
+    "focus.batch_size": 8,
 }
 
 
@@ -191,7 +193,7 @@ def _rounds(
     files: Files, aside: Aside, seconds: Seconds, rounds: int, until_s: float, say: Say, session: Session
 ) -> Generator[Source, None, None]:
     """Our side and the others, in turn; the order of the two is turned every round."""
-    yield from session.burst(files.mix[: len(files.mix) // 3], lead=0, tail=0)
+    yield from session.through(files.mix[: len(files.mix) // 3])
     plan = session.plan
     assert plan is not None
     say(f"{plan.opening_line()}; first label after {session.start_s:.1f} s")
@@ -242,7 +244,7 @@ def _rounds(
 def _keyframe_rounds(
     files: Files, aside: Aside, seconds: Seconds, rounds: int, until_s: float, say: Say, session: Session
 ) -> Generator[Source, None, None]:
-    yield from session.burst(files.long, lead=0, tail=0)
+    yield from session.through(files.long)
     plan = session.plan
     assert plan is not None
     longest_s = 0.0
@@ -262,7 +264,7 @@ def _policy_burst(config: Config, policy: str, files: Files, say: Say) -> Burst:
     found: list[Burst] = []
 
     def script(session: Session) -> Generator[Source, None, None]:
-        yield from session.burst(files.short[:4], lead=0, tail=0)
+        yield from session.through(files.short[:4])
         found.append((yield from session.steady(files.short)))
 
     Session(config.replaced({"policy.kind": policy})).run(script)
@@ -275,7 +277,7 @@ def _inline_seconds(config_json: str, files: Files) -> float:
     found: list[Burst] = []
 
     def script(session: Session) -> Generator[Source, None, None]:
-        yield from session.burst(files.short[:2], lead=0, tail=0)
+        yield from session.through(files.short[:2])
         found.append((yield from session.burst(files.mix[: len(files.mix) // 3], lead=0, tail=0)))
 
     Session(Config.model_validate_json(config_json).replaced({"run.executor": "inline"})).run(script)

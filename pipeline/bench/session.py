@@ -82,6 +82,12 @@ class Session:
 
     def burst(self, paths: Sequence[Path], *, lead: int, tail: int) -> Generator[Source, None, Burst]:
         """Hands over the files, waits for their labels, and tells of all but the first `lead` and the last `tail`."""
+        first = self._num_given
+        whole_s = yield from self.through(paths)
+        return self._seen(first, lead, tail, whole_s)
+
+    def through(self, paths: Sequence[Path]) -> Generator[Source, None, float]:
+        """Hands over the files and waits for their labels; how long that took."""
         first, begun_s = self._num_given, time.perf_counter()
         # The lap makes every file an input that the run has not seen.
         yield from as_sources(paths, lap=first)
@@ -90,8 +96,7 @@ class Session:
             self._news.wait_for(lambda: self._is_over or self._num_ended >= self._num_given)
         if self._num_ended < self._num_given:
             raise PipelineError("the run ended before its inputs did")
-        whole_s = self._moments[-1].at_s - begun_s
-        return self._seen(first, lead, tail, whole_s)
+        return self._moments[-1].at_s - begun_s
 
     def steady(self, paths: Sequence[Path], *, lead: int | None = None) -> Generator[Source, None, Burst]:
         """All of the files once, timed amid others of them: by default as many as may be in flight, so that what

@@ -43,7 +43,7 @@ def _sizes(config: Config, paths: Sequence[Path], sizes: Sequence[int], say: Cal
     found: list[tuple[int, Burst]] = []
 
     def script(session: Session) -> Generator[Source, None, None]:
-        yield from session.burst(list(paths[:4]), lead=0, tail=0)
+        yield from session.through(list(paths[:4]))
         for size in sizes:
             burst = yield from session.burst(list(itertools.islice(itertools.cycle(paths), size)), lead=0, tail=0)
             found.append((size, burst))
@@ -59,7 +59,7 @@ def _steady(config: Config, paths: Sequence[Path]) -> Burst:
     found: list[Burst] = []
 
     def script(session: Session) -> Generator[Source, None, None]:
-        yield from session.burst(list(paths[:4]), lead=0, tail=0)
+        yield from session.through(list(paths[:4]))
         found.append((yield from session.steady(paths)))
 
     Session(config).run(script)
