@@ -45,8 +45,8 @@ QUICK_SETTINGS = {
     "view.crop_px": 96,
     "glance.size_px": 32,
     "focus.patch_px": 32,
-    # Clips end a few at a time, so that few are enough to tell a rate.
-    "focus.batch_size": 8,
+    # Each clip ends by itself, so that few are enough to tell a rate.
+    "focus.batch_size": 4,
 }
 
 
