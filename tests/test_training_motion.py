@@ -148,6 +148,20 @@ def test_the_loss_falls_and_the_checkpoint_says_how_it_is_run(tmp_path):
     assert (header.glance.num_segments, header.focus.num_segments, header.focus.size_px) == (GLANCED, FOCUSED, PATCH)
 
 
+def test_the_control_sees_every_frame_by_itself(tmp_path):
+    for is_shifted in (True, False):
+        parts = new_motion_parts(make_settings(is_shifted=is_shifted), CLASSES)
+        parts.freeze()
+        frames = torch.rand(FOCUSED, 3, PATCH, PATCH)
+        with torch.no_grad():
+            forward, backward = parts.focuser(frames)[1], parts.focuser(frames.flip(0))[1].flip(0)
+        assert torch.allclose(forward, backward, atol=1e-6) is not is_shifted
+    data, setting = make_data(tmp_path), make_setting(tmp_path)
+    run(("0a", "0b", "1"), settings=make_settings(is_shifted=False), data=data, setting=setting)
+    header = checkpoints.load(tmp_path / "out" / "checkpoint.safetensors").header
+    assert header.focus is not None and header.focus.num_segments == 0
+
+
 def test_a_training_that_is_killed_in_every_stage_ends_with_the_same_weights(tmp_path):
     data, settings = make_data(tmp_path, train=16, val=4), make_settings(**SHORT, **{"glance.epochs": 2})
     run(ALL, settings=settings, data=data, setting=make_setting(tmp_path))
