@@ -17,12 +17,12 @@ from operators.errors import PipelineError, SinkError, StageError
 from operators.records import Source
 from operators.sink import read_identity, write_durably
 from pipeline.batching import Batcher
-from pipeline.build import Plan, resolve
 from pipeline.config import Config
 from pipeline.doneset import DoneSet
 from pipeline.executor import Call, Completion, Executor, InlineExecutor, WorkerSpec
 from pipeline.metrics import RunMetrics, RunSummary, StageTime, summarise
 from pipeline.placement import Machine, this_machine
+from pipeline.resolve import Plan, resolve
 from pipeline.runner import Runner, SourceFeed, StopRequest
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 from pipeline.sink_worker import SinkOpened

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+SHAPES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Batch sizes of the focus network: a short list, so that kernels made for a shape are used again."""
 FULL_ENOUGH = 0.9
 """A batch that fills so much of the shape it is padded to goes whole; below it the next smaller shape is cut off it,
 because another pass later costs less than the padding now."""

@@ -22,10 +22,10 @@ from operators import checkpoints
 from operators.errors import ConfigError
 from operators.records import Source
 from pipeline.archive import Told, label_archive, machine_of
-from pipeline.build import resolve
 from pipeline.config import Config
 from pipeline.evaluate import read_predictions
 from pipeline.plots import draw_curves
+from pipeline.resolve import resolve
 from pipeline.rules import calibrated_for
 from pipeline.runner import StopRequest
 from pipeline.scores import Predictions, softmax

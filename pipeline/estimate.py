@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from operators.records import Source
 from pipeline.archive import machine_of
 from pipeline.batching import Batcher
-from pipeline.build import Plan, resolve
 from pipeline.config import Config
 from pipeline.doneset import DoneSet
 from pipeline.executor import InlineExecutor, WorkerSpec
 from pipeline.messages import Reply
 from pipeline.metrics import RunMetrics, StageTime
+from pipeline.resolve import Plan, resolve
 from pipeline.runner import Runner, SourceFeed, StopRequest
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 from pipeline.tuning import cache_folder

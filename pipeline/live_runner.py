@@ -21,13 +21,13 @@ from operators.errors import ConfigError, StageError
 from operators.records import ClipLabel, without_password
 from operators.sink import read_identity, write_durably
 from pipeline.archive import ask, machine_of, make_executor, new_run_id, open_sink, remembered, write_run
-from pipeline.build import Plan, resolve
 from pipeline.config import Camera, Config
 from pipeline.executor import Call, Executor, WorkerSpec
 from pipeline.live_cameras import camera_plans
 from pipeline.live_metrics import LiveMetrics, serve_metrics
 from pipeline.live_worker import CameraNews, CameraPlan, LiveNews
 from pipeline.messages import WriteRequest
+from pipeline.resolve import Plan, resolve
 from pipeline.runner import StopRequest
 from pipeline.scheduler import MAX_DEATHS, SINK
 from pipeline.tuning import cache_folder

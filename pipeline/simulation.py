@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from operators.records import ClipLabel, Source, clip_id
-from pipeline.batching import Batcher, round_to_shape
+from pipeline.batching import SHAPES, Batcher, round_to_shape
 from pipeline.executor import Call
 from pipeline.messages import Advance, ClipRef, PieceInfo, ReadReply, Reply
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Planned, Scheduler
 
-SHAPES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 VIEW_BYTES = 16 * 224 * 224 * 3
 
 

@@ -19,9 +19,9 @@ from pipeline.bench.plain import plain_seconds
 from pipeline.bench.schedule import FORMS, bench_schedule, null_run, read_exits
 from pipeline.bench.session import Session
 from pipeline.bench.workloads import QUICK_LONG, QUICK_SHORT, Clips, as_sources, make
-from pipeline.build import resolve
 from pipeline.messages import Slice
 from pipeline.placement import Machine
+from pipeline.resolve import resolve
 
 TINY = Clips(name="tiny", num_files=3, width=96, height=64, seconds=0.5, fps=20, gop=5, num_made=2, num_things=3)
 MACHINE = Machine(num_cores=2, memory_bytes=4 << 30)

@@ -26,12 +26,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from scripted_rtsp import shown_number, write_numbered
 
 from operators.sink import LIVE_SCHEMA
-from pipeline.build import live_worker, resolve
+from pipeline.build import live_worker
 from pipeline.camera_process import CameraSpec
 from pipeline.config import load
 from pipeline.gaze_live import LiveGaze
 from pipeline.live_worker import CameraPlan
 from pipeline.placement import Machine
+from pipeline.resolve import resolve
 from tests.processes import Command, wait_for
 
 pytestmark = pytest.mark.rtsp

@@ -18,7 +18,6 @@ import pytest
 
 from operators.errors import ConfigError, StageError
 from operators.records import CameraCounts, ClipLabel
-from pipeline.build import resolve
 from pipeline.camera_process import CameraSpec
 from pipeline.config import Camera, load
 from pipeline.executor import Call, Completion, InlineExecutor
@@ -29,6 +28,7 @@ from pipeline.live_runner import CameraSummary, LiveLoop, LiveSummary, LiveTold,
 from pipeline.live_worker import CameraNews, CameraPlan, LiveNews
 from pipeline.messages import Reply
 from pipeline.placement import Machine
+from pipeline.resolve import resolve
 from pipeline.runner import StopRequest
 
 IDENTITY = {"model_id": "m", "config_id": "c"}

@@ -18,13 +18,14 @@ from operators import checkpoints
 from operators.focus import Focuser
 from operators.glance import Glancer
 from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchBatch, SourceFacts
-from pipeline.build import live_worker, resolve
+from pipeline.build import live_worker
 from pipeline.camera_process import CameraSpec, Polled
 from pipeline.config import Config
 from pipeline.gaze_live import LiveGaze, warm_up_sizes
 from pipeline.live import CameraState, Limits
 from pipeline.live_worker import CameraPlan, LiveNews, LiveWorker
 from pipeline.placement import Machine
+from pipeline.resolve import resolve
 
 START_S = 1_700_000_000.0
 FPS = 4.0

@@ -7,9 +7,10 @@ import torch
 
 from operators.checkpoints import Checkpoint, save
 from operators.errors import ConfigError
-from pipeline.build import Plan, build_cost, resolve
+from pipeline.build import build_cost
 from pipeline.config import load, presets
 from pipeline.placement import Machine
+from pipeline.resolve import Plan, resolve
 from pipeline.untrained import untrained
 
 MACHINE = Machine(num_cores=2, memory_bytes=8 << 30)

@@ -12,9 +12,9 @@ from looking import make_config
 from operators.checkpoints import Checkpoint, save
 from operators.errors import CheckpointError, ConfigError
 from operators.header import SkipSpec
-from pipeline.build import Plan, goes_in_rounds, resolve
 from pipeline.config import Config, parse
 from pipeline.placement import Machine
+from pipeline.resolve import Plan, goes_in_rounds, resolve
 from pipeline.rules import check, skip_price, stop_rule
 from pipeline.untrained import untrained
 from policies.stopping import Confidence

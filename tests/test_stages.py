@@ -14,10 +14,11 @@ from parity.files import write_adafocus, write_adafocus_tsm, write_gfnet
 from parity.frames import frames as parity_frames
 
 from operators.records import FrameBatch, Media, PatchFeatures
-from pipeline.build import build_gaze, focus_worker, resolve, stream_worker
+from pipeline.build import build_gaze, focus_worker, stream_worker
 from pipeline.config import load
 from pipeline.messages import Advance, OpenRequest, Slice, StepRequest
 from pipeline.placement import Machine
+from pipeline.resolve import resolve
 from pipeline.stages import LabelForm, StreamWorker, generator_of
 
 EXPECTED = Path(__file__).parent / "parity"

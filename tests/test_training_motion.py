@@ -19,7 +19,7 @@ from operators.header import Preprocessing
 from operators.plan import sample_indices
 from operators.records import Source
 from operators.view import Viewer
-from pipeline.build import header_settings
+from pipeline.resolve import header_settings
 from pipeline.training.clips import Clips, FrameTruth
 from pipeline.training.frame_cache import ClipFrames, choose_candidates
 from pipeline.training.journal import Journal, read_metrics

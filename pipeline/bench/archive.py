@@ -28,11 +28,11 @@ from pipeline.bench.plain import fastest_decoder, plain_seconds
 from pipeline.bench.session import Burst, Session
 from pipeline.bench.sweep import sweep
 from pipeline.bench.workloads import CACHE, LONG, QUICK_LONG, QUICK_SHORT, SHORT, as_sources, make
-from pipeline.build import Plan
 from pipeline.config import Config
 from pipeline.executor import WorkerSpec, make_worker
 from pipeline.messages import OpenRequest, ReadRequest, Slice, StepRequest, WriteRequest
 from pipeline.placement import this_machine
+from pipeline.resolve import Plan
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM
 
 Say = Callable[[str], None]

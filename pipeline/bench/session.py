@@ -21,9 +21,9 @@ from operators.errors import PipelineError
 from operators.records import Source
 from pipeline.archive import Told, label_archive
 from pipeline.bench.workloads import as_sources
-from pipeline.build import Plan
 from pipeline.config import Config
 from pipeline.metrics import RunSummary
+from pipeline.resolve import Plan
 from pipeline.runner import Runner
 
 Script = Callable[["Session"], Generator[Source, None, None]]
