@@ -583,16 +583,24 @@ def bench_decode(**options: Any) -> int:
 @turn_options
 @click.option("--threads", type=click.IntRange(min=1), help="As many as the focus worker has, if not given.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The GPU where there is one, if not given.")
-def bench_compute(cache: Path | None, **options: Any) -> int:
-    """The networks, beside what the machine can multiply.
+@click.option("--config", "config_file", metavar="FILE", default="adafocus_activitynet", show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="One setting; repeatable.")
+def bench_compute(cache: Path | None, config_file: str, settings: tuple[str, ...], **options: Any) -> int:
+    """The networks of a preset, beside what the machine can multiply.
 
     \b
     Example:
       saccade bench compute --json compute.json
+      saccade bench compute --json tsm.json --config adafocus_tsm_something_v1
     """
     from pipeline.bench.compute import bench_compute as measure
+    from pipeline.placement import this_machine
+    from pipeline.resolve import network_work, resolve
 
-    return _measured(measure, **options)
+    config = load_config(config_file, settings)
+    plan = resolve(config.replaced({"model.untrained": config.model.checkpoint is None}), this_machine())
+    work = network_work(plan.config, plan.header)
+    return _measured(measure, **options, work=work, full_px=plan.config.view.crop_px)
 
 
 @bench.command("schedule")

@@ -19,7 +19,7 @@ from pipeline.executor import WorkerSpec
 from pipeline.placement import Machine, Placement, place
 from pipeline.rules import check, skip_sees
 from pipeline.scheduler import FOCUS, SOURCE, STREAM, Limits
-from pipeline.tuning import Choice, by_rule, choose, work_of
+from pipeline.tuning import Choice, Work, by_rule, choose, work_of
 from pipeline.untrained import untrained
 
 
@@ -205,15 +205,20 @@ def resolve(
     )
 
 
-def _tuned(config: Config, header: Header, placement: Placement, cache: Path | None) -> Choice:
-    """How the networks are run."""
-    work = work_of(
+def network_work(config: Config, header: Header) -> Work:
+    """What the networks do for one clip."""
+    return work_of(
         header,
         glance_px=config.glance.size_px,
         patch_px=config.view.crop_px if config.policy.kind == "full" else config.focus.patch_px,
         num_frames=config.sampling.num_frames,
         num_focus_frames=config.sampling.num_focus_frames,
     )
+
+
+def _tuned(config: Config, header: Header, placement: Placement, cache: Path | None) -> Choice:
+    """How the networks are run."""
+    work = network_work(config, header)
     asked, device = config.compute, placement.device
     if cache is None:
         return by_rule(work, device=device, precision=asked.precision, compile=asked.compile)

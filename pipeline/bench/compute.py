@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,8 @@ from pipeline.placement import place, this_machine
 from pipeline.tuning import DTYPES, Choice, Work, by_rule, choose, held_threads
 
 Say = Callable[[str], None]
-NUM_FRAMES = 16
-FULL_PX = 224
 PATCHES_PX = (96, 128, 160, 192)
-PATCH_PX = 128
+NAMES = {"resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2"}
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 """On a GPU the smaller product is over before it is under way."""
 FOCUS_GOAL, GLANCE_GOAL, OPERATOR_GOAL = 0.90, 0.60, 0.85
@@ -50,11 +48,13 @@ class Side:
 class Lab:
     """Networks with fixed random weights, and operators of them in any precision and size."""
 
-    def __init__(self, *, device: str, threads: int, frames: int) -> None:
+    def __init__(self, work: Work, *, device: str, threads: int, frames: int) -> None:
+        """`frames`: that the glance looks at; whole clips where frames of a clip share what they see."""
+        self.work = work
         self.device = device
         self.threads = threads
-        self.frames = frames
-        self._networks: dict[str, Network] = {}
+        self.frames = _whole(frames, work.glance_segments)
+        self._networks: dict[tuple[str, int], Network] = {}
 
     def seconds(self, side: Side) -> Callable[[], float]:
         # On one thread the processor's own seconds are the wall's, less what others on the machine take of them.
@@ -75,22 +75,32 @@ class Lab:
         a, b = (torch.randn(side, side, generator=generator).to(self.device, DTYPES[precision]) for _ in range(2))
         return Side(run=lambda: a @ b, macs=side**3)
 
-    def glance(self, precision: str, *, compiled: bool, batch: int, name: str = "mobilenet_v2", px: int = 224) -> Side:
+    def glance(self, precision: str, *, compiled: bool, batch: int, small: bool = False) -> Side:
+        name, px, segments = ("small_glance", SMALL_PX, 0) if small else self._glance_form
         glancer = Glancer(
-            network=self._network(name), size_px=px, **self._options(precision, compiled=compiled, batch=batch)
+            network=self._network(name, segments),
+            size_px=px,
+            **self._options(precision, compiled=compiled, batch=_whole(batch, segments)),
         )
         views = pixels(self.frames, px)
         return Side(run=lambda: glancer(views), macs=self.frames * network_macs(name, px), images=self.frames)
 
-    def focus(self, precision: str, *, compiled: bool, batch: int, name: str = "resnet50", px: int = PATCH_PX) -> Side:
-        focuser = Focuser(network=self._network(name), **self._options(precision, compiled=compiled, batch=batch))
-        rows = max(self.frames, batch)
+    def focus(
+        self, precision: str, *, compiled: bool, batch: int, px: int | None = None, small: bool = False
+    ) -> Side:
+        name, own_px, segments = ("small_focus", SMALL_PX, 0) if small else self._focus_form
+        px, batch = px or own_px, _whole(batch, segments)
+        network = self._network(name, segments)
+        focuser = Focuser(network=network, **self._options(precision, compiled=compiled, batch=batch))
+        rows = _whole(max(self.frames, batch), segments)
         patches = PatchBatch(pixels=pixels(rows, px), clip_ids=("clip",) * rows, steps=np.arange(rows))
         return Side(run=lambda: focuser(patches), macs=rows * network_macs(name, px), images=rows)
 
-    def standalone(self, precision: str, *, batch: int, name: str = "resnet50", px: int = PATCH_PX) -> Side:
+    def standalone(self, precision: str, *, batch: int) -> Side:
         """The network alone, layer by layer on a batch that is on the device already."""
-        network = to_dtype(self._network(name).to(self.device), DTYPES[precision])
+        name, px, segments = self._focus_form
+        batch = _whole(batch, segments)
+        network = to_dtype(self._network(name, segments).to(self.device), DTYPES[precision])
         x = Upload(self.device)(pixels(batch, px)).to(DTYPES[precision])
 
         @torch.inference_mode()
@@ -99,14 +109,27 @@ class Lab:
 
         return Side(run=run, macs=batch * network_macs(name, px), images=batch)
 
-    def _network(self, name: str) -> Network:
-        if name not in self._networks:
+    @property
+    def _glance_form(self) -> tuple[str, int, int]:
+        return self.work.glance, self.work.glance_px, self.work.glance_segments
+
+    @property
+    def _focus_form(self) -> tuple[str, int, int]:
+        return self.work.focus, self.work.patch_px, self.work.focus_segments
+
+    def _network(self, name: str, segments: int) -> Network:
+        if (name, segments) not in self._networks:
             torch.manual_seed(0)
-            self._networks[name] = build(name).eval().requires_grad_(False)
-        return copy.deepcopy(self._networks[name])
+            self._networks[name, segments] = build(name, num_segments=segments).eval().requires_grad_(False)
+        return copy.deepcopy(self._networks[name, segments])
 
     def _options(self, precision: str, *, compiled: bool, batch: int) -> dict[str, Any]:
         return {"device": self.device, "dtype": DTYPES[precision], "compiled": compiled, "max_batch": batch}
+
+
+def _whole(rows: int, segments: int) -> int:
+    """At least so many rows, in whole clips of `segments`; 0 where every row is for itself."""
+    return -(-rows // segments) * segments if segments else rows
 
 
 def pixels(rows: int, px: int) -> np.ndarray:
@@ -116,47 +139,50 @@ def pixels(rows: int, px: int) -> np.ndarray:
 def bench_compute(
     *,
     say: Say,
+    work: Work,
+    full_px: int,
     quick: bool = False,
     rounds: int = 9,
     minutes: float = 7.0,
     threads: int | None = None,
     device: str | None = None,
 ) -> Report:
-    """`threads`: of the networks and of the product; as many as the pipeline gives its focus worker if not said."""
+    """`threads`: of the networks and of the product; as many as the pipeline gives its focus worker if not said.
+    `full_px`: of the whole view, with which patches are compared."""
     machine = this_machine()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     threads = threads or place(machine, device=device).focus_threads
     where = environment()
     if quick:
         rounds, minutes = 2, 0.5
-    work = Work(glance="mobilenet_v2", glance_px=FULL_PX, focus="resnet50", patch_px=PATCH_PX)
     with held_threads(threads):
         if quick:
             choice = replace(by_rule(work, device=device), glance_batch=4, focus_batch=8)
         else:
             choice = choose(work, device=device, threads=threads)
         say(choice.line())
-        lab = Lab(device=device, threads=threads, frames=4 if quick else NUM_FRAMES)
+        lab = Lab(work, device=device, threads=threads, frames=4 if quick else work.glances)
         figures = _shares(lab, choice, rounds, minutes * 60 * 0.4, say)
         if not quick:
-            figures += _sizes(lab, choice, rounds, minutes * 60 * 0.25, say)
+            figures += _sizes(lab, choice, full_px, rounds, minutes * 60 * 0.25, say)
             figures += _batches(lab, choice, rounds, minutes * 60 * 0.15, say)
         figures += _small(lab, choice, rounds, minutes * 60 * 0.05, say)
         if device == "cuda":
             figures += _standalone(lab, choice, rounds, minutes * 60 * 0.1, say)
     if device == "cpu" and machine.num_cores > threads and not quick:
         with held_threads(machine.num_cores):
-            whole = Lab(device=device, threads=machine.num_cores, frames=NUM_FRAMES)
+            whole = Lab(work, device=device, threads=machine.num_cores, frames=work.glances)
             figures += _whole_machine(whole, choice, rounds, minutes * 60 * 0.1, say)
     notes = [choice.line()]
     if device == "cpu" and threads == 1:
         notes.append("Seconds are the processor's: on one thread, others on the machine take nothing of them.")
     return Report(
         what="compute",
-        headline=_headline(figures, choice, threads, device),
+        headline=_headline(figures, work, choice, threads, device),
         figures=tuple(figures),
         environment=where,
         settings={
+            "work": asdict(work), "full_px": full_px,
             "rounds": rounds, "minutes": minutes, "quick": quick, "threads": threads, "device": device,
             "precision": choice.precision, "compile": choice.compile,
             "glance_batch": choice.glance_batch, "focus_batch": choice.focus_batch,
@@ -165,7 +191,7 @@ def bench_compute(
     )  # fmt: skip
 
 
-def _headline(figures: Iterable[Figure], choice: Choice, threads: int, device: str) -> str:
+def _headline(figures: Iterable[Figure], work: Work, choice: Choice, threads: int, device: str) -> str:
     by_name = {figure.name: figure for figure in figures}
     focus, glance = by_name["compute.focus_share_of_gemm"], by_name["compute.glance_share_of_gemm"]
     on = "a GPU" if device == "cuda" else f"{threads} thread{'s' if threads > 1 else ''}"
@@ -175,7 +201,7 @@ def _headline(figures: Iterable[Figure], choice: Choice, threads: int, device: s
     )
     if "compute.full_vs_patches" in by_name:
         line += (
-            f"; glances and {PATCH_PX} px patches take 1/{short(by_name['compute.full_vs_patches'].value)} "
+            f"; glances and {work.patch_px} px patches take 1/{short(by_name['compute.full_vs_patches'].value)} "
             "of focusing on full frames"
         )
     return line
@@ -220,8 +246,9 @@ def _shares(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) ->
     took = _turns(lab, sides, rounds, budget_s, say)
     figures = []
     about = {
-        "focus": f"ResNet-50 on {sides[f'{choice.precision} focus plain'].images} patches of {PATCH_PX} px",
-        "glance": f"MobileNetV2 on {lab.frames} views of {FULL_PX} px",
+        "focus": f"{_focus_name(lab)} on {sides[f'{choice.precision} focus plain'].images} patches of "
+        f"{lab.work.patch_px} px",
+        "glance": f"{NAMES.get(lab.work.glance, lab.work.glance)} on {lab.frames} views of {lab.work.glance_px} px",
     }
     side_px = PRODUCT_SIDE[lab.device]
     for precision in precisions:
@@ -255,37 +282,52 @@ def _shares(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) ->
     return figures
 
 
-def _sizes(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) -> list[Figure]:
+def _focus_name(lab: Lab) -> str:
+    return NAMES.get(lab.work.focus, lab.work.focus)
+
+
+def _sizes(lab: Lab, choice: Choice, full_px: int, rounds: int, budget_s: float, say: Say) -> list[Figure]:
     """From the smallest patch to the whole frame, and what a clip costs with and without patches."""
     how: dict[str, Any] = {"compiled": choice.is_compiled}
+    work = lab.work
+    patches_px = sorted({*(px for px in PATCHES_PX if px < full_px), work.patch_px})
+    sizes_px = sorted({*patches_px, full_px})
     sides = {"product": lab.product(choice.precision)}
     sides["glance"] = lab.glance(choice.precision, batch=choice.glance_batch, **how)
-    for px in (*PATCHES_PX, FULL_PX):
+    for px in sizes_px:
         sides[str(px)] = lab.focus(choice.precision, batch=choice.focus_batch, px=px, **how)
     took = _turns(lab, sides, rounds, budget_s, say)
     per_image = {name: [s / sides[name].images for s in samples] for name, samples in took.items()}
     figures = []
-    for px in (*PATCHES_PX, FULL_PX):
-        side, about = sides[str(px)], f"ResNet-50 at {px} px, {choice.precision}, {sides[str(px)].images} at a time"
+    for px in sizes_px:
+        side = sides[str(px)]
+        about = f"{_focus_name(lab)} at {px} px, {choice.precision}, {side.images} at a time"
         figures.append(
             measured(f"compute.focus_{px}_ms", [s * 1000 for s in per_image[str(px)]], unit="ms/patch", about=about)
         )
         pair = (side, sides["product"], took[str(px)], took["product"])
         figures.append(_share(f"compute.focus_{px}_share_of_gemm", *pair, about=about))
-    for px in PATCHES_PX:
-        clip = [NUM_FRAMES * (g + f) for g, f in zip(per_image["glance"], per_image[str(px)], strict=True)]
-        full = [NUM_FRAMES * f for f in per_image[str(FULL_PX)]]
-        mark = "" if px == PATCH_PX else f"_{px}"
-        about = f"{NUM_FRAMES} full frames in focus over as many glances and patches of {px} px"
+    full = [work.patches * f for f in per_image[str(full_px)]]
+    for px in patches_px:
+        clip = [
+            work.glances * g + work.patches * f
+            for g, f in zip(per_image["glance"], per_image[str(px)], strict=True)
+        ]
+        mark = "" if px == work.patch_px else f"_{px}"
+        about = f"{work.patches} full frames in focus over {work.glances} glances and as many patches of {px} px"
         figures.append(ratio(f"compute.full_vs_patches{mark}", full, clip, about=about))
-        if px == PATCH_PX:
+        if px == work.patch_px:
             figures.append(measured("compute.clip_s", clip, unit="s/clip", about=f"glances and patches of {px} px"))
-            figures.append(measured("compute.full_clip_s", full, unit="s/clip", about=f"{NUM_FRAMES} full frames"))
+            figures.append(measured("compute.full_clip_s", full, unit="s/clip", about=f"{work.patches} full frames"))
     return figures
 
 
 def _batches(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) -> list[Figure]:
-    sizes = (1, 4, 8, 16, 32, 64) if lab.device == "cpu" else (1, 16, 64, 128, 256)
+    sizes: tuple[int, ...] = (1, 4, 8, 16, 32, 64) if lab.device == "cpu" else (1, 16, 64, 128, 256)
+    # Where frames share what they see, a pass is of whole clips.
+    unit = max(lab.work.glance_segments, lab.work.focus_segments)
+    if unit:
+        sizes = tuple(unit * clips for clips in (1, 2, 4, 8))
     how: dict[str, Any] = {"compiled": choice.is_compiled}
     sides: dict[str, Side] = {}
     for size in sizes:
@@ -306,11 +348,11 @@ def _batches(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) -
 
 def _small(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) -> list[Figure]:
     """The networks that ship. They are too small for the product to be their limit; it shows by how much."""
-    how: dict[str, Any] = {"compiled": choice.is_compiled, "batch": choice.focus_batch, "px": SMALL_PX}
+    how: dict[str, Any] = {"compiled": choice.is_compiled, "batch": choice.focus_batch, "small": True}
     sides = {
         "product": lab.product(choice.precision),
-        "glance": lab.glance(choice.precision, name="small_glance", **how),
-        "focus": lab.focus(choice.precision, name="small_focus", **how),
+        "glance": lab.glance(choice.precision, **how),
+        "focus": lab.focus(choice.precision, **how),
     }
     took = _turns(lab, sides, rounds, budget_s, say)
     return [
@@ -334,7 +376,8 @@ def _standalone(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say
     return [
         ratio(
             "compute.operator_share_of_standalone", took["standalone"], took["operator"],
-            unit="of the rate", limit=1.0, goal=OPERATOR_GOAL, about=f"ResNet-50 on {batch} patches of {PATCH_PX} px",
+            unit="of the rate", limit=1.0, goal=OPERATOR_GOAL,
+            about=f"{_focus_name(lab)} on {batch} patches of {lab.work.patch_px} px",
         )
     ]  # fmt: skip
 
