@@ -445,7 +445,9 @@ def train(
         for stage, record in records.items():
             scores = ", ".join(f"{name} {value:.4g}" for name, value in record.get("scores", {}).items())
             click.echo(f"stage {stage}: {record['seconds']:.0f} s; {scores}")
-        click.echo(f"checkpoint: {out}/checkpoint.safetensors")
+        # The comparison `full` is no step on the way to the checkpoint.
+        name = "checkpoint" if any(stage != "full" for stage in records) else "stage_full"
+        click.echo(f"checkpoint: {out}/{name}.safetensors")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,12 @@ def evaluate_policies(
     if unknown:
         raise ConfigError(f"policy {unknown[0]!r} is not known; there are {', '.join(POLICIES)}")
     evaluations = {}
+    known: list[str] = []
+
+    def listed(names: Sequence[str]) -> Iterator[Source]:
+        known[:] = names
+        return list_sources(names)
+
     for name in policies:
         settings = {"policy.kind": name, "output.logits": True, "output.step_logits": True}
         if name != "learned" and config.skip.kind == "learned":
@@ -68,10 +75,12 @@ def evaluate_policies(
         if name == "full" and full_checkpoint is not None:
             settings["model.checkpoint"] = full_checkpoint
         folder = out / name
-        label_archive(config.replaced(settings), list_sources, out=folder, stop=stop, told=told)
+        label_archive(config.replaced(settings), listed, out=folder, stop=stop, told=told)
         if stop.is_set:
             break
-        predictions, evaluations[name] = _scored(folder, truth)
+        # Of few labels not all classes are among the answers; the checkpoint knows them.
+        scored_with = truth if truth.class_names is not None else dataclasses.replace(truth, class_names=tuple(known))
+        predictions, evaluations[name] = _scored(folder, scored_with)
         write_report(folder / "report", predictions, evaluations[name])
     return evaluations
 

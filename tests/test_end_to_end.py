@@ -243,3 +243,16 @@ def test_labels_and_exits_do_not_depend_on_how_clips_were_batched(needles: Path,
             same = ("label", "stopped_at", "frames_focused", "gmacs", "patches")
             assert {name: other[clip][name] for name in same} == {name: row[name] for name in same}
             np.testing.assert_allclose(other[clip]["logits"], row["logits"], atol=1e-4)
+
+
+def test_policies_stand_side_by_side_and_full_may_have_networks_of_its_own(needles: Path, tmp_path: Path) -> None:
+    arguments = ("--videos", needles / "videos", "--subset", "test", "-o", tmp_path, "--executor", "inline", "--json")
+    weights = Path(__file__).parent.parent / "configs" / "weights" / "small_synth.safetensors"
+    # Three clips have three classes of ten: the names of the others are known all the same.
+    compared = ("--limit", 3, "--compare", "learned,full", "--full-checkpoint", weights)
+    code, out, err = saccade("eval", needles / "annotations.json", *arguments, *SMALL, *compared)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found.keys() == {"learned", "full"}
+    assert all(each["scores"]["num_clips"] == 3 for each in found.values())
+    assert found["full"]["gmacs"] > 5 * found["learned"]["gmacs"]
