@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,65 +14,8 @@ import click
 
 from operators.errors import ConfigError, PipelineError
 from operators.records import Source
-from pipeline import config as configuration
-from pipeline.runner import StopRequest
-
-FAILED, USAGE, SOME_FAILED, NO_INPUT = 1, 2, 3, 4
-
-
-def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that most commands share."""
-    options = [
-        click.option("--config", "config_file", metavar="FILE", help="Config file, or the bare name of a preset."),
-        click.option("--checkpoint", type=click.Path(), help="Weights: the project's own form or a published one."),
-        click.option("--classes", type=click.Path(), help="Class names, one per line."),
-        click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="One setting; repeatable."),
-        click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where the stages run."),
-        click.option("--ray-address", metavar="ADDR", help="Join a running Ray cluster."),
-        click.option("--json", "as_json", is_flag=True, help="Machine-readable summary on stdout."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def load_config(
-    config_file: str | None,
-    settings: tuple[str, ...],
-    *,
-    checkpoint: str | None = None,
-    classes: str | None = None,
-    executor: str | None = None,
-    ray_address: str | None = None,
-    metrics_port: int | None = None,
-) -> configuration.Config:
-    given = {
-        "live.metrics_port": metrics_port,
-        "model.checkpoint": checkpoint,
-        "model.classes": classes,
-        "run.executor": executor,
-        "run.ray_address": ray_address,
-    }
-    return configuration.load(
-        config_file, settings=settings, flags={k: v for k, v in given.items() if v is not None}
-    )
-
-
-def stop_on_signals() -> StopRequest:
-    """The first SIGINT or SIGTERM drains and commits what is done; the second stops at once."""
-    stop = StopRequest()
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.is_set:
-            raise KeyboardInterrupt
-        stop.is_set = True
-        stop.signal_number = number
-        print("stopping: committing what is done; once more to stop at once", file=sys.stderr, flush=True)
-
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
-    return stop
+from pipeline.bench.commands import bench
+from pipeline.cli import FAILED, NO_INPUT, SOME_FAILED, USAGE, common_options, load_config, say, stop_on_signals
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -145,8 +87,8 @@ def label(
     stop = stop_on_signals()
     with report.progress(quiet=quiet) as show:
         told = archive.Told(
-            message=_say,
-            started=lambda plan: None if quiet else _say(plan.opening_line()),
+            message=say,
+            started=lambda plan: None if quiet else say(plan.opening_line()),
             progress=show,
         )
         summary = archive.label_archive(
@@ -228,11 +170,11 @@ def live(
         resume=resume,
         for_s=for_s,
         told=LiveTold(
-            message=_say,
-            started=lambda line: None if quiet else _say(line),
+            message=say,
+            started=lambda line: None if quiet else say(line),
             label=(lambda label: click.echo(report.label_line(label))) if as_json else lambda label: None,
             news=report.live_progress(quiet=quiet),
-            metrics_port=lambda port: _say(f"metrics on port {port}"),
+            metrics_port=lambda port: say(f"metrics on port {port}"),
         ),
     )
     if not as_json:
@@ -302,7 +244,7 @@ def evaluate(
                 out=out,
                 truth=known,
                 stop=stop,
-                told=archive.Told(message=_say, progress=show),
+                told=archive.Told(message=say, progress=show),
                 full_checkpoint=full_checkpoint,
             )
         if stop.is_set:
@@ -371,7 +313,7 @@ def calibrate(
             steps_per_round=steps_per_round,
             write=write,
             stop=stop,
-            told=archive.Told(message=_say, progress=show),
+            told=archive.Told(message=say, progress=show),
         )
     if found is None:
         return 128 + stop.signal_number
@@ -510,7 +452,7 @@ def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
             videos=videos,
             settings=settings,
             stop=stop,
-            told=archive.Told(message=_say, progress=show),
+            told=archive.Told(message=say, progress=show),
             made=made,
         )
     report.print_rows(rows(result))
@@ -519,177 +461,7 @@ def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
     return SOME_FAILED if result.run.failed else 0
 
 
-@cli.group()
-def bench() -> None:
-    """Measure: each command ends within 8 minutes on two cores and says how near the limit it came.
-
-    \b
-    Example:
-      saccade bench decode --json decode.json --plot decode.png
-      saccade bench compare before.json after.json
-    """
-
-
-def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of everything that is measured."""
-    folder = click.Path(path_type=Path)
-    options = [
-        click.option("--json", "json_file", type=folder, required=True, metavar="FILE", help="The figures."),
-        click.option("--plot", "plot_file", type=folder, metavar="FILE.png", help="The figures as bars."),
-        click.option("--quick", is_flag=True, help="Tiny sizes: whether it runs, not how fast."),
-        click.option("--cache", type=folder, help="Folder of generated files; out/bench/workloads if not given."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def turn_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of what is measured in turn."""
-    rounds = click.option("--rounds", type=click.IntRange(min=1), help="Turns; as many as fit at most.")
-    minutes = click.option("--minutes", type=float, default=7.0, show_default=True, help="No round is begun beyond it.")
-    return rounds(minutes(command))
-
-
-def _measured(measure: Callable[..., Any], json_file: Path, plot_file: Path | None, quiet: bool, **options: Any) -> int:
-    """Runs a benchmark with the options that were given, and prints and keeps what it found."""
-    from pipeline.bench import figures
-
-    given = {name: value for name, value in options.items() if value is not None}
-    report = measure(say=(lambda text: None) if quiet else _say, **given)
-    figures.write(json_file, report)
-    if plot_file is not None:
-        figures.draw(plot_file, report)
-    click.echo(figures.told(report))
-    return 0
-
-
-@bench.command("decode")
-@bench_options
-@turn_options
-def bench_decode(**options: Any) -> int:
-    """Frames out of videos: this project's reader, TorchCodec, decord, and decoding everything.
-
-    \b
-    Example:
-      saccade bench decode --json decode.json
-    """
-    from pipeline.bench.decode import bench_decode as measure
-
-    return _measured(measure, **options)
-
-
-@bench.command("compute")
-@bench_options
-@turn_options
-@click.option("--threads", type=click.IntRange(min=1), help="As many as the focus worker has, if not given.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The GPU where there is one, if not given.")
-@click.option("--config", "config_file", metavar="FILE", default="adafocus_activitynet", show_default=True)
-@click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="One setting; repeatable.")
-def bench_compute(cache: Path | None, config_file: str, settings: tuple[str, ...], **options: Any) -> int:
-    """The networks of a preset, beside what the machine can multiply.
-
-    \b
-    Example:
-      saccade bench compute --json compute.json
-      saccade bench compute --json tsm.json --config adafocus_tsm_something_v1
-    """
-    from pipeline.bench.compute import bench_compute as measure
-    from pipeline.placement import this_machine
-    from pipeline.resolve import network_work, resolve
-
-    config = load_config(config_file, settings)
-    plan = resolve(config.replaced({"model.untrained": config.model.checkpoint is None}), this_machine())
-    work = network_work(plan.config, plan.header)
-    return _measured(measure, **options, work=work, full_px=plan.config.view.crop_px)
-
-
-@bench.command("schedule")
-@bench_options
-@turn_options
-@click.option("--clips", type=click.IntRange(min=100), help="Clips of each round.")
-@click.option("--exits", "exits_file", type=click.Path(path_type=Path), help="JSON list, or OUT of labels with stops.")
-@click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where the null workers run.")
-def bench_schedule(cache: Path | None, exits_file: Path | None, **options: Any) -> int:
-    """Steering: workers that do nothing behind the real loop, and the scheduler in virtual time.
-
-    \b
-    Example:
-      saccade bench schedule --json schedule.json
-    """
-    from pipeline.bench.schedule import bench_schedule as measure
-    from pipeline.bench.schedule import read_exits
-
-    return _measured(measure, **options, exits=None if exits_file is None else read_exits(exits_file))
-
-
-@bench.command("archive")
-@bench_options
-@turn_options
-@click.option("--config", "config_file", metavar="FILE", default="adafocus_activitynet", show_default=True)
-@click.option("--checkpoint", type=click.Path(), help="Weights; random ones if not given, which cost the same.")
-@click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="One setting; repeatable.")
-@click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where the stages run.")
-@click.option("--policies", metavar="A,B,...", help="Baselines: center,random,full if not given.")
-@click.option("--sweep", "is_swept", is_flag=True, help="Also cost against size, which takes longer than 8 minutes.")
-def bench_archive(
-    config_file: str,
-    checkpoint: str | None,
-    settings: tuple[str, ...],
-    executor: str | None,
-    policies: str | None,
-    **options: Any,
-) -> int:
-    """From files to labels, beside the limit of the machine and a plain loop.
-
-    \b
-    Example:
-      saccade bench archive --json archive.json
-      saccade bench archive --json archive.json --set focus.patch_px=96 --sweep
-    """
-    from pipeline.bench.archive import bench_archive as measure
-
-    config = load_config(config_file, settings, checkpoint=checkpoint, executor=executor)
-    if config.model.checkpoint is None:
-        config = config.replaced({"model.untrained": True})
-    chosen = None if policies is None else [name for name in policies.split(",") if name]
-    return _measured(measure, **options, config=config, policies=chosen)
-
-
-@bench.command("live")
-@bench_options
-@click.option("--cameras", type=click.IntRange(min=1), help="Cameras watched at once.")
-@click.option("--seconds", type=float, help="From the first label on.")
-@click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="One setting; repeatable.")
-def bench_live(settings: tuple[str, ...], cache: Path | None, **options: Any) -> int:
-    """Cameras from a real server: latencies, drops, memory.
-
-    \b
-    Example:
-      saccade bench live --json live.json --cameras 8
-    """
-    from pipeline.bench.live import bench_live as measure
-    from pipeline.bench.live import default_config
-    from pipeline.bench.workloads import CACHE
-
-    return _measured(measure, **options, config=default_config(*settings), cache=cache or CACHE)
-
-
-@bench.command("compare")
-@click.argument("first", type=click.Path(path_type=Path), metavar="A.json")
-@click.argument("second", type=click.Path(path_type=Path), metavar="B.json")
-def bench_compare(first: Path, second: Path) -> int:
-    """How many times A's figures B's are, with the interval of it.
-
-    \b
-    Example:
-      saccade bench compare before.json after.json
-    """
-    from pipeline.bench import figures
-
-    click.echo(figures.compare_text(figures.read(first), figures.read(second)))
-    return 0
+cli.add_command(bench)
 
 
 @cli.command()
@@ -711,10 +483,6 @@ def doctor(as_json: bool, ray: bool) -> int:
         for finding in findings:
             click.echo(f"{finding.state:4}  {finding.name:24}{finding.text}")
     return FAILED if worst(findings) == "fail" else 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -31,7 +31,7 @@ HOMES = {
         "pipeline/synth.py",
     },
     "yaml": {"pipeline/config.py"},
-    "click": {"run_pipeline.py"},
+    "click": {"run_pipeline.py", "pipeline/cli.py", "pipeline/bench/commands.py"},
     "ray": {"pipeline/ray_executor.py"},
     "prometheus_client": {"pipeline/live_metrics.py"},
     "rich": {"pipeline/report.py"},

@@ -1,0 +1,74 @@
+"""What all commands share: options, the config they make, signals, exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from pipeline import config as configuration
+from pipeline.runner import StopRequest
+
+FAILED, USAGE, SOME_FAILED, NO_INPUT = 1, 2, 3, 4
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that most commands share."""
+    options = [
+        click.option("--config", "config_file", metavar="FILE", help="Config file, or the bare name of a preset."),
+        click.option("--checkpoint", type=click.Path(), help="Weights: the project's own form or a published one."),
+        click.option("--classes", type=click.Path(), help="Class names, one per line."),
+        click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="One setting; repeatable."),
+        click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where the stages run."),
+        click.option("--ray-address", metavar="ADDR", help="Join a running Ray cluster."),
+        click.option("--json", "as_json", is_flag=True, help="Machine-readable summary on stdout."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load_config(
+    config_file: str | None,
+    settings: tuple[str, ...],
+    *,
+    checkpoint: str | None = None,
+    classes: str | None = None,
+    executor: str | None = None,
+    ray_address: str | None = None,
+    metrics_port: int | None = None,
+) -> configuration.Config:
+    given = {
+        "live.metrics_port": metrics_port,
+        "model.checkpoint": checkpoint,
+        "model.classes": classes,
+        "run.executor": executor,
+        "run.ray_address": ray_address,
+    }
+    return configuration.load(
+        config_file, settings=settings, flags={k: v for k, v in given.items() if v is not None}
+    )
+
+
+def stop_on_signals() -> StopRequest:
+    """The first SIGINT or SIGTERM drains and commits what is done; the second stops at once."""
+    stop = StopRequest()
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.is_set:
+            raise KeyboardInterrupt
+        stop.is_set = True
+        stop.signal_number = number
+        print("stopping: committing what is done; once more to stop at once", file=sys.stderr, flush=True)
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+    return stop
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
