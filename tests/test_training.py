@@ -19,11 +19,12 @@ from operators.classify import join_features
 from operators.errors import CheckpointError, ConfigError, StageError
 from operators.header import Preprocessing
 from operators.records import Source
+from pipeline.training import optimise
 from pipeline.training.clips import Augmentation, Clips, FrameTruth, batches, load_views, make_clips, seeded
 from pipeline.training.frame_cache import ClipFrames, FrameCache
 from pipeline.training.journal import Journal, read_metrics
 from pipeline.training.model import new_parts
-from pipeline.training.optimise import make_optimiser, num_epochs, set_rate
+from pipeline.training.optimise import half_precision, make_optimiser, num_epochs, set_rate
 from pipeline.training.scoring import Looks, blank, policy_named, score, score_of
 from pipeline.training.sequence import Setting, TrainingData, checkpoint_path, run
 from pipeline.training.settings import (
@@ -144,6 +145,14 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 # ---- the whole course ----
+
+
+@pytest.mark.parametrize("has_kernels", [True, False])
+def test_a_cpu_trains_in_half_precision_only_where_it_has_kernels_for_it(monkeypatch, has_kernels):
+    monkeypatch.setattr(optimise, "can_compile", lambda device, dtype: has_kernels)
+    with half_precision(train_synth()):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if has_kernels else torch.float32)
 
 
 def test_the_loss_falls_the_policy_finds_the_evidence_and_skipping_spares_focuses(tmp_path):

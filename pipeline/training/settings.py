@@ -133,7 +133,7 @@ class TrainSettings:
     seed: int = 0
     device: str = "cpu"
     amp: Literal["auto", "off"] = "auto"
-    """auto: half precision in the stages where it is published: fp16 on a GPU, bf16 on a CPU."""
+    """auto: half precision in the stages where it is published: fp16 on a GPU, bf16 on a CPU that computes in it."""
     is_flipped: bool = True
     """Flips half of the training clips left to right; wrong where that changes the class."""
     is_cropped: bool = True
