@@ -19,24 +19,13 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-# A password may hold anything, a slash too; digits up to a slash are a port.
-_PASSWORD = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^:/?#\s@]*):(?!\d+/)[^\s]*@")
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://\S+")
-# As many cameras want it: rtsp://host/live?user=eve&password=..., rtsp://host/user=eve_password=..._channel=1.
-_PARAMETER = re.compile(r"(?P<name>[?&;/_](?:password|passwd|pass|pwd|token)=)[^&\s#/'\"]+", re.IGNORECASE)
-
-
-def without_password(text: str) -> str:
-    """The text with the password of every URL in it replaced by ***."""
-    text = _PASSWORD.sub(r"\g<scheme>\g<user>:***@", text)
-    return _URL.sub(lambda url: _PARAMETER.sub(r"\g<name>***", url[0]), text)
+from operators.passwords import without_password
 
 
 class Media(enum.StrEnum):

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from operators.errors import ConfigError
+from operators.records import without_password
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _CAMERA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -273,11 +274,24 @@ def parse(flat: Mapping[str, Any]) -> Config:
 
 def read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
+        text = path.read_text()
     except OSError as exc:
         raise ConfigError(f"{path}: {exc.strerror}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(exc).split())}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: not YAML: {exc}") from None
+    return _parsed(text, str(path))
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as exc:
+        # Not its whole text, nor as the cause: it quotes the line, which may hold an address with its password.
+        mark = exc.problem_mark
+        place = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
+        raise ConfigError(f"{where}: not YAML: {without_password(exc.problem or '')}{place}") from None
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(exc).split())}") from None
 
 
 def presets() -> list[str]:
@@ -312,13 +326,15 @@ def load(
         name, sep, text = setting.partition("=")
         if not sep:
             raise ConfigError(f"--set {setting}: write it as section.name=value")
-        flat[name.strip()] = yaml.safe_load(text) if text.strip() else None
+        flat[name.strip()] = _parsed(text, f"--set {name.strip()}") if text.strip() else None
     flat.update(flags or {})
     return parse(flat)
 
 
 class Camera(Section):
     """A camera of the cameras file."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     name: str
     url: str = Field(repr=False)
@@ -333,13 +349,14 @@ def load_cameras(path: Path, *, environment: Mapping[str, str] = os.environ) -> 
     tree = read_yaml(path)
     if not isinstance(tree, dict) or not isinstance(tree.get("cameras"), dict) or not tree["cameras"]:
         raise ConfigError(f"{path}: expected `cameras:` with one entry per camera, each with a `url`")
-    unknown = sorted(set(tree) - {"cameras"})
+    unknown = sorted(map(str, set(tree) - {"cameras"}))
     if unknown:
-        raise ConfigError(f"{path}: unknown key {unknown[0]}; only `cameras` stands at the top")
+        raise ConfigError(f"{path}: unknown key {without_password(unknown[0])}; only `cameras` stands at the top")
     cameras = []
     for name, entry in tree["cameras"].items():
         if not _CAMERA_NAME.fullmatch(str(name)):
-            raise ConfigError(f"{path}: camera name {name!r} must be letters, digits, _ and -, not first a digit")
+            shown = without_password(str(name))
+            raise ConfigError(f"{path}: camera name {shown!r} must be letters, digits, _ and -, not first a digit")
         if not isinstance(entry, dict) or "url" not in entry:
             raise ConfigError(f"{path}: camera {name} needs a `url`")
         try:
@@ -350,6 +367,7 @@ def load_cameras(path: Path, *, environment: Mapping[str, str] = os.environ) -> 
             cameras.append(Camera.model_validate({**entry, "name": name, "url": url}))
         except ValidationError as exc:
             first = exc.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{path}: camera {name}: {key}: {first['msg']}") from exc
+            key = without_password(".".join(str(part) for part in first["loc"]))
+            # pydantic's own text has the value that was given.
+            raise ConfigError(f"{path}: camera {name}: {key}: {first['msg']}") from None
     return cameras

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from pipeline.messages import Advance, ClipRef, PieceInfo, ReadReply, Reply
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Planned, Scheduler
 
 VIEW_BYTES = 16 * 224 * 224 * 3
+PIECES_PER_CALL = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,26 +102,41 @@ def simulate(
     `exits`: the share of clips that stop after step 1, 2, ..., as a calibration curve has it. Workers that are not
     given are so many that the focus workers are what the run waits for.
     """
+    if num_clips < 1 or steps_per_round < 1 or min(exits) < 0 or sum(exits) <= 0:
+        raise ValueError(f"{num_clips} clips, exits {list(exits)}, {steps_per_round} steps per round")
     times = times or ServiceTimes()
-    focuses = num_focus_workers
+    sources, streams = workers_to_feed(num_focus_workers, exits=exits, steps_per_round=steps_per_round, times=times)
     workers = {
         SINK: 1,
-        SOURCE: num_source_workers or 4 * focuses,
-        STREAM: num_stream_workers or focuses,
-        FOCUS: focuses,
+        SOURCE: num_source_workers or sources,
+        STREAM: num_stream_workers or streams,
+        FOCUS: num_focus_workers,
     }
     # Two batches for every focus worker: one that is looked at, and one that comes together meanwhile.
-    open_clips = -(-2 * batch_size * focuses // (workers[STREAM] * steps_per_round))
+    open_clips = -(-2 * batch_size * num_focus_workers // (workers[STREAM] * steps_per_round))
     limits = limits or Limits(
         max_pieces=(open_clips + 16) * workers[STREAM],
         max_bytes=VIEW_BYTES * (open_clips + 16) * workers[STREAM],
         bytes_per_source=VIEW_BYTES,
         max_open_clips=open_clips,
-        pieces_per_call=8,
+        pieces_per_call=PIECES_PER_CALL,
         focus_depth=2,
     )
     batcher = Batcher(max_rows=batch_size, max_wait_s=max_wait_s, shapes=shapes)
     return _Simulation(exits, num_clips, steps_per_round, workers, limits, batcher, shapes, times, seed, clock).run()
+
+
+def workers_to_feed(
+    num_focus_workers: int, *, exits: Sequence[float], steps_per_round: int, times: ServiceTimes
+) -> tuple[int, int]:
+    """(source, stream) workers that could feed half as many focus workers again, so that these never want for clips."""
+    rounds = [-(-step // steps_per_round) for step in range(1, len(exits) + 1)]
+    mean_rounds = sum(share * n for share, n in zip(exits, rounds, strict=True)) / sum(exits)
+    focus_s = mean_rounds * steps_per_round * times.patch_s
+    source_s = times.read_s + times.call_s
+    stream_s = times.open_s + mean_rounds * times.step_s + (1 + mean_rounds) * times.call_s / PIECES_PER_CALL
+    sources, streams = (math.ceil(1.5 * num_focus_workers * each_s / focus_s) for each_s in (source_s, stream_s))
+    return sources, streams
 
 
 class _Simulation:
@@ -136,8 +153,6 @@ class _Simulation:
         seed: int,
         clock: Callable[[], float],
     ) -> None:
-        if num_clips < 1 or steps_per_round < 1 or min(exits) < 0 or sum(exits) <= 0:
-            raise ValueError(f"{num_clips} clips, exits {list(exits)}, {steps_per_round} steps per round")
         self._random = random.Random(seed)
         steps = self._random.choices(range(1, len(exits) + 1), weights=exits, k=num_clips)
         self._sources = [_source(number) for number in range(num_clips)]

@@ -10,6 +10,7 @@ import itertools
 import os
 import subprocess
 import sys
+import traceback
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -361,6 +362,28 @@ def test_cameras_that_cannot_be_are_refused(arguments, words, tmp_path, monkeypa
     (tmp_path / "twice.yaml").write_text("cameras: {door: {url: rtsp://a/}}")
     with pytest.raises(ConfigError, match=words):
         cameras_of(arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('cameras:\n  door: {url: "rtsp://eve:s3cret@h/"', "expected ',' or '}', .* in line 2, column 37"),
+        ("cameras: {door: {url: !rtsp://eve:s3cret@h/ x}}", "could not determine a constructor"),
+        ('{"rtsp://eve:s3cret@h/": {}, cameras: {door: {url: x}}}', r"unknown key rtsp://eve:\*\*\*@h/"),
+        ('cameras: {"rtsp://eve:s3cret@h/": {url: x}}', r"camera name 'rtsp://eve:\*\*\*@h/' must be letters"),
+        ('cameras: {door: {url: x, "rtsp://eve:s3cret@h/": 1}}', r"camera door: rtsp://eve:\*\*\*@h/: Extra inputs"),
+        ('cameras: {door: {url: x, uri: "rtsp://eve:s3cret@h/"}}', "camera door: uri: Extra inputs"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_cameras_is_told_without_its_passwords(text, words, tmp_path):
+    with pytest.raises(ConfigError, match=words) as caught:
+        cameras_of([write_cameras(tmp_path, text)])
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_setting_that_is_no_yaml_is_refused():
+    with pytest.raises(ConfigError, match=r"--set stop.thresholds: not YAML: .* in line 1, column 6"):
+        load("live", settings=["stop.thresholds=[0.9,"])
 
 
 def test_a_camera_has_its_own_settings_or_the_runs():

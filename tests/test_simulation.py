@@ -2,26 +2,41 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.bench.schedule import EXITS as SHIPPED_EXITS
 from pipeline.scheduler import Limits
-from pipeline.simulation import ServiceTimes, simulate
+from pipeline.simulation import ServiceTimes, simulate, workers_to_feed
 
 EXITS = (0.20, 0.22, 0.16, 0.10, 0.07, 0.05, 0.04, 0.03, 0.02, 0.02, 0.02, 0.01, 0.01, 0.01, 0.01, 0.03)
 """Shares of clips that stop after each of 16 steps: most are easy, some never stop."""
 
 
-@pytest.mark.parametrize("steps_per_round", [1, 4])
+@pytest.mark.parametrize(("exits", "steps_per_round"), [(EXITS, 1), (EXITS, 4), (SHIPPED_EXITS, 1)])
 @pytest.mark.parametrize("num_focus_workers", [1, 4, 16])
 def test_focus_workers_are_busy_and_their_batches_full_while_clips_leave_at_any_step(
-    num_focus_workers: int, steps_per_round: int
+    num_focus_workers: int, exits: tuple[float, ...], steps_per_round: int
 ) -> None:
     run = simulate(
-        exits=EXITS,
+        exits=exits,
         num_clips=400 * num_focus_workers + 500,
         num_focus_workers=num_focus_workers,
         steps_per_round=steps_per_round,
     )
     assert run.occupancy >= 0.95
     assert run.idle_while_waiting < 0.02
+
+
+def test_workers_that_are_not_given_are_half_as_many_again_as_the_focus_workers_need() -> None:
+    # A clip of two rounds: its focusing 2 * 0.5, its reading 0.3 + 0.1, its steps 0.2 + 2 * 0.1 + 3 * 0.1 / 8.
+    times = ServiceTimes(call_s=0.1, read_s=0.3, open_s=0.2, step_s=0.1, patch_s=0.5)
+    sources, streams = workers_to_feed(10, exits=(0, 1), steps_per_round=1, times=times)
+    assert (sources, streams) == (6, 7)
+
+
+def test_too_few_stream_workers_show_as_small_passes() -> None:
+    run = simulate(exits=SHIPPED_EXITS, num_clips=2000, num_focus_workers=4)
+    hungry = simulate(exits=SHIPPED_EXITS, num_clips=2000, num_focus_workers=4, num_stream_workers=2)
+    assert hungry.mean_batch < run.mean_batch / 2
+    assert hungry.focus_busy_share < run.focus_busy_share
 
 
 def test_every_clip_is_labelled_and_pays_for_whole_rounds() -> None:

@@ -142,6 +142,20 @@ def _simulations(exits: Sequence[float], clips: int, say: Say) -> list[Figure]:
                 about="of the time in which patches wait",
             ),
         ]
+    hungry = [
+        simulate(exits=exits, num_clips=clips, num_focus_workers=16, num_stream_workers=16, seed=seed)
+        for seed in range(3)
+    ]
+    say(f"simulation with 16 focus workers and only 16 stream workers: {_described(hungry[0])}")
+    figures.append(
+        measured(
+            "schedule.focus_idle_share_16_hungry",
+            [s.idle_while_waiting for s in hungry],
+            unit="",
+            goal_is="at_most",
+            about="16 stream workers only, which the run then waits for: passes are small, a call's way counts for more",
+        )
+    )
     about = "the worst of 1, 4 and 16 focus workers"
     return [
         *figures,
