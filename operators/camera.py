@@ -22,7 +22,8 @@ import av.error
 from operators.container import Painter, orientation_of
 from operators.errors import SourceError
 from operators.h264 import FrameNumbers
-from operators.records import CameraCounts, CameraFrame, SourceFacts, without_password
+from operators.passwords import without_password
+from operators.records import CameraCounts, CameraFrame, SourceFacts
 from operators.view import Viewer
 
 # PyAV's log callback wants the interpreter lock from inside native code: with it off, nothing can wait on it. And

@@ -26,6 +26,7 @@ from av.video.stream import VideoStream
 from operators import bitstream
 from operators.cut import Shot
 from operators.errors import SourceError
+from operators.passwords import without_password
 from operators.plan import (
     NO_PTS,
     Group,
@@ -36,7 +37,6 @@ from operators.plan import (
     irregularity,
     whole_plan,
 )
-from operators.records import without_password
 from operators.view import UPRIGHT, Orientation, Viewer
 
 # PyAV's log callback wants the interpreter lock from inside native code: with it off, nothing can wait on it.

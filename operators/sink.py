@@ -22,7 +22,8 @@ import numpy as np
 from operators.errors import SinkError
 from operators.fold import CameraParts, sync_folder
 from operators.lock import take_lock
-from operators.records import ClipLabel, without_password
+from operators.passwords import without_password
+from operators.records import ClipLabel
 from operators.table import (
     ASIDE,
     LIVE_SCHEMA,

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from operators.errors import SinkError
 from operators.fold import sync_folder
-from operators.records import ClipLabel, without_password
+from operators.passwords import without_password
+from operators.records import ClipLabel
 
 _TOPK = pa.struct([("label", pa.string()), ("label_id", pa.int32()), ("score", pa.float32())])
 _PATCH = pa.struct(

@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from operators.errors import ConfigError
-from operators.records import without_password
+from operators.passwords import without_password
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _CAMERA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")

@@ -10,7 +10,7 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from operators.errors import ConfigError, SourceError
-from operators.records import without_password
+from operators.passwords import without_password
 from pipeline.camera_process import CameraSpec
 from pipeline.config import Camera, Config, load_cameras
 from pipeline.live_worker import CameraPlan

@@ -18,7 +18,8 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from operators.errors import ConfigError, StageError
-from operators.records import ClipLabel, without_password
+from operators.passwords import without_password
+from operators.records import ClipLabel
 from operators.sink import read_identity, write_durably
 from pipeline.archive import ask, machine_of, make_executor, new_run_id, open_sink, remembered, write_run
 from pipeline.config import Camera, Config

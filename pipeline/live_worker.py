@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchPlace, clip_id, source_id, without_password
+from operators.passwords import without_password
+from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchPlace, clip_id, source_id
 from operators.view import place_in_frame
 from pipeline.camera_process import CameraSpec, ReaderHandle, start
 from pipeline.gaze_live import LiveGaze, Seen, Stream

@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 from operators.errors import SourceError
-from operators.records import ClipLabel, Media, Source, clip_id, source_id, without_password
+from operators.passwords import without_password
+from operators.records import ClipLabel, Media, Source, clip_id, source_id
 
 
 @pytest.mark.parametrize(
@@ -26,10 +27,35 @@ from operators.records import ClipLabel, Media, Source, clip_id, source_id, with
         ("http://host:8080/video@2.mp4", "http://host:8080/video@2.mp4"),
         ("rtsp://admin@10.0.0.7/stream", "rtsp://admin@10.0.0.7/stream"),
         ("/videos/a:b@c.mp4", "/videos/a:b@c.mp4"),
+        # Users, passwords and hosts of every form.
+        ("rtsp://eve@corp.com:pw@h/", "rtsp://eve@corp.com:***@h/"),
+        ("rtsp://eve:my pw@h/", "rtsp://eve:***@h/"),
+        ("rtsp://eve:my pw@h", "rtsp://eve:***@h"),
+        ("rtsp://eve:my p@w x@h:554/a", "rtsp://eve:***@h:554/a"),
+        ("rtsp://eve:12/pw@h/", "rtsp://eve:***@h/"),
+        ("rtsp://eve:12 pw@h:554", "rtsp://eve:***@h:554"),
+        ("rtsp://eve:pw@[fe80::1]:554/a", "rtsp://eve:***@[fe80::1]:554/a"),
+        ("rtsp:/eve:pw@h/x.yaml", "rtsp:/eve:***@h/x.yaml"),
+        # What only looks like it.
+        ("rtsp://10.0.0.71:554/cam@a/b", "rtsp://10.0.0.71:554/cam@a/b"),
+        ("rtsp://admin@10.0.0.71:554/cam@a/b", "rtsp://admin@10.0.0.71:554/cam@a/b"),
+        ("rtsp://camera:554/cam@1/b", "rtsp://camera:554/cam@1/b"),
+        ("rtsp://admin@[fe80::1]:554/a@b/c", "rtsp://admin@[fe80::1]:554/a@b/c"),
+        ("rtsp://h: was lost; ask eve@corp.com", "rtsp://h: was lost; ask eve@corp.com"),
+        ("rtsp://h:554: was lost; ask eve@corp.com", "rtsp://h:554: was lost; ask eve@corp.com"),
+        ("rtsp://h:554/live: was lost; ask eve@corp.com", "rtsp://h:554/live: was lost; ask eve@corp.com"),
+        ("rtsp://eve:pw@h: was lost; ask eve@corp.com", "rtsp://eve:***@h: was lost; ask eve@corp.com"),
+        ("rtsp://eve:a b@h/ and /data/a@b/c, ask e@f.g", "rtsp://eve:***@h/ and /data/a@b/c, ask e@f.g"),
+        # Parameters.
+        ("srt://h?passphrase=x", "srt://h?passphrase=***"),
+        ("http://h/v?loginuse=eve&loginpas=x&n=1", "http://h/v?loginuse=eve&loginpas=***&n=1"),
+        ("http://h/v?psw=a/b#c&pw=it's&auth=d", "http://h/v?psw=***&pw=***&auth=***"),
+        ("http://h/v?author=eve&monkey=1&keyframe=2", "http://h/v?author=eve&monkey=1&keyframe=2"),
+        ("'http://h/?pw=x', (http://h/?pw=x): lost", "'http://h/?pw=***', (http://h/?pw=***): lost"),
     ],
 )
 def test_a_password_is_never_shown_and_nothing_else_is_hidden(text: str, shown: str) -> None:
-    assert without_password(text) == shown
+    assert without_password(text) == shown == without_password(shown)
 
 
 def test_a_source_shows_itself_without_its_password() -> None:
