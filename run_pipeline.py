@@ -14,6 +14,7 @@ import click
 
 from operators.errors import ConfigError, PipelineError
 from operators.records import Source
+from pipeline.arguments import hide_arguments
 from pipeline.bench.commands import bench
 from pipeline.cli import FAILED, NO_INPUT, SOME_FAILED, USAGE, common_options, load_config, say, stop_on_signals
 
@@ -148,10 +149,9 @@ def live(
       saccade live rtsp://user:${PASSWORD}@10.0.0.7/stream -o out/ --json
     """
     from pipeline import report
-    from pipeline.live_cameras import cameras_of, hide_arguments
+    from pipeline.live_cameras import cameras_of
     from pipeline.live_runner import LiveTold, watch_cameras
 
-    hide_arguments()
     config = load_config(
         config_file or ("live" if checkpoint is None else None),
         settings,
@@ -487,6 +487,10 @@ def doctor(as_json: bool, ray: bool) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. What is the world's fault is told in one line, without a traceback."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+        # First of all: what commands import takes seconds.
+        hide_arguments()
     try:
         code = cli.main(arguments, standalone_mode=False)
     except click.exceptions.Exit as exc:

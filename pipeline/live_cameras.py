@@ -1,11 +1,9 @@
-"""Which cameras a live run watches, and how it keeps their passwords to itself."""
+"""Which cameras a live run watches, and how it keeps their passwords out of other processes."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
@@ -16,8 +14,6 @@ from pipeline.config import Camera, Config, load_cameras
 from pipeline.live_worker import CameraPlan
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-_ARG_START = 45
-"""Among the fields of /proc/self/stat after the name: where in memory the arguments begin; then, where they end."""
 
 
 def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str] = os.environ) -> list[Camera]:
@@ -55,25 +51,6 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
         del environment[variable]
     # A file's path is meant from where the command was given; its reader may run elsewhere.
     return [c if "://" in c.url else c.model_copy(update={"url": os.path.abspath(c.url)}) for c in cameras]
-
-
-def hide_arguments() -> None:
-    """Overwrites the passwords among this process's arguments, which anybody on the machine can read, and which Ray
-    notes down. Where that is not possible they stay.
-    """
-    for arguments in (sys.argv, sys.orig_argv):
-        arguments[:] = [without_password(argument) for argument in arguments]
-    try:
-        with open("/proc/self/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
-    except OSError:
-        return
-    start, stop = int(fields[_ARG_START]), int(fields[_ARG_START + 1])
-    before = ctypes.string_at(start, stop - start)
-    shown = (without_password(os.fsdecode(argument)) for argument in before.split(b"\0"))
-    after = b"\0".join(os.fsencode(argument) for argument in shown)
-    if after != before:
-        ctypes.memmove(start, after[: len(before) - 1].ljust(len(before), b"\0"), len(before))
 
 
 def camera_plans(config: Config, cameras: Sequence[Camera]) -> list[CameraPlan]:

@@ -417,7 +417,7 @@ def test_what_cannot_be_had_from_cameras_is_refused(preset, settings, words):
 
 def test_passwords_among_the_arguments_are_overwritten_where_others_read_them():
     program = (
-        "import sys; from pathlib import Path; from pipeline.live_cameras import hide_arguments; hide_arguments();"
+        "import sys; from pathlib import Path; from pipeline.arguments import hide_arguments; hide_arguments();"
         "print(sys.argv[1:]); print(Path('/proc/self/cmdline').read_bytes().rstrip(b'\\0').split(b'\\0')[3:])"
     )
     given = ["rtsp://eve:s3cret@host/a", "-o", "out", "rtsp://bob:x@host/b"]
@@ -428,3 +428,12 @@ def test_passwords_among_the_arguments_are_overwritten_where_others_read_them():
     first, second = out.splitlines()
     assert eval(first) == shown
     assert [argument.decode() for argument in eval(second)] == shown
+
+
+def test_passwords_among_the_arguments_are_overwritten_before_anything_that_takes_long(tmp_path):
+    # In the place of torch.
+    (tmp_path / "torch.py").write_text("raise SystemExit(open('/proc/self/cmdline').read())")
+    command = [sys.executable, ROOT / "run_pipeline.py", "live", "rtsp://eve:s3cret@host/a", "-o", tmp_path / "out"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    shown = subprocess.run(command, capture_output=True, env=environment, text=True).stderr
+    assert "rtsp://eve:***@host/a" in shown and "s3cret" not in shown
