@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import click
 
 from operators.errors import ConfigError, PipelineError
+from operators.passwords import without_password
 from operators.records import Source
 from pipeline.arguments import hide_arguments
 from pipeline.bench.commands import bench
@@ -496,19 +498,25 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as exc:
         code = exc.exit_code
     except click.ClickException as exc:
+        # It quotes arguments.
+        exc.message = without_password(exc.message)
         exc.show()
         code = USAGE
     except ConfigError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        print(f"error: {without_password(str(exc))}", file=sys.stderr)
         code = USAGE
     except PipelineError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        print(f"error: {without_password(str(exc))}", file=sys.stderr)
         code = FAILED
     except (KeyboardInterrupt, click.Abort):
         print("stopped at once", file=sys.stderr)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    except Exception:
+        # A bug is told whole, but for passwords.
+        print(without_password(traceback.format_exc()), file=sys.stderr)
         code = FAILED
     sys.exit(code or 0)
 

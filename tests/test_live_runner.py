@@ -31,6 +31,7 @@ from pipeline.messages import Reply
 from pipeline.placement import Machine
 from pipeline.resolve import resolve
 from pipeline.runner import StopRequest
+from run_pipeline import main
 
 IDENTITY = {"model_id": "m", "config_id": "c"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -437,3 +438,23 @@ def test_passwords_among_the_arguments_are_overwritten_before_anything_that_take
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     shown = subprocess.run(command, capture_output=True, env=environment, text=True).stderr
     assert "rtsp://eve:***@host/a" in shown and "s3cret" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault", "code"),
+    [
+        (["doctor", "rtsp://eve:s3cret@host/a"], None, 2),
+        (["live", "rtsp://host/", "-o", "out", "--for", "rtsp://eve:s3cret@host/a"], None, 2),
+        (["live", "rtsp://host/", "-o", "out"], StageError("lost rtsp://eve:s3cret@host/a"), 1),
+        (["live", "rtsp://host/", "-o", "out"], ValueError("odd: rtsp://eve:s3cret@host/a"), 1),
+    ],
+)
+def test_whatever_ends_a_command_is_told_without_a_password(arguments, fault, code, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr("run_pipeline.load_config", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    told = capsys.readouterr().err
+    assert ended.value.code == code and "rtsp://eve:***@host/a" in told and "s3cret" not in told
