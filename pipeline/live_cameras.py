@@ -28,7 +28,7 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
     secrets: set[str] = set()
     for argument in arguments:
         path = Path(argument)
-        if path.suffix.lower() in (".yaml", ".yml"):
+        if "://" not in argument and path.suffix.lower() in (".yaml", ".yml"):
             named = load_cameras(path, environment=environment)
             cameras += named
             shown = [without_password(camera.url) for camera in named]

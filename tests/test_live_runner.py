@@ -351,6 +351,11 @@ def test_variables_that_hold_a_password_leave_the_environment_and_others_stay(tm
     assert set(environment) == {"HOST", "EMPTY", "OTHER"}
 
 
+def test_an_address_that_ends_like_a_file_of_cameras_is_an_address():
+    (camera,) = cameras_of(["rtsp://eve:s3cret@host/x.yaml"])
+    assert (camera.name, camera.url) == ("camera_1", "rtsp://eve:s3cret@host/x.yaml")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
