@@ -14,13 +14,14 @@ from pipeline.config import Camera, Config, load_cameras
 from pipeline.live_worker import CameraPlan
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_LONG = 4
 
 
 def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str] = os.environ) -> list[Camera]:
     """CAMERA arguments: addresses, which are named camera_1, camera_2, ..., or YAML files that name cameras.
 
     Variables of the environment that hold passwords of theirs are gone from it afterwards: every process that is
-    started later would inherit them.
+    started later would inherit them. Those of a file are named there; into an argument the shell has put them.
     """
     from operators.camera import camera_kind
 
@@ -31,13 +32,11 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
         if "://" not in argument and path.suffix.lower() in (".yaml", ".yml"):
             named = load_cameras(path, environment=environment)
             cameras += named
-            shown = [without_password(camera.url) for camera in named]
-            for variable in set(_VARIABLE.findall(path.read_text())):
-                value = environment.get(variable, "")
-                if any(value in c.url and value not in s for c, s in zip(named, shown, strict=True)):
-                    secrets.add(variable)
+            variables = set(_VARIABLE.findall(path.read_text())) & set(environment)
+            secrets |= {v for v in variables if any(_is_hidden(environment[v], camera.url) for camera in named)}
         else:
             cameras.append(Camera(name=f"camera_{len(cameras) + 1}", url=argument))
+            secrets |= {v for v, value in environment.items() if _is_password(value, argument)}
     names = [camera.name for camera in cameras]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -51,6 +50,16 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
         del environment[variable]
     # A file's path is meant from where the command was given; its reader may run elsewhere.
     return [c if "://" in c.url else c.model_copy(update={"url": os.path.abspath(c.url)}) for c in cameras]
+
+
+def _is_hidden(value: str, address: str) -> bool:
+    return value in address and value not in without_password(address)
+
+
+def _is_password(value: str, address: str) -> bool:
+    """Short values may be anywhere in a password by chance, OMP_NUM_THREADS=1 say: they have to be one."""
+    is_whole = re.search(rf"[:=]{re.escape(value)}(?:[@&]|$)", address) is not None
+    return _is_hidden(value, address) and (is_whole or len(value) >= _LONG)
 
 
 def camera_plans(config: Config, cameras: Sequence[Camera]) -> list[CameraPlan]:

@@ -351,6 +351,32 @@ def test_variables_that_hold_a_password_leave_the_environment_and_others_stay(tm
     assert set(environment) == {"HOST", "EMPTY", "OTHER"}
 
 
+@pytest.mark.parametrize(
+    ("address", "gone"),
+    [
+        ("rtsp://eve:s3cret@10.0.0.7/stream1", {"WORD", "ADDRESS"}),
+        ("rtsp://10.0.0.7/live?user=eve&password=s3cret1", {"WORD"}),
+        ("rtsp://eve:abc@10.0.0.7/", {"SHORT"}),
+        ("rtsp://eve@10.0.0.7/s3cret", set()),
+    ],
+)
+def test_variables_that_the_shell_has_put_into_an_address_as_its_password_leave_the_environment(address, gone):
+    before = {
+        "WORD": "s3cret",
+        "ADDRESS": "rtsp://eve:s3cret@10.0.0.7/stream1",
+        "SHORT": "abc",
+        "OMP_NUM_THREADS": "1",
+        "LEVEL": "3",
+        "USER": "eve",
+        "HOST": "10.0.0.7",
+        "EMPTY": "",
+        "LONGER": "s3cret-else",
+    }
+    environment = dict(before)
+    cameras_of([address], environment=environment)
+    assert set(before) - set(environment) == gone
+
+
 def test_an_address_that_ends_like_a_file_of_cameras_is_an_address():
     (camera,) = cameras_of(["rtsp://eve:s3cret@host/x.yaml"])
     assert (camera.name, camera.url) == ("camera_1", "rtsp://eve:s3cret@host/x.yaml")
