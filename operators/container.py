@@ -18,6 +18,7 @@ import av
 import numpy as np
 from av.container.input import InputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import SideDataContainer
 from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -161,7 +162,9 @@ def orientation_of(frame: VideoFrame, pixel_aspect: Fraction | None) -> Orientat
     rotation, is_mirrored = 0, False
     try:
         matrix = None
-        for data in cast(Iterable[Any], frame.side_data):
+        # Not frame.side_data: the frame would keep it, and it the frame, so that full-size frames pile up by the
+        # hundred until the garbage collector finds them.
+        for data in cast(Iterable[Any], SideDataContainer(frame)):
             if data.type.name == "DISPLAYMATRIX":
                 matrix = bytes(data)
     except ValueError:
