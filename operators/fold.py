@@ -107,13 +107,14 @@ class CameraParts:
         self.sweep()
         now_s = self._clock()
         for folder, hour in sorted(self._unfolded):
-            if not self.can_fold or _end_unix_s(folder, hour) + self._fold_after_s > now_s:
+            if _end_unix_s(folder, hour) + self._fold_after_s > now_s:
                 continue
+            # What is known of the hour goes whether or not it can be folded: a run is to last for years.
             self._unfolded.discard((folder, hour))
             self._clips.pop((folder, hour), None)
             for kind in ("", "failed-"):
                 self._segments.pop((folder, hour, kind), None)
-            if self._fold(folder, hour):
+            if self.can_fold and self._fold(folder, hour):
                 return True
         return False
 

@@ -211,6 +211,11 @@ class ParquetSink:
         with self._told("folded"):
             return self._camera_parts().fold_next()
 
+    @property
+    def can_fold(self) -> bool:
+        """False once the disk has turned out not to be able to: the small parts stay."""
+        return self._cameras is None or self._cameras.can_fold
+
     def summary(self) -> TableSummary:
         return summarize(self.labels)
 

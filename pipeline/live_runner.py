@@ -247,6 +247,7 @@ class LiveLoop:
         self._waiting: list[ClipLabel] = []
         self._sequence = itertools.count()
         self._sink_deaths = 0
+        self._can_fold = True
         self._stopped_s: float | None = None
 
     def run(self, for_s: float | None) -> None:
@@ -321,6 +322,10 @@ class LiveLoop:
                     self._take(call.worker, completion.reply.rows[0])
                     if not self._watchers[call.worker].is_over:
                         self._submit(_watch(call.worker))
+                case "done" if call.method == "fold":
+                    if self._can_fold and not completion.reply.rows[0]:
+                        self._can_fold = False
+                        self._told.message("hours are not folded: this disk cannot exchange folders; their small parts stay")
                 case "done":
                     self._sink_deaths = 0 if call.method == "write" else self._sink_deaths
                 case "died":

@@ -76,10 +76,13 @@ class SinkWorker:
         return Reply(rows=(), work=Work(busy_s=time.monotonic() - begun_s, num_items=num_rows)), None
 
     def fold(self, requests: tuple[Any, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
-        """Folds at most one finished hour of a camera, for a moment when nothing waits to be written."""
+        """Folds at most one finished hour of a camera, for a moment when nothing waits to be written.
+
+        Answers whether the disk can do that at all, as far as is known.
+        """
         assert self._sink is not None
         self._sink.fold_next()
-        return Reply(rows=()), None
+        return Reply(rows=(self._sink.can_fold,)), None
 
     def finish(self, requests: tuple[Any, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
         """Gives the lock back."""

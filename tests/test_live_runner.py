@@ -64,6 +64,7 @@ class Players(InlineExecutor):
         self.news: Callable[[int, float], LiveNews] = lambda worker, now_s: LiveNews(
             labels=(), cameras={}, is_over=False
         )
+        self.can_fold = True
         self._num = 0
 
     def clock(self) -> float:
@@ -90,7 +91,7 @@ class Players(InlineExecutor):
                 dead.add(place)
                 done.append(Completion(ticket=ticket, outcome="died"))
             else:
-                row = self.news(call.worker, self.now_s) if call.method == "watch" else None
+                row = self.news(call.worker, self.now_s) if call.method == "watch" else self.can_fold
                 done.append(Completion(ticket=ticket, outcome="done", reply=Reply(rows=(row,))))
         return done
 
@@ -203,6 +204,14 @@ def test_finished_hours_are_folded_although_labels_never_end(run):
     run.players.news = steady(run.players)
     run.loop.run(for_s=65.0)
     assert 2 <= run.players.methods("sink").count("fold") <= 3
+
+
+def test_that_hours_cannot_be_folded_is_told_once(run):
+    run.players.news = steady(run.players)
+    run.players.can_fold = False
+    run.loop.run(for_s=65.0)
+    assert run.players.methods("sink").count("fold") >= 2
+    assert run.said == ["hours are not folded: this disk cannot exchange folders; their small parts stay"]
 
 
 def test_a_stop_ends_a_run_with_the_labels_that_are_there(run):

@@ -638,6 +638,27 @@ def test_where_folders_cannot_change_places_nothing_changes(tmp_path: Path) -> N
     assert sorted(os.listdir(tmp_path / "day")) == ["small.parquet", "stays.parquet"]
 
 
+def test_where_folders_cannot_change_places_the_small_parts_stay_and_finished_hours_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("operators.fold.exchange", lambda first, second: False)
+    now_s = [NOON]
+    with sink(tmp_path, clock=lambda: now_s[0], segment_s=0) as table:
+        for sequence in range(20):
+            now_s[0] = NOON + sequence * 1800
+            table.write(sequence, [seen(now_s[0])])
+            assert not table.fold_next()
+        now_s[0] += 7200
+        assert table.can_fold is False
+        assert not table.fold_next()
+        parts = table._camera_parts()
+        assert not parts._unfolded and not parts._clips and not parts._segments
+        # A label that comes very late is not written twice all the same.
+        table.write(20, [seen(NOON)])
+    assert len(parts_at(tmp_path)) == 20 and seconds(tmp_path) == [1800 * n for n in range(20)]
+    assert not list((tmp_path / "run/fold").iterdir())
+
+
 def test_a_fold_killed_before_any_of_its_changes_to_the_disk_loses_and_doubles_nothing(
     tmp_path: Path,
 ) -> None:
