@@ -25,6 +25,8 @@ _DROPS = {
     "behind": "num_behind",
 }
 """Reason of a drop -> the reader's count of it."""
+_SILENCE_S = 10.0
+"""Who connects and then says nothing for so long is hung up on: each connection has a thread and a descriptor."""
 
 
 class LiveMetrics:
@@ -178,6 +180,8 @@ def serve_metrics(metrics: LiveMetrics, *, port: int, host: str = "") -> Iterato
     """Serves /metrics and /healthz while the context lasts; gives the port, which is chosen where `port` is 0."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = _SILENCE_S
+
         def do_GET(self) -> None:
             match self.path.split("?")[0]:
                 case "/metrics":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
 import urllib.request
 
@@ -136,3 +137,13 @@ def test_a_port_that_is_taken_is_told_in_one_line():
         serve_metrics(metrics(), port=port, host="127.0.0.1"),
     ):
         pass
+
+
+def test_a_client_that_connects_and_says_nothing_is_hung_up_on(monkeypatch):
+    monkeypatch.setattr("pipeline.live_metrics._SILENCE_S", 0.1)
+    with (
+        serve_metrics(metrics(), port=0, host="127.0.0.1") as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10.0) as client,
+    ):
+        assert client.recv(1) == b""
+        assert get(port, "/metrics")[0] == 200
