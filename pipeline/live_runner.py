@@ -247,6 +247,10 @@ class LiveLoop:
         self._waiting: list[ClipLabel] = []
         self._sequence = itertools.count()
         self._sink_deaths = 0
+        self._sink_heard_s = clock()
+        """When the sink last answered, or was given something to do after it had nothing."""
+        self._sink_is_ready = True
+        """False while one is made in the place of one that died."""
         self._can_fold = True
         self._stopped_s: float | None = None
 
@@ -289,8 +293,13 @@ class LiveLoop:
     def _look_after(self, now_s: float) -> None:
         """A run is well as long as every worker tells something; one that hangs is ended."""
         at_work = [(worker, one) for worker, one in enumerate(self._watchers) if not one.is_over]
-        silent_s = max((now_s - one.heard_s for _, one in at_work), default=0.0)
+        sink_silent_s = now_s - self._sink_heard_s if self._sink_is_busy() else 0.0
+        silent_s = max([sink_silent_s, *(now_s - one.heard_s for _, one in at_work)])
         self._metrics.beat(self._unix_clock() - silent_s)
+        if self._can_kill and self._sink_is_ready and sink_silent_s > _HANG_S:
+            self._told.message(f"the process that writes the labels has been at it for {_HANG_S:g} s and is ended")
+            self._sink_heard_s = now_s
+            self._executor.kill(SINK, 0)
         for worker, one in at_work:
             if self._can_kill and one.is_ready and now_s - one.heard_s > _HANG_S:
                 self._told.message(f"live worker {worker} has said nothing for {_HANG_S:g} s and is ended")
@@ -298,6 +307,8 @@ class LiveLoop:
                 self._executor.kill(WATCH, worker)
 
     def _submit(self, call: Call) -> None:
+        if call.stage == SINK and not self._sink_is_busy():
+            self._sink_heard_s = self._clock()
         self._running[self._executor.submit(call)] = call
 
     def _sink_is_busy(self) -> bool:
@@ -317,6 +328,8 @@ class LiveLoop:
             call = self._running.pop(completion.ticket, None)
             if call is None:
                 continue
+            if call.stage == SINK:
+                self._sink_heard_s, self._sink_is_ready = self._clock(), completion.outcome == "done"
             match completion.outcome:
                 case "done" if call.method == "watch":
                     self._take(call.worker, completion.reply.rows[0])
@@ -325,7 +338,9 @@ class LiveLoop:
                 case "done" if call.method == "fold":
                     if self._can_fold and not completion.reply.rows[0]:
                         self._can_fold = False
-                        self._told.message("hours are not folded: this disk cannot exchange folders; their small parts stay")
+                        self._told.message(
+                            "hours are not folded: this disk cannot exchange folders; their small parts stay"
+                        )
                 case "done":
                     self._sink_deaths = 0 if call.method == "write" else self._sink_deaths
                 case "died":

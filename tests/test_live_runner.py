@@ -98,7 +98,7 @@ class Players(InlineExecutor):
     def kill(self, stage: str, worker: int) -> None:
         self.killed.append((stage, worker))
         self.hanging.discard((stage, worker))
-        self.dying.append((stage, worker, "watch"))
+        self.dying.append((stage, worker, "watch" if stage == "live" else "write"))
 
     def replace(self, stage: str, worker: int) -> None:
         self.replaced.append((stage, worker))
@@ -308,6 +308,31 @@ def test_a_sink_that_died_opens_again_and_is_sent_its_part_again(run):
     assert first == again
     (reopened,) = [call for _, call in run.players.calls if call.method == "reopen"]
     assert reopened.requests == (IDENTITY,)
+
+
+def test_a_sink_that_hangs_is_ended_and_replaced_and_the_run_is_not_well_meanwhile(run):
+    made = steady(run.players)
+    well: list[tuple[float, bool]] = []
+
+    def news(worker: int, now_s: float) -> LiveNews:
+        if 1010.0 < now_s < 1010.15:
+            run.players.hanging = {("sink", 0)}
+        well.append((now_s, run.metrics.health()[0]))
+        return made(worker, now_s)
+
+    run.players.news = news
+    run.loop.run(for_s=90.0)
+    assert run.players.killed == [("sink", 0)] == run.players.replaced
+    ill = [now_s for now_s, is_well in well if not is_well]
+    assert 1015.0 < ill[0] < 1017.0 and 1070.0 < ill[-1] < 1072.0
+    # Nothing is lost, and nothing is given to a new one twice.
+    written = [clip for part in run.players.written() for clip in part]
+    assert len(set(written)) == run.summary.labels and run.players.methods("sink").count("reopen") == 1
+
+
+def test_a_sink_that_has_nothing_to_do_does_not_hang(run):
+    run.loop.run(for_s=90.0)
+    assert not run.players.killed and run.metrics.health()[0]
 
 
 def test_a_sink_that_dies_at_every_part_ends_the_run(run):
