@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import select
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -202,36 +202,48 @@ class LiveWorker:
                 events.append(Stop())
             handle = watched.handle
             if handle is not None and handle.is_open:
-                polled = handle.poll()
-                watched.counts = polled.counts
-                for frame in polled.frames:
-                    watched.dropped += self._buffer.put(name, frame) is not None
-                counts = polled.counts
-                events.append(
-                    Progress(num_packets=counts.num_packets, num_decoded=counts.num_decoded)
-                    if handle.is_ready
-                    else Preparing()
-                )
-                if polled.ended is not None:
-                    events.append(Ended(reason=without_password(polled.ended), is_final=polled.is_final))
+                try:
+                    events += self._heard(name, watched, handle)
+                except Exception as exc:  # whatever a reader that has gone mad says: the other cameras go on
+                    events.append(Ended(reason=f"its reader cannot be understood: {_shown(exc)}"))
             if handle is not None and not handle.is_open and handle.is_gone():
                 watched.handle = None
                 events.append(Gone())
-            watched.camera, decision = step(
-                watched.camera, events, now_s=self._clock(), draw=self._draw(), limits=self._limits
-            )
-            match decision:
-                case Open():
+            self._step(watched, events)
+
+    def _heard(self, name: str, watched: _Watched, handle: ReaderHandle) -> list[Event]:
+        polled = handle.poll()
+        counts = watched.counts = polled.counts
+        for frame in polled.frames:
+            watched.dropped += self._buffer.put(name, frame) is not None
+        events: list[Event] = [
+            Progress(num_packets=counts.num_packets, num_decoded=counts.num_decoded)
+            if handle.is_ready
+            else Preparing()
+        ]
+        if polled.ended is not None:
+            events.append(Ended(reason=without_password(polled.ended), is_final=polled.is_final))
+        return events
+
+    def _step(self, watched: _Watched, events: Sequence[Event]) -> None:
+        watched.camera, decision = step(
+            watched.camera, events, now_s=self._clock(), draw=self._draw(), limits=self._limits
+        )
+        match decision:
+            case Open():
+                watched.former = add_counts(watched.former, watched.counts)
+                watched.counts = CameraCounts()
+                watched.wake_s = self._clock() + _MAX_WAIT_S
+                try:
                     watched.handle = self._open_reader(watched.plan.spec)
-                    watched.former = add_counts(watched.former, watched.counts)
-                    watched.counts = CameraCounts()
-                    watched.wake_s = self._clock() + _MAX_WAIT_S
-                case Kill():
-                    if watched.handle is not None:
-                        watched.handle.kill()
-                    watched.wake_s = self._clock() + 0.01
-                case Wait():
-                    watched.wake_s = decision.until_s
+                except OSError as exc:  # no more files, processes or memory: this camera waits, the others go on
+                    self._step(watched, [Ended(reason=f"its reader cannot be started: {_shown(exc)}"), Gone()])
+            case Kill():
+                if watched.handle is not None:
+                    watched.handle.kill()
+                watched.wake_s = self._clock() + 0.01
+            case Wait():
+                watched.wake_s = decision.until_s
 
     def _sleep(self, until_s: float) -> None:
         """Until a reader has something to say, or until then."""
@@ -329,6 +341,10 @@ class LiveWorker:
             watched.analysed = []
         labels, self._labels = tuple(self._labels), []
         return LiveNews(labels=labels, cameras=cameras, is_over=self._is_over())
+
+
+def _shown(exc: Exception) -> str:
+    return without_password(" ".join(f"{type(exc).__name__}: {exc}".split()))
 
 
 def _place(seen: Seen) -> PatchPlace:

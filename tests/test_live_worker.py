@@ -374,6 +374,44 @@ def test_a_reader_whose_process_takes_long_to_start_is_not_held_against_the_came
     door.watch_until(lambda _: len(door.readers["door"]) == 2)
 
 
+def test_a_reader_that_cannot_be_started_costs_the_others_nothing_and_is_tried_again(studio):
+    run = studio("door", "yard")
+    real, refused = run.worker._open_reader, []
+
+    def refuse(spec: CameraSpec) -> Reader:
+        if spec.name == "yard" and len(refused) < 3:
+            refused.append(spec.name)
+            raise OSError(24, "Too many open files")
+        return real(spec)
+
+    run.worker._open_reader = refuse
+    run.reader("yard").ends("lost")
+    run.reader("door").sends(*stream(*range(12)))
+    news = run.watch_until(lambda news: len(refused) == 3 and news.cameras["yard"].state is CameraState.WAITING)
+    assert news.cameras["yard"].last_error == "its reader cannot be started: OSError: [Errno 24] Too many open files"
+    run.watch_until(lambda _: len(run.readers["yard"]) == 2)
+    run.reader("yard").sends(*stream(*range(4)))
+    run.watch_until(lambda news: news.cameras["yard"].state is CameraState.LIVE)
+    run.watch_all()
+    assert {label.camera for label in run.labels} == {"door", "yard"}
+
+
+def test_a_reader_that_says_nonsense_is_ended_like_one_that_was_lost(studio):
+    def nonsense() -> Polled:
+        raise KeyError("rtsp://eve:s3cret@yard/")
+
+    run = studio("door", "yard")
+    run.reader("yard").poll = nonsense
+    run.reader("door").sends(*stream(*range(4)))
+    news = run.watch_until(lambda _: len(run.readers["yard"]) == 2)
+    assert run.readers["yard"][0].was_killed
+    assert news.cameras["yard"].last_error == (
+        "its reader cannot be understood: KeyError: 'rtsp://eve:***@yard/'"
+    )
+    run.watch_all()
+    assert len(run.labels) == 1
+
+
 def test_counts_outlive_readers_and_a_camera_that_came_back_was_reconnected(studio):
     door = studio()
     door.reader().sends(*stream(0, 1, 2))
