@@ -164,7 +164,7 @@ def orientation_of(frame: VideoFrame, pixel_aspect: Fraction | None) -> Orientat
         matrix = None
         # Not frame.side_data: the frame would keep it, and it the frame, so that full-size frames pile up by the
         # hundred until the garbage collector finds them.
-        for data in cast(Iterable[Any], SideDataContainer(frame)):
+        for data in cast(Iterable[Any], SideDataContainer(frame)):  # type: ignore[call-arg]
             if data.type.name == "DISPLAYMATRIX":
                 matrix = bytes(data)
     except ValueError:

@@ -50,7 +50,7 @@ def _checkpoint(path: str | None, config_json: str, model_id: str) -> Checkpoint
 
 def load_checkpoint(config: Config, model_id: str) -> Checkpoint:
     """The run's checkpoint; the last one is kept, because the stages of one process share it."""
-    return _checkpoint(config.model.checkpoint, config.model_dump_json(), model_id)
+    return _checkpoint(config.model.checkpoint, config.model_dump_json(exclude_unset=True), model_id)
 
 
 def _prepare(num_threads: int) -> None:

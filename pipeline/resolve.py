@@ -54,7 +54,7 @@ class Plan:
         place = self.placement
         skip = {"skip.sees": "glance"} if self.config.skip.kind == "learned" else {}
         return {
-            "config": self.config.replaced(skip).model_dump(mode="json"),
+            "config": self.config.replaced(skip).model_dump(mode="json", exclude_unset=True),
             "model_id": self.model_id,
             "device": place.device,
             "num_threads": place.num_threads,
@@ -104,7 +104,8 @@ class Plan:
 
     def worker_specs(self) -> list[WorkerSpec]:
         """Every stage but the sink, which is open before the others are made."""
-        config, place = self.config.model_dump(mode="json"), self.placement
+        # What nobody set stays unset in the workers: a default is not a wish.
+        config, place = self.config.model_dump(mode="json", exclude_unset=True), self.placement
         models = {"config": config, "model_id": self.model_id, "device": place.device}
         return [
             WorkerSpec(

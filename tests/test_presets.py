@@ -8,9 +8,11 @@ import torch
 from operators.checkpoints import Checkpoint, save
 from operators.errors import ConfigError
 from pipeline.build import build_cost
-from pipeline.config import load, presets
+from pipeline.config import Config, load, presets
 from pipeline.placement import Machine
 from pipeline.resolve import Plan, resolve
+from pipeline.rules import skip_price
+from pipeline.scheduler import STREAM
 from pipeline.untrained import untrained
 
 MACHINE = Machine(num_cores=2, memory_bytes=8 << 30)
@@ -106,3 +108,13 @@ def test_random_weights_saved_as_a_checkpoint_say_by_themselves_how_to_run(tmp_p
         96,
     )
     assert plan.model_id == made.model_id and plan.is_trained
+
+
+def test_workers_know_what_was_set_from_what_was_not():
+    # A share that nobody asked for, taken for a wish, moved the learned skip away from its own price.
+    plan = resolve(load("demo", settings=["skip.kind=learned"]), MACHINE)
+    (spec,) = (spec for spec in plan.worker_specs() if spec.stage == STREAM)
+    config = Config.model_validate(spec.arguments["config"])
+    assert config.given() == plan.config.given()
+    assert config == plan.config
+    assert skip_price(config, plan.header) == plan.header.skip.price
