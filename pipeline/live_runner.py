@@ -138,8 +138,13 @@ def watch_cameras(
     watched = camera_plans(plan.config, cameras)
     sink_arguments = {"out": str(out.resolve()), "run_id": run_id, "resume": resume, "retry_failed": False}
     summary = LiveSummary({camera.name: CameraSummary() for camera in cameras})
+    # Each step of a start may take seconds: a stop is heeded before the next one.
+    if stop.is_set:
+        return summary
     # The port is taken before anything is started: that it is not free is then said at once.
     with _metrics(plan.config, cameras, told) as metrics, make_executor(plan, machine) as executor:
+        if stop.is_set:
+            return summary
         executor.start(
             WorkerSpec(stage=SINK, factory="pipeline.sink_worker:sink_worker", arguments=sink_arguments)
         )
@@ -154,6 +159,8 @@ def watch_cameras(
         }
         ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,)))
         write_run(out, plan, run_id)
+        if stop.is_set:
+            return summary
         is_inline = plan.config.run.executor == "inline"
         # In one process workers would only take turns, and all cameras can share one.
         count = 1 if is_inline else min(len(watched), plan.placement.stream_workers)

@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import exceptions
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from operators.errors import ConfigError, PipelineError, StageError
@@ -68,6 +69,8 @@ def _left_alone() -> Iterator[None]:
     for results: Ray would tell there of every worker that died.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Its own would end the driver in the middle of a start, with a code of its own.
+    ray_utils.set_sigterm_handler = lambda handler: None
     ray_worker.print_to_stdstream = lambda *args, **kwargs: None
     try:
         yield

@@ -267,13 +267,23 @@ def test_on_ray_readers_and_workers_that_are_killed_come_back(
     files = (path for folder in folders for path in Path(folder).rglob("*") if path.is_file())
     logs = "".join(read(path).decode(errors="replace") for path in files)
     assert_nobody_tells(live, out, besides=logs, pids=list(readers(*names)))
+    begun_s = time.monotonic()
     assert live.end(signal.SIGTERM) == 143
+    assert time.monotonic() - begun_s < 5.0
     # Results only, although Ray has seen a worker die.
     assert all(line.startswith("{") for line in live.text["out"].splitlines())
     assert live.command.is_gone() and not readers(*names)
     assert {row["clip_id"] for row in table(out)} == {label["clip_id"] for label in live.labels}
     counted = json.loads(next((out / "run").glob("summary-*.json")).read_text())
     assert counted["deaths"] == 1 and counted["cameras"][names[0]]["reconnects"] == 2
+
+
+def test_a_signal_while_ray_starts_ends_it_like_any_other(tmp_path: Path) -> None:
+    live = Live(f"rtsp://127.0.0.1:{unused_port()}/", "-o", tmp_path / "out", *QUICK)
+    live.wait_until(lambda: any("gcs_server" in title for title in live.command.family().values()))
+    assert live.end(signal.SIGTERM) == 143
+    assert "stopping" in live.text["err"] and "camera(s)" not in live.text["err"]
+    assert live.command.is_gone()
 
 
 def test_the_frames_behind_each_label_are_those_that_the_clock_says(server: Server, monkeypatch) -> None:

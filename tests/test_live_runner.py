@@ -11,8 +11,10 @@ import os
 import subprocess
 import sys
 import traceback
+import types
 from collections import deque
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,12 +27,13 @@ from pipeline.executor import Call, Completion, InlineExecutor
 from pipeline.live import CameraState
 from pipeline.live_cameras import camera_plans, cameras_of
 from pipeline.live_metrics import LiveMetrics
-from pipeline.live_runner import CameraSummary, LiveLoop, LiveSummary, LiveTold, check
+from pipeline.live_runner import CameraSummary, LiveLoop, LiveSummary, LiveTold, check, watch_cameras
 from pipeline.live_worker import CameraNews, CameraPlan, LiveNews
 from pipeline.messages import Reply
 from pipeline.placement import Machine
 from pipeline.resolve import resolve
 from pipeline.runner import StopRequest
+from pipeline.sink_worker import SinkOpened
 from run_pipeline import main
 
 IDENTITY = {"model_id": "m", "config_id": "c"}
@@ -347,6 +350,31 @@ def test_a_bug_in_a_worker_ends_the_run_without_a_password(run):
     run.players.poll = lambda timeout_s: [Completion(ticket=2, outcome="failed", error=error)]
     with pytest.raises(StageError, match="live worker 0 failed: ValueError: rtsp://eve:\\*\\*\\*@host/ is odd"):
         run.loop.run(for_s=None)
+
+
+@pytest.mark.parametrize(("step", "started"), [("resolve", []), ("make_executor", []), ("write_run", ["sink"])])
+def test_a_stop_is_heeded_before_the_next_step_of_a_start(step, started, tmp_path, monkeypatch):
+    stop, seen = StopRequest(), []
+
+    def is_stopped_by(name: str) -> None:
+        stop.is_set = stop.is_set or name == step
+
+    def resolved(*arguments, **more):
+        is_stopped_by("resolve")
+        return resolve(*arguments, **more)
+
+    @contextmanager
+    def executor(*_):
+        is_stopped_by("make_executor")
+        yield types.SimpleNamespace(start=lambda spec: seen.append(spec.stage))
+
+    monkeypatch.setattr("pipeline.live_runner.resolve", resolved)
+    monkeypatch.setattr("pipeline.live_runner.make_executor", executor)
+    monkeypatch.setattr("pipeline.live_runner.open_sink", lambda *_: SinkOpened())
+    monkeypatch.setattr("pipeline.live_runner.ask", lambda *_: None)
+    monkeypatch.setattr("pipeline.live_runner.write_run", lambda *_: is_stopped_by("write_run"))
+    summary = watch_cameras(load("live"), [Camera(name="door", url="rtsp://a/")], out=tmp_path, stop=stop)
+    assert seen == started and summary.labels == 0
 
 
 def test_latencies_are_quantiles_of_the_newest_labels():
