@@ -12,6 +12,7 @@ import pytest
 from gstreamer import what_is_missing
 
 from operators.records import CameraCounts
+from pipeline.bench import live
 from pipeline.bench.live import (
     Watch,
     bench_live,
@@ -44,6 +45,15 @@ def test_the_slope_of_memory_is_that_of_the_second_half():
     figure = slope_figure(rising + flat)
     assert figure.value == pytest.approx(3.0) and figure.low == pytest.approx(3.0) == figure.high
     assert figure.unit == "MiB/min" and "from 1000 to 1927 MiB" in figure.about
+    assert (figure.goal, figure.met) == (1.0, False)
+    assert slope_figure([(60.0 * i, 1900.0 + 0.5 * i) for i in range(20)]).met is True
+
+
+@pytest.mark.parametrize(("is_fast", "precision"), [(True, "bf16"), (False, "auto")])
+def test_the_large_networks_run_in_half_precision_where_the_processor_has_it(monkeypatch, is_fast, precision):
+    monkeypatch.setattr(live, "has_fast_bf16", lambda: is_fast)
+    assert default_config().compute.precision == precision
+    assert default_config("compute.precision=fp32").compute.precision == "fp32"
 
 
 def watched() -> tuple[Watch, LiveSummary]:

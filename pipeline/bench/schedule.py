@@ -153,7 +153,7 @@ def _simulations(exits: Sequence[float], clips: int, say: Say) -> list[Figure]:
             [s.idle_while_waiting for s in hungry],
             unit="",
             goal_is="at_most",
-            about="16 stream workers only, which the run then waits for: passes are small, a call's way counts for more",
+            about="only 16 stream workers, which the run then waits for: small passes, so a call's way counts for more",
         )
     )
     about = "the worst of 1, 4 and 16 focus workers"
