@@ -130,6 +130,7 @@ def live_worker(
         limits=LiveLimits(
             open_s=live.open_timeout_s,
             silence_s=live.watchdog_s,
+            keyframe_s=live.keyframe_timeout_s,
             backoff_s=live.backoff_s,
             max_backoff_s=live.max_backoff_s,
         ),

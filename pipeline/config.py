@@ -166,8 +166,11 @@ class Live(Section):
     window_s: float = Field(4.0, gt=0)
     stride_s: float = Field(1.0, gt=0)
     transport: Literal["tcp", "udp", "auto"] = "tcp"
-    watchdog_s: float = Field(5.0, gt=0, description="without a decoded frame for so long, a camera is lost")
-    open_timeout_s: float = Field(5.0, gt=0, description="from opening a camera to its first packet")
+    watchdog_s: float = Field(4.0, gt=0, description="without a decoded frame for so long, a camera is lost")
+    open_timeout_s: float = Field(4.0, gt=0, description="from opening a camera to its first packet")
+    keyframe_timeout_s: float = Field(
+        30.0, gt=0, description="from opening a camera to its first decoded frame, while packets do come"
+    )
     gap_s: float = Field(1.0, gt=0, description="frames further apart have a gap between them, which no window spans")
     backoff_s: float = Field(0.5, gt=0, description="first wait before a camera is opened again")
     max_backoff_s: float = Field(30.0, gt=0)

@@ -20,7 +20,7 @@ from operators.glance import Glancer
 from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchBatch, SourceFacts
 from pipeline.build import live_worker
 from pipeline.camera_process import CameraSpec, Polled
-from pipeline.config import Config
+from pipeline.config import Config, load
 from pipeline.gaze_live import LiveGaze, warm_up_sizes
 from pipeline.live import CameraState, Limits
 from pipeline.live_worker import CameraPlan, LiveNews, LiveWorker
@@ -410,6 +410,17 @@ def test_a_reader_that_says_nonsense_is_ended_like_one_that_was_lost(studio):
     )
     run.watch_all()
     assert len(run.labels) == 1
+
+
+def test_a_silent_camera_is_noticed_within_five_seconds_or_as_the_settings_say(tmp_path):
+    def limits(*settings: str) -> Limits:
+        plan = resolve(load("live", settings=settings), Machine(num_cores=1, memory_bytes=4 << 30))
+        return live_worker(**plan.live_arguments())._limits
+
+    # A worker looks at cameras again at least every second.
+    assert limits().open_s + 1 <= 5 >= limits().silence_s + 1
+    own = limits("live.open_timeout_s=2", "live.watchdog_s=3", "live.keyframe_timeout_s=7")
+    assert (own.open_s, own.silence_s, own.keyframe_s) == (2, 3, 7)
 
 
 def test_counts_outlive_readers_and_a_camera_that_came_back_was_reconnected(studio):
