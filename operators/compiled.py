@@ -9,7 +9,7 @@ without a C++ compiler and without files, so that a short run gains by it like a
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 from operators.network import Network, TemporalShift
 from operators.tensors import Normalisation, mean_and_scale, normalise, ready, to_dtype
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Pixels [N,3,H,W] on the device, uint8 or float of 0..255, -> feature map [N,C,h,w], feature float32 [N,D]."""
+Forward = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
+"""Pixels [n,3,H,W] on the device, uint8 or float of 0..255, in one tensor or in several that are taken one behind the
+other, -> feature map [N,C,h,w], feature float32 [N,D]."""
 
 _ACTIVATIONS: dict[type, tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
@@ -60,7 +61,7 @@ def make_forward(
 
 
 def _plain(network: Network, normalisation: Normalisation, dtype: torch.dtype) -> Forward:
-    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(pixels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         feature_map, feature = network(normalise(pixels, normalisation, dtype))
         return feature_map, feature.float()
 
@@ -125,22 +126,26 @@ class FusedNetwork:
         self._graph = fuse(network, dtype=dtype, max_batch=max_batch)
         self._buffers: dict[torch.Size, Tensor] = {}
 
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         feature_map, feature = self._graph(self._bordered(pixels))
         return feature_map, feature.float()
 
-    def _bordered(self, pixels: Tensor) -> Tensor:
+    def _bordered(self, pixels: Sequence[Tensor]) -> Tensor:
         """The pixels in the middle of a buffer whose border looks like the mean, in the network's precision."""
-        num_rows, _, height, width = pixels.shape
+        _, _, height, width = pixels[0].shape
+        num_rows = sum(map(len, pixels))
         edge = self._border_px
-        buffer = self._buffers.get(pixels.shape[1:])
+        buffer = self._buffers.get(pixels[0].shape[1:])
         if buffer is None or len(buffer) < num_rows:
             buffer = torch.empty((num_rows, height + 2 * edge, width + 2 * edge, 3), dtype=self._dtype)
             buffer[...] = self._border
-            self._buffers[pixels.shape[1:]] = buffer
-        buffer = buffer[:num_rows]
-        buffer[:, edge : edge + height, edge : edge + width] = pixels.permute(0, 2, 3, 1)
-        return buffer.permute(0, 3, 1, 2)
+            self._buffers[pixels[0].shape[1:]] = buffer
+        start = 0
+        for part in pixels:
+            rows = buffer[start : start + len(part)]
+            rows[:, edge : edge + height, edge : edge + width] = part.permute(0, 2, 3, 1)
+            start += len(part)
+        return buffer[:num_rows].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
@@ -250,12 +255,13 @@ class CudaGraphs:
         self._recorded: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, Tensor]]] = {}
         self._pool: Any = None
 
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        key = (pixels.shape, pixels.dtype)
+    def __call__(self, pixels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        (x,) = pixels
+        key = (x.shape, x.dtype)
         if key not in self._recorded:
-            self._recorded[key] = self._record(pixels)
+            self._recorded[key] = self._record(x)
         graph, given, (feature_map, feature) = self._recorded[key]
-        given.copy_(pixels)
+        given.copy_(x)
         graph.replay()
         return feature_map.clone(), feature.clone()
 
@@ -269,10 +275,10 @@ class CudaGraphs:
         ):
             with torch.cuda.stream(stream):
                 for _ in range(self.WARM_UP):
-                    self._forward(given)
+                    self._forward([given])
             torch.cuda.current_stream(pixels.device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
-                seen = self._forward(given)
+                seen = self._forward([given])
         self._pool = graph.pool()
         return graph, given, seen

@@ -8,7 +8,7 @@ import torch
 from operators.compiled import make_forward
 from operators.network import Network
 from operators.records import PatchBatch, PatchFeatures
-from operators.tensors import IMAGENET, Normalisation, Upload, padded, split_batch, to_array
+from operators.tensors import IMAGENET, Normalisation, Upload, split_batch, to_array
 
 
 class Focuser:
@@ -62,7 +62,7 @@ class Focuser:
             return PatchFeatures(feature=np.zeros((0, self.num_features), np.float32))
         features, maps = [], []
         for start, stop, rows in self.passes(len(pixels)):
-            feature_map, feature = self._forward(self._upload(padded(pixels[start:stop], rows)))
+            feature_map, feature = self._forward(self._upload.join([pixels[start:stop]], rows))
             features.append(feature[: stop - start])
             if self.feature_maps:
                 maps.append(feature_map[: stop - start])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from operators.compiled import make_forward
 from operators.network import Network
 from operators.records import Glance
-from operators.tensors import IMAGENET, Normalisation, Upload, padded, split_batch
+from operators.tensors import IMAGENET, Normalisation, Upload, rows_of, split_batch
 
 Resize = Literal["nearest", "antialias", "bilinear", "bicubic"]
 """How a view becomes the glance's input: AdaFocus takes `nearest`, GFNet `bilinear` or `bicubic` from corner to
@@ -77,16 +78,20 @@ class Glancer:
         self._upload = Upload(self.device)
 
     @torch.inference_mode()
-    def __call__(self, pixels: np.ndarray) -> Glance:
-        """uint8 [N,H,W,3] -> float32 tensors on the device: map [N,C,h,w], feature [N,C], logits [N,K] or None"""
-        multiple = self.num_segments or 1
-        if len(pixels) == 0 or len(pixels) % multiple:
-            raise ValueError(f"{len(pixels)} views, where a glance takes multiples of {multiple}, at least one")
+    def __call__(self, pixels: np.ndarray | Sequence[np.ndarray]) -> Glance:
+        """uint8 [N,H,W,3] -> float32 tensors on the device: map [N,C,h,w], feature [N,C], logits [N,K] or None
+
+        Several arrays are taken one behind the other, each read where it lies.
+        """
+        parts = [pixels] if isinstance(pixels, np.ndarray) else pixels
+        num_views, multiple = sum(map(len, parts)), self.num_segments or 1
+        if num_views == 0 or num_views % multiple:
+            raise ValueError(f"{num_views} views, where a glance takes multiples of {multiple}, at least one")
         maps, features = [], []
-        passes = split_batch(len(pixels), max_batch=self.max_batch, shapes=self.shapes, multiple=multiple)
+        passes = split_batch(num_views, max_batch=self.max_batch, shapes=self.shapes, multiple=multiple)
         for start, stop, rows in passes:
-            views = self._upload(padded(pixels[start:stop], rows))
-            feature_map, feature = self._forward(resize_views(views, self.size_px, self.resize))
+            views = self._upload.join(rows_of(parts, start, stop), rows)
+            feature_map, feature = self._forward([resize_views(x, self.size_px, self.resize) for x in views])
             maps.append(feature_map[: stop - start].float())
             features.append(feature[: stop - start])
         feature = _cat(features)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -39,29 +40,52 @@ class Upload:
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-            raise ValueError(f"pixels must be uint8 [N,H,W,3], not {pixels.dtype} {list(pixels.shape)}")
+        (x,) = self.join([pixels])
+        return x
+
+    def join(self, parts: Sequence[np.ndarray], num_rows: int = 0) -> list[Tensor]:
+        """What makes one pass's rows, one part behind the other, with rows of zeros up to `num_rows`.
+
+        On a CPU every part stays where it lies; on a GPU they become one tensor, put together in pinned memory.
+        """
+        for pixels in parts:
+            if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+                raise ValueError(f"pixels must be uint8 [N,H,W,3], not {pixels.dtype} {list(pixels.shape)}")
+        given = sum(map(len, parts))
+        size = parts[0].shape[1:]
         if self._stream is None:
+            padding = [np.zeros((num_rows - given, *size), np.uint8)] if given < num_rows else []
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-                return torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device).permute(0, 3, 1, 2)
+                return [
+                    torch.from_numpy(np.ascontiguousarray(part)).to(self._device).permute(0, 3, 1, 2)
+                    for part in [*parts, *padding]
+                ]
         # Only from pinned memory does a copy run beside the device's work; bytes are a quarter of what floats are.
-        pinned = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
-        pinned.numpy()[...] = pixels
+        pinned = torch.empty((max(given, num_rows), *size), dtype=torch.uint8, pin_memory=True)
+        buffer, start = pinned.numpy(), 0
+        for part in parts:
+            buffer[start : start + len(part)] = part
+            start += len(part)
+        buffer[start:] = 0
         current = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
             x = pinned.to(self._device, non_blocking=True)
         current.wait_stream(self._stream)
         # The memory is the copying stream's, which must not use it again before the work has read it.
         x.record_stream(current)
-        return x.permute(0, 3, 1, 2)
+        return [x.permute(0, 3, 1, 2)]
 
 
-def padded(pixels: np.ndarray, num_rows: int) -> np.ndarray:
-    """[N,...] with rows of zeros up to so many; as it is where it has them."""
-    if len(pixels) >= num_rows:
-        return pixels
-    return np.concatenate((pixels, np.zeros((num_rows - len(pixels), *pixels.shape[1:]), pixels.dtype)))
+def rows_of(parts: Sequence[np.ndarray], start: int, stop: int) -> list[np.ndarray]:
+    """Rows start..stop of arrays that are counted through, each where it lies."""
+    rows, begin = [], 0
+    for part in parts:
+        end = begin + len(part)
+        if max(start, begin) < min(stop, end):
+            rows.append(part[max(start - begin, 0) : stop - begin])
+        begin = end
+    return rows
 
 
 # Kept, because nothing may be copied to a GPU while a graph is recorded there.
@@ -73,13 +97,28 @@ def mean_and_scale(normalisation: Normalisation, device: torch.device) -> tuple[
     return mean, torch.tensor(normalisation.std, device=device).mul_(255.0).reciprocal_()
 
 
-def normalise(x: Tensor, normalisation: Normalisation, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[N,3,H,W] of 0..255 -> normalised, lying channels last; computed in float32, rounded once."""
-    num_rows, channels, height, width = x.shape
-    # Whole rows of pixels at a time: three channels innermost would leave vector units idle.
-    rows = x.permute(0, 2, 3, 1).reshape(num_rows * height, width * channels)
-    mean, scale = mean_and_scale(normalisation, x.device)
-    out = torch.sub(rows, mean.repeat(width)).mul_(scale.repeat(width)).to(dtype)
+def normalise(
+    parts: Tensor | Sequence[Tensor], normalisation: Normalisation, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """[N,3,H,W] of 0..255 -> normalised, lying channels last; computed in float32, rounded once.
+
+    Several such tensors become one, without being put together before.
+    """
+    parts = [parts] if isinstance(parts, Tensor) else parts
+    _, channels, height, width = parts[0].shape
+    mean, scale = (x.repeat(width) for x in mean_and_scale(normalisation, parts[0].device))
+    num_rows = sum(map(len, parts))
+    out = torch.empty((num_rows * height, width * channels), dtype=dtype, device=parts[0].device)
+    start = 0
+    for x in parts:
+        # Whole rows of pixels at a time: three channels innermost would leave vector units idle.
+        rows = x.permute(0, 2, 3, 1).reshape(len(x) * height, width * channels)
+        place = out[start : start + len(rows)]
+        if dtype == torch.float32:
+            torch.sub(rows, mean, out=place).mul_(scale)
+        else:
+            place.copy_(torch.sub(rows, mean).mul_(scale))
+        start += len(rows)
     return out.view(num_rows, height, width, channels).permute(0, 3, 1, 2)
 
 

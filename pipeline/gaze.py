@@ -8,7 +8,7 @@ the frames of later rounds are not even glanced at before their turn.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,12 +139,7 @@ class FrameGaze:
                     wanted.setdefault((id(clip.frames), row), clip)
         if not wanted:
             return
-        keys = list(wanted)
-        if len({key[0] for key in keys}) == 1:
-            pixels = _rows(wanted[keys[0]].frames.pixels, [row for _, row in keys])
-        else:
-            pixels = np.stack([clip.frames.pixels[row] for (_, row), clip in wanted.items()])
-        glance = self._glancer(pixels)
+        glance = self._glancer(runs_of((clip.frames.pixels, row) for (_, row), clip in wanted.items()))
         for i, ((_, row), clip) in enumerate(wanted.items()):
             clip.memory.seen[row] = (glance.feature_map[i], glance.feature[i])
             # A frame's cost is counted once, in the first clip that looks at it.
@@ -274,9 +269,15 @@ class FrameGaze:
         )
 
 
-def _rows(pixels: np.ndarray, rows: list[int]) -> np.ndarray:
-    """Rows of an array; no copy where they are all of it."""
-    return pixels if rows == list(range(len(pixels))) else pixels[rows]
+def runs_of(views: Iterable[tuple[np.ndarray, int]]) -> list[np.ndarray]:
+    """Rows of arrays, each where it lies; neighbours of one array stay together."""
+    runs: list[tuple[np.ndarray, int, int]] = []
+    for pixels, row in views:
+        if runs and runs[-1][0] is pixels and runs[-1][2] == row:
+            runs[-1] = (pixels, runs[-1][1], row + 1)
+        else:
+            runs.append((pixels, row, row + 1))
+    return [pixels[start:stop] for pixels, start, stop in runs]
 
 
 def grouped(items: Sequence, key: Callable) -> list[tuple]:

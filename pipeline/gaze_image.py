@@ -14,7 +14,7 @@ from operators.classify import CascadedClassifier, GRUClassifier
 from operators.cost import CostModel
 from operators.glance import Glancer
 from operators.records import Observation, PatchFeatures
-from pipeline.gaze import TruthAt, grouped
+from pipeline.gaze import TruthAt, grouped, runs_of
 from pipeline.stages import OpenClip
 from policies.base import Policy, PolicyState, corners, join
 from policies.stopping import Never, StopRule
@@ -74,7 +74,7 @@ class ImageGaze:
                 classifier_state=self._classifier.initial_state(1),
                 stop_state=self._stop.initial_state(1),
             )
-        glance = self._glancer(np.stack([clip.frames.pixels[_row(clip)] for clip in clips]))
+        glance = self._glancer(runs_of((clip.frames.pixels, _row(clip)) for clip in clips))
         self._hear(clips, glance.feature, glance.feature_map)
 
     @torch.inference_mode()

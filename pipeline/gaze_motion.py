@@ -13,7 +13,7 @@ from operators.classify import AverageClassifier
 from operators.cost import CostModel
 from operators.glance import Glancer
 from operators.records import Observation, PatchFeatures
-from pipeline.gaze import TruthAt
+from pipeline.gaze import TruthAt, runs_of
 from pipeline.stages import OpenClip
 from policies.base import Policy, corners
 
@@ -50,7 +50,8 @@ class MotionGaze:
         num_glanced = self._glancer.num_segments
         # A frame's map depends on its neighbours in the clip, so windows that share frames cannot share glances.
         rows = [_sample(clip.window.glance_rows, num_glanced) for clip in clips]
-        glance = self._glancer(np.concatenate([c.frames.pixels[r] for c, r in zip(clips, rows, strict=True)]))
+        views = [(clip.frames.pixels, row) for clip, own in zip(clips, rows, strict=True) for row in own.tolist()]
+        glance = self._glancer(runs_of(views))
         logits = glance.logits.unflatten(0, (-1, num_glanced))
         # Frame-major along channels, as published.
         maps = glance.feature_map.unflatten(0, (-1, num_glanced)).flatten(1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,8 @@ def glanced(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     views: list[np.ndarray] = []
 
     class Watched(Glancer):
-        def __call__(self, pixels: np.ndarray):
-            views.extend(pixels)
+        def __call__(self, pixels: Sequence[np.ndarray]):
+            views.extend(view for part in pixels for view in part)
             return super().__call__(pixels)
 
     monkeypatch.setattr("pipeline.build.Glancer", Watched)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from looking import NAMES, drive, make_checkpoint, make_config, make_frames
+from looking import NAMES, SIDE, drive, make_checkpoint, make_config, make_frames
 from parity.files import write_adafocus, write_adafocus_tsm, write_gfnet
 from parity.frames import frames as parity_frames
 
@@ -47,6 +47,31 @@ def label_of(stream: StreamWorker, frames: FrameBatch):
     features = features_of(num_patches)
     reply, _ = stream.step((StepRequest(clip_id=clip_id, features=(Slice(0, 0, num_patches),)),), (features,))
     return reply.rows[0].label
+
+
+@pytest.mark.parametrize("family", ["adafocus", "gfnet"])
+def test_views_of_several_clips_reach_the_network_without_a_copy(monkeypatch, family):
+    seen: list[torch.Tensor] = []
+
+    def watched(network, **options):
+        def forward(views):
+            seen.extend(views)
+            num_views = sum(map(len, views))
+            return torch.zeros(num_views, network.map_channels, 4, 4), torch.zeros(num_views, network.num_features)
+
+        return forward
+
+    monkeypatch.setattr("operators.glance.make_forward", watched)
+    small = {"model__family": "gfnet", "model__glance_backbone": "small_focus"} if family == "gfnet" else {}
+    config = make_config(policy__kind="center", glance__size_px=SIDE, **small)
+    gaze = build_gaze(config, make_checkpoint(config), device="cpu")
+    stream = StreamWorker(gaze=gaze, form=LabelForm(class_names=NAMES))
+    num_frames = 1 if family == "gfnet" else 6
+    batches = [make_frames(num_frames, seed=i) for i in range(3)]
+    stream.open(tuple(request(frames, row=i) for i, frames in enumerate(batches)), (batches,))
+    # Passes of 8 take a clip and a part of the next; every row is where its FrameBatch has it.
+    there = [view.data_ptr() for part in seen for view in part]
+    assert there == [view.ctypes.data for frames in batches for view in frames.pixels]
 
 
 def test_a_reply_says_which_patches_are_whose():

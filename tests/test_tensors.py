@@ -13,7 +13,7 @@ from operators.backbones import build
 from operators.focus import Focuser
 from operators.glance import Glancer, resize_views
 from operators.records import PatchBatch
-from operators.tensors import Normalisation, fold_batchnorm, ready, split_batch, to_array, to_tensor
+from operators.tensors import Normalisation, Upload, fold_batchnorm, ready, rows_of, split_batch, to_array, to_tensor
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +157,26 @@ def test_bilinear_goes_from_corner_to_corner_and_antialias_averages():
     board = (torch.arange(8)[:, None] + torch.arange(8)) % 2
     grey = resize_views(board[None, None].float(), 2, "antialias")
     np.testing.assert_allclose(grey, 0.5, atol=0.02)
+
+
+def test_rows_of_several_arrays_are_read_where_they_lie():
+    parts = [pixels(3, 4, seed=1), pixels(1, 4, seed=2), pixels(4, 4, seed=3)]
+    rows = rows_of(parts, 2, 6)
+    np.testing.assert_array_equal(np.concatenate(rows), np.concatenate(parts)[2:6])
+    assert [len(part) for part in rows] == [1, 1, 2]
+    assert all(np.shares_memory(part, whole) for part, whole in zip(rows, parts, strict=True))
+    joined = Upload().join(rows, 6)
+    assert [len(x) for x in joined] == [1, 1, 2, 2] and not joined[-1].any()
+    assert [x.data_ptr() for x in joined[:3]] == [part.ctypes.data for part in rows]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("options", [{}, {"resize": "antialias"}, {"max_batch": 2}, {"shapes": (4, 8)}])
+def test_views_of_several_arrays_are_seen_as_those_of_one(options, compiled):
+    network, array = used("small_glance"), pixels(7, 48)
+    one = Glancer(network=copy.deepcopy(network), size_px=32, compiled=compiled, **options)(array)
+    several = Glancer(network=network, size_px=32, compiled=compiled, **options)([array[:1], array[1:4], array[4:]])
+    assert torch.equal(several.feature_map, one.feature_map) and torch.equal(several.feature, one.feature)
 
 
 def test_a_glance_of_nothing_or_of_broken_clips_is_a_bug():
