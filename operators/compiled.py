@@ -8,6 +8,9 @@ without a C++ compiler and without files, so that a short run gains by it like a
 
 from __future__ import annotations
 
+import copy
+import functools
+import logging
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -17,6 +20,8 @@ from torch import Tensor, fx, nn
 
 from operators.network import Network, TemporalShift
 from operators.tensors import Normalisation, mean_and_scale, normalise, ready, to_dtype
+
+_log = logging.getLogger(__name__)
 
 Forward = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
 """Pixels [n,3,H,W] on the device, uint8 or float of 0..255, in one tensor or in several that are taken one behind the
@@ -36,7 +41,28 @@ def can_compile(device: torch.device | str, dtype: torch.dtype) -> bool:
         return torch.cuda.is_available()
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    if dtype == torch.bfloat16:
+        return has_fused_kernels() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 and has_fused_kernels()
+
+
+@functools.cache
+@torch.inference_mode()
+def has_fused_kernels() -> bool:
+    """Whether this torch has the oneDNN operations, in the form used here. They are not public: it may lose them."""
+    conv = nn.Conv2d(8, 8, 1)
+    x = torch.ones(1, 8, 2, 2).contiguous(memory_format=torch.channels_last)
+    options: dict[str, Any] = {"dtype": torch.float32, "max_batch": 1, "activation": ("relu", [])}
+    try:
+        FusedConvolution(conv, **options)(x)
+        for in_place in (False, True):
+            FusedConvolution(conv, has_residual=True, in_place=in_place, **options)(x, x.clone())
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # Whatever is raised where an operation is missing, or takes other arguments, means the same.
+    except Exception as exc:
+        _log.warning("networks run layer by layer: torch %s has other oneDNN operations: %s", torch.__version__, exc)
+        return False
+    return True
 
 
 def make_forward(
@@ -56,7 +82,15 @@ def make_forward(
         if device.type == "cuda":
             plain = _plain(ready(network, device=device, dtype=dtype), normalisation, dtype)
             return CudaGraphs(plain, picks_fastest=dtype != torch.float32)
-        return FusedNetwork(ready(network), normalisation=normalisation, dtype=dtype, max_batch=max_batch)
+        network = ready(network)
+        try:
+            # Its structure is taken apart, so it gets one of its own; the weights are the same.
+            weights = {id(x): x for x in (*network.parameters(), *network.buffers())}
+            twin = copy.deepcopy(network, cast(dict[int, Any], weights))
+            return FusedNetwork(twin, normalisation=normalisation, dtype=dtype, max_batch=max_batch)
+        # Tracing has no error of its own for a network that it cannot follow; any network runs layer by layer.
+        except Exception as exc:
+            _log.warning("%s runs layer by layer: it cannot be fused: %s", type(network).__name__, exc)
     return _plain(ready(network, device=device, dtype=dtype), normalisation, dtype)
 
 
@@ -240,45 +274,62 @@ def _is_sum(node: fx.Node) -> bool:
     return is_add and len(node.args) == 2 and all(isinstance(arg, fx.Node) for arg in node.args) and not node.kwargs
 
 
-class CudaGraphs:
-    """A Forward recorded once per shape and then replayed: one launch instead of one per kernel.
+_Recording = tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, Tensor]]
+"""The graph, where its pixels go, and where its answers are."""
 
-    Shapes should be few. What is returned is the caller's: the next call does not write over it.
+
+class CudaGraphs:
+    """A Forward recorded per shape and then replayed: one launch instead of one per kernel.
+
+    A shape is recorded when it comes for the third time: what comes once or twice is not worth it, and those passes
+    are the warm-up that a recording needs. Where it cannot be recorded, for want of memory say, that shape goes on
+    kernel by kernel. What is returned is the caller's: the next call does not write over it.
     """
 
-    WARM_UP = 3
+    RECORDED_AT = 3
 
     def __init__(self, forward: Forward, *, picks_fastest: bool) -> None:
         """`picks_fastest`: cuDNN measures its algorithms; the last bits then may differ from run to run."""
         self._forward = forward
         self._picks_fastest = picks_fastest
-        self._recorded: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, Tensor]]] = {}
+        self._uses: dict[tuple[Any, ...], int] = {}
+        self._recorded: dict[tuple[Any, ...], _Recording | None] = {}
         self._pool: Any = None
 
     def __call__(self, pixels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         (x,) = pixels
         key = (x.shape, x.dtype)
-        if key not in self._recorded:
-            self._recorded[key] = self._record(x)
-        graph, given, (feature_map, feature) = self._recorded[key]
-        given.copy_(x)
-        graph.replay()
-        return feature_map.clone(), feature.clone()
-
-    def _record(self, pixels: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, Tensor]]:
-        given = pixels.clone(memory_format=torch.preserve_format)
-        stream = torch.cuda.Stream(pixels.device)
-        stream.wait_stream(torch.cuda.current_stream(pixels.device))
-        # cuDNN settles on its algorithms for a shape in the passes before the recording.
+        # The same for passes with and without a recording: cuDNN settles on its algorithms in the first ones.
         with torch.backends.cudnn.flags(
             enabled=True, benchmark=self._picks_fastest, deterministic=not self._picks_fastest, allow_tf32=False
         ):
-            with torch.cuda.stream(stream):
-                for _ in range(self.WARM_UP):
-                    self._forward([given])
-            torch.cuda.current_stream(pixels.device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                seen = self._forward([given])
+            self._uses[key] = self._uses.get(key, 0) + 1
+            if self._uses[key] == self.RECORDED_AT:
+                self._recorded[key] = self._try_to_record(x)
+            recording = self._recorded.get(key)
+            if recording is None:
+                return self._forward([x])
+            graph, given, (feature_map, feature) = recording
+            given.copy_(x)
+            graph.replay()
+            return feature_map.clone(), feature.clone()
+
+    def _try_to_record(self, x: Tensor) -> _Recording | None:
+        try:
+            return self._record(x)
+        except RuntimeError as exc:
+            _log.warning("passes of %d images run kernel by kernel, no graph of them was recorded: %s", len(x), exc)
+            return None
+
+    def _record(self, x: Tensor) -> _Recording:
+        given = x.clone(memory_format=torch.preserve_format)
+        stream = torch.cuda.Stream(x.device)
+        stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(stream):
+            self._forward([given])
+        torch.cuda.current_stream(x.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            seen = self._forward([given])
         self._pool = graph.pool()
         return graph, given, seen

@@ -113,7 +113,10 @@ def _kernels() -> Finding:
     from pipeline.tuning import has_fast_bf16
 
     if not can_compile("cpu", torch.float32):
-        return Finding("kernels", "warn", "this torch has no oneDNN: on the CPU networks run layer by layer, slower")
+        has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        lack = f"torch {torch.__version__} has other oneDNN operations than those used here"
+        why = lack if has_onednn else "this torch has no oneDNN"
+        return Finding("kernels", "warn", f"{why}: on the CPU networks run layer by layer, slower")
     half = "multiplies in bfloat16" if has_fast_bf16() else "does not multiply in bfloat16: networks run in fp32"
     return Finding("kernels", "ok", f"fused, made without a C++ compiler; the processor {half}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,13 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from operators import compiled
 from operators.backbones import BACKBONES, build
-from operators.compiled import FusedConvolution, can_compile, fold_normalisation, fuse
+from operators.compiled import (
+    CudaGraphs,
+    FusedConvolution,
+    can_compile,
+    fold_normalisation,
+    fuse,
+    has_fused_kernels,
+)
 from operators.focus import Focuser
 from operators.glance import Glancer
 from operators.network import Network
 from operators.records import PatchBatch
 from operators.tensors import IMAGENET, Normalisation, fold_batchnorm, normalise
+from pipeline import doctor
 
 needs_onednn = pytest.mark.skipif(not can_compile("cpu", torch.float32), reason="this torch has no oneDNN")
 needs_bf16 = pytest.mark.skipif(not can_compile("cpu", torch.bfloat16), reason="oneDNN has no bfloat16 here")
@@ -236,6 +246,129 @@ def test_what_has_no_kernels_runs_layer_by_layer():
     np.testing.assert_array_equal(asked, plain)
 
 
+class Branches(Chain):
+    """Asks what is in its map, which no graph can follow."""
+
+    def feature_map(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return torch.relu(y) if y.sum() > 0 else y
+
+
+class Starts(Chain):
+    """Begins with a convolution that cannot take pixels as they are; it is refused when half of the work is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=(1, 2))
+
+
+@needs_onednn
+@pytest.mark.parametrize("network", [Branches(), Starts()])
+def test_a_network_that_cannot_be_fused_runs_layer_by_layer_and_says_so(network, caplog):
+    plain = Focuser(network=copy.deepcopy(network))(patches(2)).feature
+    asked = Focuser(network=network, compiled=True)(patches(2)).feature
+    np.testing.assert_array_equal(asked, plain)
+    assert f"{type(network).__name__} runs layer by layer: it cannot be fused" in caplog.text
+
+
+@needs_onednn
+def test_a_network_is_as_it_was_where_fusing_it_breaks_off(monkeypatch):
+    network = used("small_focus")
+    plain = Focuser(network=copy.deepcopy(network))(patches(2)).feature
+
+    def broken(*args: object, **options: object) -> None:
+        raise TypeError("fx has changed")
+
+    # By then normalisation is folded already.
+    monkeypatch.setattr(compiled, "fuse", broken)
+    asked = Focuser(network=network, compiled=True)(patches(2)).feature
+    np.testing.assert_array_equal(asked, plain)
+
+
+class OtherOperations:
+    """What a torch offers whose private operations have gone."""
+
+    def __getattr__(self, name: str) -> None:
+        raise AttributeError(f"'_OpNamespace' 'mkldnn' object has no attribute '{name}'")
+
+
+@pytest.fixture
+def other_torch(monkeypatch):
+    has_fused_kernels.cache_clear()
+    with monkeypatch.context() as changed:
+        changed.setattr(torch.ops, "mkldnn", OtherOperations())
+        yield
+    has_fused_kernels.cache_clear()
+
+
+def test_a_torch_with_other_operations_runs_layer_by_layer(other_torch):
+    assert not can_compile("cpu", torch.float32) and not can_compile("cpu", torch.bfloat16)
+    network = used("small_focus")
+    plain = Focuser(network=copy.deepcopy(network))(patches(2)).feature
+    np.testing.assert_array_equal(Focuser(network=network, compiled=True)(patches(2)).feature, plain)
+
+
+@needs_onednn
+def test_doctor_says_where_the_kernels_went(other_torch):
+    finding = doctor._kernels()
+    assert finding.state == "warn" and "other oneDNN operations than those used here" in finding.text
+
+
+class Recorder(CudaGraphs):
+    """CudaGraphs without a GPU: a recording is the number of rows it was made of."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.recorded: list[int] = []
+        self.eager: list[int] = []
+        self._fails = fails
+        super().__init__(self._look, picks_fastest=False)
+
+    def _look(self, pixels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        self.eager.append(len(pixels[0]))
+        return pixels[0].float(), pixels[0].float().mean((2, 3))
+
+    def _record(self, x: torch.Tensor):
+        self.recorded.append(len(x))
+        if self._fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        given = x.clone()
+        seen = self._look([given])
+        self.eager.pop()
+        return Replay(given, seen), given, seen
+
+
+class Replay:
+    def __init__(self, given: torch.Tensor, seen: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self._given, self._seen = given, seen
+
+    def replay(self) -> None:
+        self._seen[0].copy_(self._given)
+        self._seen[1].copy_(self._given.float().mean((2, 3)))
+
+
+def images(n: int, seed: int) -> torch.Tensor:
+    return torch.from_numpy(patches(n, 8, seed=seed).pixels).permute(0, 3, 1, 2)
+
+
+def test_a_shape_is_recorded_when_it_comes_for_the_third_time():
+    graphs = Recorder()
+    for seed, n in enumerate((4, 2, 4, 4, 4, 2)):
+        x = images(n, seed)
+        feature_map, feature = graphs([x])
+        assert torch.equal(feature_map, x.float())
+        torch.testing.assert_close(feature, x.float().mean((2, 3)))
+    assert graphs.recorded == [4] and graphs.eager == [4, 2, 4, 2]
+
+
+def test_a_shape_that_cannot_be_recorded_goes_on_kernel_by_kernel(caplog):
+    graphs = Recorder(fails=True)
+    for seed in range(5):
+        x = images(3, seed)
+        assert torch.equal(graphs([x])[0], x.float())
+    assert graphs.recorded == [3] and graphs.eager == [3] * 5
+    assert "passes of 3 images run kernel by kernel" in caplog.text and "out of memory" in caplog.text
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["small_focus", "mobilenet_v2", "resnet50"])
@@ -243,8 +376,8 @@ def test_a_recorded_graph_gives_what_the_kernels_give(name):
     network = used(name)
     plain = Focuser(network=copy.deepcopy(network), device="cuda", shapes=(4, 8))
     graphs = Focuser(network=network, device="cuda", shapes=(4, 8), max_batch=8, compiled=True)
-    # Two shapes, the first again after the second, and more patches than one pass takes.
-    for n in (3, 7, 3, 20):
+    # Two shapes, recorded when they come for the third time, and more patches than one pass takes.
+    for n in (3, 7, 3, 3, 3, 20, 7):
         assert_alike(graphs(patches(n, seed=n)).feature, plain(patches(n, seed=n)).feature, 1e-3)
 
 
@@ -252,7 +385,8 @@ def test_a_recorded_graph_gives_what_the_kernels_give(name):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_what_a_recorded_graph_gave_is_not_written_over_by_the_next_call():
     glancer = Glancer(network=used("small_glance"), size_px=32, device="cuda", compiled=True)
-    first = glancer(patches(4, 32, seed=1).pixels)
+    for _ in range(3):
+        first = glancer(patches(4, 32, seed=1).pixels)
     kept = first.feature_map.clone()
     glancer(patches(4, 32, seed=2).pixels)
     torch.testing.assert_close(first.feature_map, kept, atol=0, rtol=0)
