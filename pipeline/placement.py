@@ -10,6 +10,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+DEVICES = Path("/dev")
+GPU_LIST = Path("/proc/driver/nvidia/gpus")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -48,7 +51,7 @@ class Placement:
 
 
 def this_machine() -> Machine:
-    """The cores that this process may run on, the memory that it may use, and the GPUs that the driver names."""
+    """The cores that this process may run on, the memory that it may use, and the GPUs that it is given."""
     num_cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
@@ -67,8 +70,9 @@ def _count_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
-    gpus = Path("/proc/driver/nvidia/gpus")
-    return len(list(gpus.iterdir())) if gpus.is_dir() else 0
+    # A container may be given the devices without the driver's list, or fewer devices than the list names.
+    devices = len(list(DEVICES.glob("nvidia[0-9]*")))
+    return devices or (len(list(GPU_LIST.iterdir())) if GPU_LIST.is_dir() else 0)
 
 
 def place(

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from operators import checkpoints
 from operators.checkpoints import Header
 from operators.errors import ConfigError
@@ -171,10 +173,14 @@ def resolve(
             "give the right list with --classes"
         )
     header = checkpoint.header
+    device = config.compute.device
+    if device == "auto" and config.run.ray_address is None and torch.version.cuda is None:
+        # What a cluster's machines have installed is not known here; what this one has, is.
+        device = "cpu"
     placed = functools.partial(
         place,
         machine,
-        device=config.compute.device,
+        device=device,
         threads=config.run.threads,
         source_workers=config.run.source_workers,
         stream_workers=config.run.stream_workers,

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
+from pipeline import placement
 from pipeline.placement import Machine, Placement, place, this_machine
 
 GB = 1 << 30
@@ -124,6 +126,30 @@ def test_gpus_are_counted_as_the_driver_names_them(
     monkeypatch: pytest.MonkeyPatch, visible: str, num_gpus: int
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert this_machine().num_gpus == num_gpus
+
+
+@pytest.mark.parametrize(
+    ("devices", "listed", "num_gpus"),
+    [
+        ([], None, 0),
+        ([], ["0000:01:00.0", "0000:02:00.0"], 2),
+        # A container with the devices alone, and one that was given one of the machine's two.
+        (["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"], None, 2),
+        (["nvidia1", "nvidiactl"], ["0000:01:00.0", "0000:02:00.0"], 1),
+    ],
+)
+def test_gpus_are_found_by_their_devices_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: list[str], listed: list[str] | None, num_gpus: int
+) -> None:
+    (tmp_path / "dev").mkdir()
+    for name in devices:
+        (tmp_path / "dev" / name).touch()
+    for name in listed or []:
+        (tmp_path / "list" / name).mkdir(parents=True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(placement, "DEVICES", tmp_path / "dev")
+    monkeypatch.setattr(placement, "GPU_LIST", tmp_path / "list")
     assert this_machine().num_gpus == num_gpus
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -118,3 +120,10 @@ def test_workers_know_what_was_set_from_what_was_not():
     assert config.given() == plan.config.given()
     assert config == plan.config
     assert skip_price(config, plan.header) == plan.header.skip.price
+
+
+@pytest.mark.parametrize(("cuda", "device"), [(None, "cpu"), ("13.0", "cuda")])
+def test_a_gpu_is_taken_only_by_a_torch_that_can_use_it(monkeypatch, cuda, device):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    config = load("demo", settings=["compute.precision=fp32", "compute.compile=off"])
+    assert resolve(config, replace(MACHINE, num_gpus=1)).placement.device == device
