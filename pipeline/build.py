@@ -31,7 +31,7 @@ from pipeline.live import Limits as LiveLimits
 from pipeline.live_worker import LiveWorker
 from pipeline.rules import skip_price, skip_sees, steps_per_round, stop_rule
 from pipeline.stages import Gaze, LabelForm, StreamWorker
-from pipeline.tuning import DTYPES
+from pipeline.tuning import DTYPES, exact_fp32
 from pipeline.untrained import untrained
 from pipeline.workers import FocusWorker
 from policies.base import Policy, Skipping, SkipRule
@@ -53,8 +53,9 @@ def load_checkpoint(config: Config, model_id: str) -> Checkpoint:
     return _checkpoint(config.model.checkpoint, config.model_dump_json(exclude_unset=True), model_id)
 
 
-def _prepare(num_threads: int) -> None:
+def _prepare(num_threads: int, device: str) -> None:
     torch.set_num_threads(num_threads)
+    exact_fp32(device)
 
 
 def stream_worker(
@@ -66,7 +67,7 @@ def stream_worker(
     class_names: tuple[str, ...],
     glance_batch: int = 8,
 ) -> StreamWorker:
-    _prepare(num_threads)
+    _prepare(num_threads, device)
     settings = Config.model_validate(config)
     checkpoint = load_checkpoint(settings, model_id)
     form = LabelForm(
@@ -82,7 +83,7 @@ def stream_worker(
 def focus_worker(
     *, config: Mapping[str, Any], model_id: str, device: str, num_threads: int, batch_size: int
 ) -> FocusWorker:
-    _prepare(num_threads)
+    _prepare(num_threads, device)
     settings = Config.model_validate(config)
     checkpoint = load_checkpoint(settings, model_id)
     focuser = build_focuser(settings, checkpoint, device=device, max_batch=batch_size)
@@ -100,7 +101,7 @@ def live_worker(
     glance_batch: int = 8,
 ) -> LiveWorker:
     """A worker that watches cameras with all networks in one process. What it watches it is told later."""
-    _prepare(num_threads)
+    _prepare(num_threads, device)
     settings = Config.model_validate(config)
     checkpoint = load_checkpoint(settings, model_id)
     header, live = checkpoint.header, settings.live

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from operators.backbones import build
-from operators.compiled import can_compile
+from operators.compiled import CudaGraphs, can_compile
 from operators.cost import network_macs
 from operators.errors import ConfigError
 from operators.focus import Focuser
@@ -37,10 +37,15 @@ WORTH_ROUNDING = 1.15
 """How much faster half precision must be to be chosen: below, the exact one is the better bargain."""
 WORTH_WAITING = 0.98
 """What part of the time per image a larger batch must come down to: below, patches need not wait for each other."""
-_FORMAT = 1
+LIMIT_S = {"cpu": 6.0, "cuda": 20.0}
+"""After so long nothing further is tried. On a GPU every size is recorded and cuDNN tries its algorithms for it."""
+CUT_SHORT = "cut short"
+_FORMAT = 2
 _SIZES = {"cpu": (4, 8, 16, 32, 64), "cuda": (16, 32, 64, 128, 256)}
-_PROBE_MACS = 12e9
-_BATCH_MACS = 60e9
+# A GPU does about a hundred times as much: less of it than this would time the launches and not the work.
+_PROBE_ROWS = {"cpu": (4, 8), "cuda": (64, 128)}
+_PROBE_MACS = {"cpu": 12e9, "cuda": 1200e9}
+_BATCH_MACS = {"cpu": 60e9, "cuda": 6000e9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ class Choice:
     glance_batch: int
     focus_batch: int
     how: str
-    """measured, remembered, or by rule"""
+    """measured, remembered, by rule, or cut short: what there was no time to measure went by rule"""
     seconds: dict[str, float]
     """CPU seconds per clip of each way that was measured, the chosen one among them; on a GPU its own seconds."""
 
@@ -117,12 +122,15 @@ def choose(
     precision: str = "auto",
     compile: str = "auto",
     cache: Path | None = None,
-    limit_s: float = 6.0,
+    limit_s: float | None = None,
 ) -> Choice:
     """Decides what is `auto`, and the batch sizes: as remembered in `cache`, else by measuring.
 
-    `limit_s`: after so long nothing further is tried. A folder that cannot be written to costs a measurement per run.
+    `limit_s`: after so long nothing further is tried; LIMIT_S if not said. What that cut short is measured once more
+    by the next run, which takes up to four times as long and keeps what it has by then. A folder that cannot be
+    written to costs a measurement per run.
     """
+    limit_s = LIMIT_S[device] if limit_s is None else limit_s
     rule = by_rule(work, device=device, precision=precision, compile=compile)
     if device == "cuda" and not torch.cuda.is_available():
         return rule
@@ -138,11 +146,15 @@ def choose(
     key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:24]
     path = None if cache is None else cache / "tuning" / f"{key}.json"
     known = None if path is None else _recall(path)
+    if known is not None and known.how != CUT_SHORT:
+        return replace(known, how="remembered")
     if known is not None:
-        return known
+        limit_s *= 4
     choice = _measure(
         work, rule, device=device, threads=threads, precision=precision, compile=compile, limit_s=limit_s
     )
+    if known is not None:
+        choice = replace(choice, how="measured")
     if path is not None:
         _remember(path, question, choice)
     return choice
@@ -194,10 +206,9 @@ def has_fast_bf16() -> bool:
 
 def _recall(path: Path) -> Choice | None:
     try:
-        choice = Choice(**json.loads(path.read_text())["choice"])
+        return Choice(**json.loads(path.read_text())["choice"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return replace(choice, how="remembered")
 
 
 def _remember(path: Path, question: dict[str, Any], choice: Choice) -> None:
@@ -236,17 +247,31 @@ def held_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def exact_fp32(device: str) -> None:
+    """fp32 is fp32 in this process, on a GPU too, where cuDNN would round it to TF32's ten bits of fraction."""
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
 class _Bench:
     """Times both networks in any way of running them, per image."""
 
     def __init__(self, work: Work, device: str) -> None:
+        exact_fp32(device)
         self._work = work
         self._device = device
         self._glance = _empty(work.glance, work.glance_segments)
         self._focus = _empty(work.focus, work.focus_segments)
         self.glance_macs = network_macs(work.glance, work.glance_px)
         self.focus_macs = network_macs(work.focus, work.patch_px)
-        self._made: dict[tuple[str, str, str, int], Callable[[], object]] = {}
+
+    def wake(self) -> None:
+        """Makes a GPU's context and loads its libraries, which takes seconds and is no part of any way."""
+        if self._device == "cuda":
+            for which in ("glance", "focus"):
+                self._make(which, "fp32", "off", 1)()
+            torch.cuda.synchronize()
 
     def glance_s(self, precision: str, compile: str, rows: int) -> float:
         return self._time("glance", precision, compile, _whole_clips(rows, self._work.glance_segments))
@@ -256,13 +281,16 @@ class _Bench:
 
     def clip_s(self, precision: str, compile: str) -> float:
         """Seconds per clip at batches small enough for a first look."""
-        glance = self.glance_s(precision, compile, _rows(4, self.glance_macs, _PROBE_MACS))
-        focus = self.focus_s(precision, compile, _rows(8, self.focus_macs, _PROBE_MACS))
+        glance_rows, focus_rows = _PROBE_ROWS[self._device]
+        most_macs = _PROBE_MACS[self._device]
+        glance = self.glance_s(precision, compile, _rows(glance_rows, self.glance_macs, most_macs))
+        focus = self.focus_s(precision, compile, _rows(focus_rows, self.focus_macs, most_macs))
         return self._work.glances * glance + self._work.patches * focus
 
     def _time(self, which: str, precision: str, compile: str, rows: int) -> float:
         run = self._make(which, precision, compile, rows)
-        run()
+        for _ in range(CudaGraphs.RECORDED_AT if self._device == "cuda" else 1):
+            run()
         # The least of three: whatever else the machine does can only add.
         return min(self._seconds(run) for _ in range(3)) / rows
 
@@ -299,16 +327,22 @@ def _rows(wanted: int, macs: int, most_macs: float) -> int:
 def _measure(
     work: Work, rule: Choice, *, device: str, threads: int, precision: str, compile: str, limit_s: float
 ) -> Choice:
-    ends_s = time.monotonic() + limit_s
+    ends_s, is_cut_short = 0.0, False
 
     def has_time() -> bool:
-        return time.monotonic() < ends_s
+        """Asked only where something is left to try."""
+        nonlocal is_cut_short
+        is_late = time.monotonic() >= ends_s
+        is_cut_short = is_cut_short or is_late
+        return not is_late
 
     def best_compile(name: str) -> str:
         return ("on" if can_compile(device, DTYPES[name]) else "off") if compile == "auto" else compile
 
     with held_threads(threads):
         bench = _Bench(work, device)
+        bench.wake()
+        ends_s = time.monotonic() + limit_s
         seconds: dict[str, float] = {}
         ways: dict[str, tuple[str, str]] = {}
 
@@ -331,17 +365,17 @@ def _measure(
         sizes = _SIZES[device]
         glance_batch, focus_batch = rule.glance_batch, rule.focus_batch
         if has_time():
-            most = _rows(sizes[-1], bench.glance_macs, _BATCH_MACS)
+            most = _rows(sizes[-1], bench.glance_macs, _BATCH_MACS[device])
             glance_batch = best_size(sizes, most, lambda rows: bench.glance_s(*chosen, rows), has_time)
         if has_time():
-            most = _rows(sizes[-1], bench.focus_macs, _BATCH_MACS)
+            most = _rows(sizes[-1], bench.focus_macs, _BATCH_MACS[device])
             focus_batch = best_size(sizes, most, lambda rows: bench.focus_s(*chosen, rows), has_time)
     return Choice(
         precision=chosen[0],
         compile=chosen[1],
         glance_batch=_whole_clips(glance_batch, work.glance_segments),
         focus_batch=_whole_clips(focus_batch, work.focus_segments),
-        how="measured",
+        how=CUT_SHORT if is_cut_short else "measured",
         seconds={name: round(s, 6) for name, s in seconds.items()},
     )
 

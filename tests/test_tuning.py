@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from operators.compiled import can_compile
 from operators.errors import ConfigError
 from pipeline import tuning
+from pipeline.build import _prepare as prepare
 from pipeline.config import load
 from pipeline.tuning import Choice, Work, best_size, by_rule, cache_folder, choose
 
@@ -25,6 +27,39 @@ def quick(work: Work = SMALL, **options: object) -> Choice:
     return choose(work, **{"device": "cpu", "threads": 1, "limit_s": 0.2, **options})  # type: ignore[arg-type]
 
 
+class Timed:
+    """A bench in no time: images in a pass of n rows take 1 + 1/n units each, compiled ones half of it."""
+
+    glance_macs, focus_macs = 0.3e9, 1.3e9
+    made: ClassVar[list[str]] = []
+
+    def __init__(self, work: Work, device: str) -> None:
+        self.made.append(device)
+        self.rows: list[int] = []
+
+    def wake(self) -> None:
+        pass
+
+    def glance_s(self, precision: str, compile: str, rows: int) -> float:
+        return (1 + 1 / rows) / (2 if compile == "on" else 1)
+
+    focus_s = glance_s
+
+    def clip_s(self, precision: str, compile: str) -> float:
+        return self.glance_s(precision, compile, 4)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> type[Timed]:
+    monkeypatch.setattr(Timed, "made", [])
+    monkeypatch.setattr(tuning, "_Bench", Timed)
+    return Timed
+
+
+def at_once(work: Work = SMALL, **options: object) -> Choice:
+    return quick(work, **{"limit_s": 60.0, **options})
+
+
 def kept(cache: Path) -> list[Path]:
     return sorted((cache / "tuning").iterdir())
 
@@ -32,7 +67,7 @@ def kept(cache: Path) -> list[Path]:
 def test_nothing_that_was_chosen_is_still_auto():
     choice = quick()
     assert choice.precision in ("fp32", "bf16") and choice.compile in ("on", "off")
-    assert choice.glance_batch >= 1 and choice.focus_batch >= 1 and choice.how == "measured"
+    assert choice.glance_batch >= 1 and choice.focus_batch >= 1 and choice.how in ("measured", "cut short")
 
 
 def test_what_was_asked_for_is_kept():
@@ -55,8 +90,9 @@ def test_the_way_that_was_chosen_and_the_others_are_told_in_one_line():
     )
 
 
-def test_a_second_run_remembers_and_does_not_measure(tmp_path, monkeypatch):
-    first = quick(cache=tmp_path)
+def test_a_second_run_remembers_and_does_not_measure(tmp_path, monkeypatch, timed):
+    first = at_once(cache=tmp_path)
+    assert first.how == "measured"
 
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("measured again")
@@ -64,6 +100,76 @@ def test_a_second_run_remembers_and_does_not_measure(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "_measure", never)
     second = quick(cache=tmp_path)
     assert second == replace(first, how="remembered")
+
+
+def test_what_time_cut_short_is_measured_once_more_with_more_of_it(tmp_path, timed, monkeypatch):
+    limits: list[float] = []
+    measure = tuning._measure
+
+    def watched(*args: object, limit_s: float, **options: object) -> Choice:
+        limits.append(limit_s)
+        return measure(*args, limit_s=limit_s, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tuning, "_measure", watched)
+    first = quick(cache=tmp_path, limit_s=-1.0)
+    assert first.how == "cut short" and "(cut short" in first.line()
+    rule = by_rule(SMALL, device="cpu")
+    assert (first.glance_batch, first.focus_batch) == (rule.glance_batch, rule.focus_batch)
+    second = quick(cache=tmp_path, limit_s=10.0)
+    assert second.how == "measured" and second.focus_batch > 4
+    assert quick(cache=tmp_path).how == "remembered" and limits == [-1.0, 40.0]
+
+
+def test_a_machine_that_is_always_too_slow_measures_twice_and_not_for_ever(tmp_path, timed):
+    assert quick(cache=tmp_path, limit_s=-1.0).how == "cut short"
+    assert quick(cache=tmp_path, limit_s=-1.0).how == "measured"
+    assert quick(cache=tmp_path, limit_s=-1.0).how == "remembered"
+
+
+def test_time_runs_from_when_the_device_is_awake(timed, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
+
+    def wake(bench: Timed) -> None:
+        now[0] += 100.0
+
+    monkeypatch.setattr(timed, "wake", wake)
+    assert quick(limit_s=1.0).how == "measured"
+
+
+def test_a_gpu_gets_batches_of_its_own_size(timed, monkeypatch):
+    def launches_only(bench: Timed, precision: str, compile: str, rows: int) -> float:
+        return 1 / rows
+
+    monkeypatch.setattr(timed, "glance_s", launches_only)
+    monkeypatch.setattr(timed, "focus_s", launches_only)
+    # 44 patches of ResNet-50 keep a CPU busy for a second, and a GPU hardly at all.
+    options = {"threads": 1, "precision": "bf16", "compile": "auto", "limit_s": 60.0}
+    for device, glance_batch, focus_batch in (("cpu", 64, 32), ("cuda", 256, 256)):
+        choice = tuning._measure(SMALL, by_rule(SMALL, device=device), device=device, **options)
+        assert (choice.glance_batch, choice.focus_batch) == (glance_batch, focus_batch)
+
+
+def test_a_gpu_is_probed_with_more_than_its_launches():
+    rows: list[int] = []
+    bench = object.__new__(tuning._Bench)
+    bench._device, bench._work, bench.glance_macs, bench.focus_macs = "cuda", SMALL, 0.3e9, 1.3e9
+    bench._time = lambda which, precision, compile, n: rows.append(n) or 1.0
+    bench.clip_s("bf16", "on")
+    assert rows == [64, 128]
+
+
+def test_full_precision_on_a_gpu_is_no_tf32():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        cudnn.allow_tf32 = matmul.allow_tf32 = True
+        prepare(torch.get_num_threads(), "cpu")
+        assert cudnn.allow_tf32 and matmul.allow_tf32
+        prepare(torch.get_num_threads(), "cuda")
+        assert not cudnn.allow_tf32 and not matmul.allow_tf32
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(
@@ -76,13 +182,13 @@ def test_a_second_run_remembers_and_does_not_measure(tmp_path, monkeypatch):
         {"work": replace(SMALL, focus="small_glance")},
     ],
 )
-def test_another_question_is_measured_for_itself(tmp_path, other):
+def test_another_question_is_measured_for_itself(tmp_path, other, timed):
     quick(cache=tmp_path)
     quick(cache=tmp_path, **other)
     assert len(kept(tmp_path)) == 2
 
 
-def test_another_torch_or_machine_is_another_question(tmp_path, monkeypatch):
+def test_another_torch_or_machine_is_another_question(tmp_path, monkeypatch, timed):
     quick(cache=tmp_path)
     monkeypatch.setattr(torch, "__version__", "0.0")
     quick(cache=tmp_path)
@@ -92,17 +198,17 @@ def test_another_torch_or_machine_is_another_question(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"choice": {"precision": "bf16"}}', '{"choice": 3}'])
-def test_a_broken_file_is_measured_again_and_replaced(tmp_path, text):
+def test_a_broken_file_is_measured_again_and_replaced(tmp_path, text, timed):
     quick(cache=tmp_path)
     [path] = kept(tmp_path)
     path.write_text(text)
-    assert quick(cache=tmp_path).how == "measured"
+    assert at_once(cache=tmp_path).how == "measured"
     assert json.loads(path.read_text())["question"]["work"]["focus"] == "small_focus"
 
 
-def test_a_folder_that_cannot_be_made_costs_only_the_memory(tmp_path):
+def test_a_folder_that_cannot_be_made_costs_only_the_memory(tmp_path, timed):
     (tmp_path / "file").write_text("")
-    assert quick(cache=tmp_path / "file").how == "measured"
+    assert at_once(cache=tmp_path / "file").how == "measured"
 
 
 def test_threads_are_as_before(tmp_path):
