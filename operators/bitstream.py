@@ -31,6 +31,9 @@ _INTRA_ONLY = frozenset(
 _KEYS_CUT = frozenset(("vp8", "vp9", "av1", "libdav1d", "libaom-av1", "ffv1"))
 """Codecs whose keyframes reset everything, and that show frames in the order of decoding."""
 _KEYS_OPEN = frozenset(("mpeg1video", "mpeg2video", "mpeg4"))
+_SEARCHED_BYTES = 65536
+_SAYS_NOTHING = frozenset((9, 12))
+"""H.264 units without which nothing is missed: delimiter, filler. SEI may hold film grain for later pictures too."""
 _TINY_VOP_BYTES = 32
 """MPEG-4 pictures below this size may be "not coded": packets that give no frame."""
 
@@ -209,7 +212,7 @@ def _nal_units(data: memoryview, length_size: int) -> Iterator[memoryview]:
             at += length
         return
     # Whatever restarts decoding stands at the packet's beginning: no need to search megabytes.
-    head = bytes(data[:65536])
+    head = bytes(data[:_SEARCHED_BYTES])
     at = head.find(b"\0\0\x01")
     while at >= 0:
         following = head.find(b"\0\0\x01", at + 3)
@@ -356,3 +359,28 @@ def may_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
         if len(unit) > 2 and unit[0] >> 1 & 63 == 33:
             return (unit[2] >> 1 & 7) == 0
     return False
+
+
+def is_unreferenced(codec: str, data: memoryview, extradata: bytes | None) -> bool:
+    """Whether an H.264 packet is for certain nothing but a picture that no other refers to. False for other codecs.
+
+    Where its units do not add up, or settings or messages come along with it, the decoder is to see it.
+    """
+    length_size = _length_size(codec, extradata)
+    # Without lengths only the head of a packet is searched for units.
+    if codec != "h264" or (not length_size and len(data) > _SEARCHED_BYTES):
+        return False
+    has_picture = False
+    end = 0
+    for unit in _nal_units(data, length_size):
+        if not len(unit) or (length_size and int.from_bytes(data[end : end + length_size], "big") != len(unit)):
+            return False
+        kind, is_referred_to = unit[0] & 31, unit[0] & 0x60
+        end += length_size + len(unit)
+        if kind in (1, 5):
+            has_picture = True
+        elif kind not in _SAYS_NOTHING:
+            return False
+        if is_referred_to:
+            return False
+    return has_picture and (not length_size or end == len(data))

@@ -214,7 +214,8 @@ class Decoder:
                     other.discard = Discard.all
             self.context = self.stream.codec_context
             self.codec = self.context.name
-            self.may_skip = bitstream.may_skip_unreferenced(self.codec, self.context.extradata)
+            self._extradata = self.context.extradata
+            self.may_skip = bitstream.may_skip_unreferenced(self.codec, self._extradata)
             self.use_threads(num_threads)
             self._paint = Painter(viewer=viewer)
             self._packets = self._demux()
@@ -335,12 +336,16 @@ class Decoder:
                 number = wanted.get(place)
                 if number is not None:
                     awaited[packet.pts] = number
+                if (place - group.first) % _FRAMES_PER_TICK == 0:
+                    yield None
+                if number is None and self._is_needless(packet):
+                    continue
                 handed.add(packet.pts)
                 is_leading = start_pts is not None and packet.pts is not None and packet.pts < start_pts
                 if is_leading:
                     leading.add(packet.pts)
-                # The decoder itself knows what nothing refers to. Containers may say so too, but not all do, and the
-                # word of those that do is not as good.
+                # What is left of such frames, in codecs where telling takes more than a look, the decoder leaves out
+                # by itself. Containers may say so too, but not all do, and the word of those that do is not as good.
                 skips = self.may_skip and number is None
                 self.context.skip_frame = "NONREF" if skips else "DEFAULT"
                 try:
@@ -351,8 +356,6 @@ class Decoder:
                         raise Irregular(f"does not decode: {exc}") from exc
                     frames = []
                 yield from self._wanted(frames, awaited, handed, leading, clock, is_strict=is_strict)
-                if (place - group.first) % _FRAMES_PER_TICK == 0:
-                    yield None
             try:
                 frames = self.context.decode(None)
             except av.FFmpegError as exc:
@@ -366,6 +369,12 @@ class Decoder:
             self.context.skip_frame = "DEFAULT"
         if awaited and is_strict:
             raise Irregular(f"{len(awaited)} wanted frames did not come out")
+
+    def _is_needless(self, packet: Packet) -> bool:
+        """Whether the decoder need not be given a packet whose frame is not wanted: nothing refers to it."""
+        if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
+            return False
+        return bitstream.is_unreferenced(self.codec, memoryview(packet), self._extradata)
 
     def _wanted(
         self,

@@ -12,6 +12,7 @@ from operators.bitstream import (
     gives_frame,
     image_kind,
     image_size,
+    is_unreferenced,
     is_whole_image,
     may_skip_unreferenced,
     restart,
@@ -53,6 +54,38 @@ def test_h264_restarts_at_an_idr_picture(wrap):
 )
 def test_h264_restarts_at_a_recovery_point_only_if_it_is_exact_and_at_once(bits, expected):
     assert restart("h264", True, units(recovery_point(bits), SLICE), AVCC) is expected
+
+
+NOT_REFERRED_TO, DELIMITER, MESSAGE = b"\x01\x9a", b"\x09\xf0", bytes([6, 5, 1, 0, 0x80])
+
+
+@pytest.mark.parametrize("wrap", [units, start_codes])
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([NOT_REFERRED_TO], True),
+        ([DELIMITER, NOT_REFERRED_TO, NOT_REFERRED_TO], True),
+        ([SLICE], False),
+        ([IDR], False),
+        # What comes along may be for others: settings, and messages such as film grain.
+        ([PARAMETERS, NOT_REFERRED_TO], False),
+        ([MESSAGE, NOT_REFERRED_TO], False),
+        ([NOT_REFERRED_TO, SLICE], False),
+        ([DELIMITER], False),
+        ([], False),
+    ],
+)
+def test_an_h264_picture_says_whether_others_refer_to_it(wrap, parts, expected):
+    extradata = AVCC if wrap is units else b"\0\0\0\x01\x67\x64"
+    assert is_unreferenced("h264", wrap(*parts), extradata) is expected
+
+
+def test_what_is_broken_or_of_another_codec_is_for_the_decoder_to_judge():
+    whole = units(NOT_REFERRED_TO)
+    assert not is_unreferenced("h264", whole[:-1], AVCC) and not is_unreferenced("hevc", whole, AVCC)
+    assert not is_unreferenced("h264", memoryview(bytes(whole) + b"\0\0"), AVCC)
+    assert not is_unreferenced("h264", units(NOT_REFERRED_TO, b""), AVCC)
+    assert not is_unreferenced("h264", start_codes(NOT_REFERRED_TO + bytes(70_000)), None)
 
 
 def test_h264_does_not_restart_because_the_container_says_so():

@@ -8,12 +8,15 @@ import threading
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from operators.bitstream import is_unreferenced
+from operators.container import Decoder
 from operators.decode import FileReader, Limits, missing_decoders
 from operators.encode import write_video
 from operators.errors import ERROR_CODES, SourceError
@@ -108,6 +111,46 @@ def test_a_video_gives_one_batch_with_one_window(movie):
     assert (batch.facts.width, batch.facts.height, batch.facts.num_frames) == (160, 160, 60)
     assert batch.facts.duration_s == pytest.approx(2.4)
     assert batch.facts.num_corrupt == 0
+
+
+class WatchedContext:
+    """A decoder's context that notes the packets which it is given."""
+
+    def __init__(self, context: Any, given: list[tuple[int, bytes]]) -> None:
+        vars(self).update(context=context, given=given)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.context, name, value)
+
+    def decode(self, packet: Any) -> Any:
+        if packet is not None:
+            self.given.append((packet.pts, bytes(packet)))
+        return self.context.decode(packet)
+
+
+def test_pictures_that_nothing_refers_to_are_not_even_given_to_the_decoder(movie, monkeypatch):
+    given: list[tuple[int, bytes]] = []
+    group = Decoder.group
+
+    def watched(decoder: Any, *args: Any, **how: Any) -> Any:
+        decoder.context = WatchedContext(decoder.context, given)
+        return group(decoder, *args, **how)
+
+    monkeypatch.setattr(Decoder, "group", watched)
+    batch = the_batch(movie, num_frames=2)
+    # 60/2/2 = 15 and 45, each in a group of 12 frames with two B-frames between others.
+    assert [number_in(view) for view in batch.pixels] == [15, 45]
+    with av.open(str(movie)) as container:
+        stream = container.streams.video[0]
+        extradata = stream.codec_context.extradata
+        packets = {packet.pts: bytes(packet) for packet in container.demux(stream) if packet.size}
+    wanted = [sorted(packets)[15], sorted(packets)[45]]
+    needless = {pts for pts, data in packets.items() if is_unreferenced("h264", memoryview(data), extradata)}
+    assert len(needless) >= 20 and len(given) >= 4
+    assert not {pts for pts, _ in given} & (needless - {*wanted})
 
 
 def test_a_short_video_repeats_rows_and_not_pixels(tmp_path):
