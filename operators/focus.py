@@ -50,7 +50,13 @@ class Focuser:
 
     def passes(self, num_patches: int) -> list[tuple[int, int, int]]:
         """(start, stop, rows with padding) of each forward pass over so many patches."""
-        return split_batch(num_patches, max_batch=self.max_batch, shapes=self.shapes, multiple=self.num_segments or 1)
+        return split_batch(
+            num_patches,
+            max_batch=self.max_batch,
+            shapes=self.shapes,
+            multiple=self.num_segments or 1,
+            overlaps=self.device.type == "cuda",
+        )
 
     @torch.inference_mode()
     def __call__(self, batch: PatchBatch) -> PatchFeatures:

@@ -88,7 +88,13 @@ class Glancer:
         if num_views == 0 or num_views % multiple:
             raise ValueError(f"{num_views} views, where a glance takes multiples of {multiple}, at least one")
         maps, features = [], []
-        passes = split_batch(num_views, max_batch=self.max_batch, shapes=self.shapes, multiple=multiple)
+        passes = split_batch(
+            num_views,
+            max_batch=self.max_batch,
+            shapes=self.shapes,
+            multiple=multiple,
+            overlaps=self.device.type == "cuda",
+        )
         for start, stop, rows in passes:
             views = self._upload.join(rows_of(parts, start, stop), rows)
             feature_map, feature = self._forward([resize_views(x, self.size_px, self.resize) for x in views])

@@ -140,18 +140,26 @@ def to_array(x: Tensor) -> np.ndarray:
     return x.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
 
 
+_WORTH_HALVING = 64
+"""Rows whose pixels take a GPU's host long enough to put together that half of the work can hide it."""
+
+
 def split_batch(
-    num_rows: int, *, max_batch: int, shapes: tuple[int, ...] = (), multiple: int = 1
+    num_rows: int, *, max_batch: int, shapes: tuple[int, ...] = (), multiple: int = 1, overlaps: bool = False
 ) -> list[tuple[int, int, int]]:
     """Cuts rows into passes: (start, stop, rows of the pass), of which those beyond stop - start are padding.
 
     Passes are as large as `max_batch` and `multiple` (a clip's rows stay together) allow. With `shapes`, every pass
-    has one of these sizes, so that compiled kernels are made once for each.
+    has one of these sizes, so that compiled kernels are made once for each. `overlaps`: many rows go in two passes at
+    least, because one's pixels travel while the device works on the one before.
     """
     sizes = sorted(size for size in shapes if size <= max_batch and size % multiple == 0)
     if shapes and not sizes:
         raise ValueError(f"no shape of {shapes} is at most {max_batch} and a multiple of {multiple}")
     largest = sizes[-1] if sizes else max(multiple, max_batch // multiple * multiple)
+    if overlaps and num_rows >= _WORTH_HALVING:
+        half = -(-num_rows // (2 * multiple)) * multiple
+        largest = min(largest, next((size for size in sizes if size >= half), half))
     passes = []
     for start in range(0, num_rows, largest):
         stop = min(start + largest, num_rows)

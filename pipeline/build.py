@@ -21,7 +21,7 @@ from operators.focus import Focuser
 from operators.glance import Glancer
 from operators.records import FrameBatch
 from operators.tensors import Normalisation
-from pipeline.batching import SHAPES, round_to_shape
+from pipeline.batching import SHAPES
 from pipeline.config import Config
 from pipeline.gaze import FrameGaze, TruthAt
 from pipeline.gaze_image import ImageGaze
@@ -87,7 +87,7 @@ def focus_worker(
     settings = Config.model_validate(config)
     checkpoint = load_checkpoint(settings, model_id)
     focuser = build_focuser(settings, checkpoint, device=device, max_batch=batch_size)
-    return FocusWorker(focuser=focuser, round_up=lambda n: round_to_shape(n, focuser.shapes))
+    return FocusWorker(focuser=focuser, round_up=lambda n: sum(rows for *_, rows in focuser.passes(n)))
 
 
 def live_worker(

@@ -90,6 +90,12 @@ def test_arrays_come_back_as_float32_in_the_order_of_their_dimensions():
         # Clips of 3 rows stay together: 7 allows two of them, 2 not even one, which then goes alone.
         (9, {"max_batch": 7, "multiple": 3}, [(0, 6, 6), (6, 9, 3)]),
         (6, {"max_batch": 2, "multiple": 3}, [(0, 3, 3), (3, 6, 3)]),
+        # Two passes where one would do, so that the second one's pixels travel meanwhile; few rows stay together.
+        (256, {"max_batch": 256, "shapes": (64, 128, 256), "overlaps": True}, [(0, 128, 128), (128, 256, 128)]),
+        (150, {"max_batch": 256, "shapes": (64, 96, 256), "overlaps": True}, [(0, 96, 96), (96, 150, 64)]),
+        (72, {"max_batch": 96, "multiple": 12, "overlaps": True}, [(0, 36, 36), (36, 72, 36)]),
+        (63, {"max_batch": 64, "overlaps": True}, [(0, 63, 63)]),
+        (96, {"max_batch": 32, "overlaps": True}, [(0, 32, 32), (32, 64, 32), (64, 96, 32)]),
     ],
 )
 def test_rows_are_cut_into_passes(num_rows, options, passes):
@@ -200,6 +206,13 @@ def test_the_map_of_a_patch_comes_along_where_a_policy_reads_it():
     seen = Focuser(network=network, feature_maps=True)(patch_batch(pixels(2)))
     assert seen.feature_map is not None and seen.feature_map.shape == (2, 128, 4, 4)
     np.testing.assert_allclose(seen.feature_map.mean((2, 3)), seen.feature, atol=1e-5)
+
+
+def test_a_call_on_a_gpu_has_two_passes_at_least_and_one_on_a_cpu_one():
+    focuser = Focuser(network=used("small_focus"), max_batch=256, shapes=(128, 256))
+    assert len(focuser.passes(256)) == 1
+    focuser.device = torch.device("cuda")
+    assert focuser.passes(256) == [(0, 128, 128), (128, 256, 128)]
 
 
 def test_no_patches_give_no_features():
