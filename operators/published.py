@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from operators.backbones import BACKBONES
 from operators.errors import CheckpointError
 from operators.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, Preprocessing
 
@@ -162,12 +164,69 @@ def _tsm_pretraining(weights: Weights, path: str) -> tuple[Header, Sections]:
 
 # GFNet
 
-_GFNET_BACKBONES: dict[str, Callable[[Mapping[str, Tensor]], bool]] = {
-    "resnet50": lambda w: "layer1.0.conv3.weight" in w,
-    "mobilenetv3_large_100": lambda w: "conv_stem.weight" in w and _shape(w, "conv_head.weight")[1] == 960,
-    "mobilenetv3_large_125": lambda w: "conv_stem.weight" in w and _shape(w, "conv_head.weight")[1] == 1200,
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GFNetForm:
+    """How GFNet was published for one backbone."""
+
+    mark: tuple[str, tuple[int, ...]]
+    """A weight and its shape, by which a file of this backbone is known: files of training do not name it."""
+    map_channels: int
+    num_looks: int
+    """The glance included; the length of a released file's own list of costs goes before it."""
+    encoder: Literal["mlp", "conv"]
+    """Of the policy."""
+    hidden: int
+    """State of the policy's GRU."""
+    width: int
+    """Of the policy's first layer."""
+    classifier: Literal["gru", "cascaded"]
+    """A cascade's first layer is the glance network's own head."""
+    glance_resize: Literal["bilinear", "bicubic"]
+    resize_px: int = 256
+    crop_px: int = 224
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+_RESNET = GFNetForm(
+    mark=("layer1.0.conv3.weight", (256, 64, 1, 1)),
+    map_channels=2048,
+    num_looks=5,
+    encoder="mlp",
+    hidden=1024,
+    width=2048,
+    classifier="gru",
+    glance_resize="bicubic",
+)
+_MOBILENET = GFNetForm(
+    mark=("conv_head.weight", (1280, 960, 1, 1)),
+    map_channels=960,
+    num_looks=3,
+    encoder="conv",
+    hidden=256,
+    width=32,
+    classifier="cascaded",
+    glance_resize="bicubic",
+)
+_DENSENET = replace(_RESNET, glance_resize="bilinear")
+_EFFICIENTNET = replace(_MOBILENET, num_looks=4, interpolation="bicubic")
+_NORM, _HEAD = "features.norm5.weight", "conv_head.weight"
+GFNET_FORMS = {
+    "resnet50": _RESNET,
+    "densenet121": replace(_DENSENET, mark=(_NORM, (1024,)), map_channels=1024),
+    "densenet169": replace(_DENSENET, mark=(_NORM, (1664,)), map_channels=1664),
+    "densenet201": replace(_DENSENET, mark=(_NORM, (1920,)), map_channels=1920),
+    "mobilenetv3_large_100": _MOBILENET,
+    "mobilenetv3_large_125": replace(_MOBILENET, mark=(_HEAD, (1280, 1200, 1, 1)), map_channels=1200),
+    "efficientnet_b2": replace(
+        _EFFICIENTNET, mark=(_HEAD, (1408, 352, 1, 1)), map_channels=1408, resize_px=297, crop_px=260
+    ),
+    "efficientnet_b3": replace(
+        _EFFICIENTNET, mark=(_HEAD, (1536, 384, 1, 1)), map_channels=1536, resize_px=331, crop_px=300
+    ),
 }
-_GFNET_STEPS = {"resnet50": 5, "mobilenetv3_large_100": 3, "mobilenetv3_large_125": 3}
+"""By backbone. One that BACKBONES lacks is read as soon as it is there. RegNet is left out: its first answer is that of
+the glance network's own head although its classifier is a GRU, and no classifier here is of that form."""
 
 
 def _gfnet(content: Mapping[str, Any], path: str) -> tuple[Header, Sections]:
@@ -175,43 +234,33 @@ def _gfnet(content: Mapping[str, Any], path: str) -> tuple[Header, Sections]:
     glancer = _without_prefix(_weights(content["model_prime_state_dict"]), "module.")
     focuser = _without_prefix(_weights(content.get("model_state_dict")), "module.")
     classifier_weights, policy = _weights(content.get("fc")), _weights(content.get("policy"))
-    name = next((name for name, fits in _GFNET_BACKBONES.items() if fits(glancer)), None)
+    known = {name: form for name, form in GFNET_FORMS.items() if name in BACKBONES}
+    name = next((name for name, form in known.items() if _bears(glancer, form.mark)), None)
     if name is None:
         raise CheckpointError(
             f"{path} is a GFNet of backbone {content.get('model_name', '?')}, which is not known; "
-            f"known are {', '.join(_GFNET_BACKBONES)}"
+            f"known are {', '.join(known)}"
         )
+    form = known[name]
     flops = content.get("flops")
-    num_steps = len(flops) if isinstance(flops, list | tuple | Tensor) else _GFNET_STEPS[name]
-    sections: Sections = {}
+    num_steps = len(flops) if isinstance(flops, list | tuple | Tensor) else form.num_looks
+    sections: Sections = {"glancer": _without_heads(glancer)}
     spec: ClassifierSpec | None = None
-    if name == "resnet50":
-        map_channels = 2048
-        sections["glancer"] = _without_heads(glancer)
-        if classifier_weights:
-            sections["classifier"] = {re.sub(r"^rnn\.", "gru.", key): v for key, v in classifier_weights.items()}
-            spec = _gru_classifier(sections["classifier"], path)
-    else:
-        map_channels = _shape(glancer, "conv_head.weight")[1]
-        sections["glancer"] = _without_heads(glancer)
-        if classifier_weights:
-            # The first step's logits are those of the glance network's own head: a cascade's first layer.
-            num_classes, in_features = _shape(glancer, "classifier.weight")
-            sections["classifier"] = {
-                "fc_1.weight": glancer["classifier.weight"],
-                "fc_1.bias": glancer["classifier.bias"],
-            }
-            sections["classifier"] |= {
-                key: value for key, value in classifier_weights.items() if int(key[3]) <= num_steps
-            }
-            spec = ClassifierSpec(kind="cascaded", num_classes=num_classes, in_features=in_features)
+    if classifier_weights and form.classifier == "gru":
+        sections["classifier"] = {re.sub(r"^rnn\.", "gru.", key): v for key, v in classifier_weights.items()}
+        spec = _gru_classifier(sections["classifier"], path)
+    elif classifier_weights:
+        num_classes, in_features = _shape(glancer, "classifier.weight")
+        sections["classifier"] = {"fc_1.weight": glancer["classifier.weight"], "fc_1.bias": glancer["classifier.bias"]}
+        sections["classifier"] |= {k: value for k, value in classifier_weights.items() if int(k[3]) <= num_steps}
+        spec = ClassifierSpec(kind="cascaded", num_classes=num_classes, in_features=in_features)
     if focuser:
         sections["focuser"] = _without_heads(focuser)
     policy_spec: PolicySpec | None = None
     patch_px = content.get("patch_size")
     if policy:
         sections["policy"] = policy
-        policy_spec = _policy_spec(policy, map_channels=map_channels, path=path, reads="patch", std=0.1)
+        policy_spec = _policy_spec(policy, map_channels=form.map_channels, path=path, reads="patch", std=0.1)
         # A network halves its input five times. Published sizes are multiples of 32, so the map tells the size.
         patch_px = patch_px or 32 * policy_spec.map_side
     size = int(patch_px) if patch_px else None
@@ -221,7 +270,12 @@ def _gfnet(content: Mapping[str, Any], path: str) -> tuple[Header, Sections]:
         focus=NetworkSpec(name=name, size_px=size) if focuser else None,
         classifier=spec,
         policy=policy_spec,
-        preprocessing=Preprocessing(glance_resize="bicubic"),
+        preprocessing=Preprocessing(
+            resize_px=form.resize_px,
+            crop_px=form.crop_px,
+            interpolation=form.interpolation,
+            glance_resize=form.glance_resize,
+        ),
         num_steps=num_steps,
         training=_facts(content),
     )
@@ -252,6 +306,11 @@ def _without_heads(weights: Mapping[str, Tensor]) -> Weights:
 
 def _head(weights: Mapping[str, Tensor], name: str) -> Weights:
     return {f"head.{key}": value for key, value in _under(weights, f"{name}.").items()}
+
+
+def _bears(weights: Mapping[str, Tensor], mark: tuple[str, tuple[int, ...]]) -> bool:
+    key, shape = mark
+    return key in weights and tuple(weights[key].shape) == shape
 
 
 def _shape(weights: Mapping[str, Tensor], key: str) -> tuple[int, ...]:

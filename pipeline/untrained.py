@@ -12,12 +12,11 @@ from operators.classify import build_classifier
 from operators.errors import ConfigError
 from operators.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, Preprocessing
 from operators.network import Network
+from operators.published import GFNET_FORMS, GFNetForm
 from pipeline.config import Config
 from policies.recurrent import RecurrentPolicy
 
 SMALL = ("small_glance", "small_focus")
-CASCADED = ("mobilenetv3_large_100", "mobilenetv3_large_125")
-"""Backbones whose published image models have a cascaded classifier and the light policy."""
 
 
 def untrained(config: Config) -> Checkpoint:
@@ -32,7 +31,7 @@ def untrained(config: Config) -> Checkpoint:
 
 def _checkpoint(config: Config) -> Checkpoint:
     model, sampling = config.model, config.sampling
-    family, is_small = model.family, model.glance_backbone in SMALL
+    family, is_small, is_image = model.family, model.glance_backbone in SMALL, model.family == "gfnet"
     glance_segments = focus_segments = head_classes = 0
     if family == "adafocus_tsm":
         if sampling.num_focus_frames is None:
@@ -67,7 +66,7 @@ def _checkpoint(config: Config) -> Checkpoint:
             crop_px=config.view.crop_px,
             interpolation=config.view.interpolation,
             square_pixels=config.view.square_pixels,
-            glance_resize="antialias" if is_small else "bicubic" if family == "gfnet" else "nearest",
+            glance_resize="antialias" if is_small else _published(config).glance_resize if is_image else "nearest",
         ),
         num_steps=num_steps,
         num_focus_steps=focus_segments or None,
@@ -80,7 +79,7 @@ def _checkpoint(config: Config) -> Checkpoint:
 
 def _policy(config: Config, glance: Network) -> PolicySpec:
     """As published for each family; small where the networks are small."""
-    is_small, name = config.model.glance_backbone in SMALL, config.model.glance_backbone
+    is_small = config.model.glance_backbone in SMALL
     segments = max(1, glance.num_segments)
     with torch.no_grad():
         side = config.glance.size_px
@@ -107,14 +106,14 @@ def _policy(config: Config, glance: Network) -> PolicySpec:
                 width=64,
             )
         case "gfnet":
-            is_light = is_small or name in CASCADED
+            form = _published(config)
             return PolicySpec(
                 kind="continuous",
-                encoder="conv" if is_light else "mlp",
+                encoder=form.encoder,
                 map_channels=glance.map_channels,
                 map_side=map_side,
-                hidden=256 if is_light else 1024,
-                width=32 if is_light else 2048,
+                hidden=form.hidden,
+                width=form.width,
                 std=0.1,
                 reads="patch",
             )
@@ -130,10 +129,16 @@ def _classifier(config: Config, glance: Network, focus: Network) -> ClassifierSp
         case "adafocus_tsm":
             return ClassifierSpec(kind="average", num_classes=model.num_classes, in_features=focus.num_features)
         case "gfnet":
-            is_cascaded = model.glance_backbone in CASCADED
+            kind = "gru" if model.glance_backbone in SMALL else _published(config).classifier
             return ClassifierSpec(
-                kind="cascaded" if is_cascaded else "gru",
+                kind=kind,
                 num_classes=model.num_classes,
                 in_features=focus.num_features,
-                hidden=0 if is_cascaded else hidden,
+                hidden=0 if kind == "cascaded" else hidden,
             )
+
+
+def _published(config: Config) -> GFNetForm:
+    """How GFNet was published for this backbone; small networks have the light policy, others that of ResNet-50."""
+    name = config.model.glance_backbone
+    return GFNET_FORMS["mobilenetv3_large_100"] if name in SMALL else GFNET_FORMS.get(name, GFNET_FORMS["resnet50"])

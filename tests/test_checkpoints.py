@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from parity.files import keys
 
-from operators.backbones import build
+from operators.backbones import BACKBONES, build
 from operators.checkpoints import (
     Checkpoint,
     ClassifierSpec,
@@ -384,6 +384,31 @@ def test_gfnets_mobilenets_load_with_the_glances_head_as_first_step_of_the_casca
         _, logits = classifier.step(classifier.initial_state(1), torch.randn(1, 1280))
     assert torch.equal(logits, torch.ones(1, 1000))
     checkpoint.glance_network(), checkpoint.focus_network()
+
+
+def test_a_gfnet_is_read_as_it_was_published_as_soon_as_its_backbone_is_there(tmp_path: Path, monkeypatch):
+    weights = on_zero_memory({"features.norm5.weight": [1024], "classifier.weight": [1000, 1024]})
+    fc = {"rnn.weight_ih_l0": [3072, 1024], "rnn.weight_hh_l0": [3072, 1024], "fc.weight": [1000, 1024]}
+    policy = {"state_encoder.0.weight": [2048, 9216], "gru.weight_hh_l0": [3072, 1024], "actor.0.weight": [2, 1024]}
+    content = {"model_prime_state_dict": weights, "model_state_dict": weights}
+    torch.save(content | {"fc": on_zero_memory(fc), "policy": on_zero_memory(policy)}, tmp_path / "c")
+    monkeypatch.setitem(BACKBONES, "densenet121", BACKBONES["resnet50"])
+    header = load(tmp_path / "c").header
+    assert header.glance == header.focus == NetworkSpec(name="densenet121", size_px=96)
+    assert header.classifier == ClassifierSpec(kind="gru", num_classes=1000, in_features=1024, hidden=1024)
+    assert header.policy is not None and (header.policy.map_channels, header.policy.map_side) == (1024, 3)
+    assert (header.num_steps, header.preprocessing) == (5, Preprocessing(glance_resize="bilinear"))
+
+
+def test_a_gfnet_of_images_of_300_px_is_preprocessed_as_published(tmp_path: Path, monkeypatch):
+    weights = on_zero_memory({"conv_head.weight": [1536, 384, 1, 1]})
+    torch.save({"model_prime_state_dict": weights, "model_state_dict": weights, "patch_size": 144}, tmp_path / "c")
+    monkeypatch.setitem(BACKBONES, "efficientnet_b3", BACKBONES["mobilenetv3_large_100"])
+    header = load(tmp_path / "c").header
+    assert (header.glance, header.num_steps) == (NetworkSpec(name="efficientnet_b3", size_px=144), 4)
+    assert header.preprocessing == Preprocessing(
+        resize_px=331, crop_px=300, interpolation="bicubic", glance_resize="bicubic"
+    )
 
 
 def test_a_gfnet_of_another_backbone_is_refused_by_name(tmp_path: Path):
