@@ -39,6 +39,9 @@ class RunMetrics:
     gmacs_full: float = 0.0
     with_truth: int = 0
     correct: int = 0
+    patches_sent: int = 0
+    patches_waited_s: float = 0.0
+    """All together, each from when it was cut until its pass was put together."""
     first_label_s: float | None = None
     last_label_s: float = 0.0
 
@@ -91,6 +94,17 @@ class RunMetrics:
             return None
         return focus.items / (focus.items + focus.padded)
 
+    def patch_wait_s(self) -> float | None:
+        """Mean of a patch, until its pass was put together."""
+        return self.patches_waited_s / self.patches_sent if self.patches_sent else None
+
+    def focus_idle_share(self) -> float | None:
+        """Of the focus workers' time from their first pass to their last, what lay between two passes."""
+        focus = self.stages.get("focus")
+        if focus is None or not focus.busy_s + focus.wait_s:
+            return None
+        return focus.wait_s / (focus.busy_s + focus.wait_s)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
@@ -117,7 +131,12 @@ class RunSummary:
     stages: dict[str, dict[str, float]]
     bottleneck: str | None
     occupancy: float | None
+    patch_wait_s: float | None
+    """Mean of a patch, until its pass was put together."""
+    focus_idle_share: float | None
+    """Of the focus workers' time from their first pass to their last."""
     focus_wait_s: float
+    """That idle time, of all of them together."""
     interrupted: bool
     ended_early: str | None
     is_trained: bool
@@ -164,6 +183,8 @@ def summarise(
         },
         bottleneck=metrics.bottleneck(wall_s),
         occupancy=metrics.occupancy(),
+        patch_wait_s=metrics.patch_wait_s(),
+        focus_idle_share=metrics.focus_idle_share(),
         focus_wait_s=focus.wait_s if focus else 0.0,
         **facts,  # type: ignore[arg-type]
     )

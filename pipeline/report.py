@@ -177,9 +177,12 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.bottleneck:
         rows.append(("bottleneck", summary.bottleneck))
     if summary.occupancy is not None:
-        rows.append(
-            ("focus batches", f"{summary.occupancy:.1%} real patches, {summary.focus_wait_s:.1f} s waited for them")
-        )
+        rows.append(("focus batches", f"{summary.occupancy:.1%} real patches"))
+    if summary.patch_wait_s is not None:
+        rows.append(("patches waited", f"{1000 * summary.patch_wait_s:.1f} ms on average, until their batch went"))
+    if summary.focus_idle_share is not None:
+        idle = f"{summary.focus_idle_share:.0%} of the time between their first batch and their last"
+        rows.append(("focus workers idle", idle))
     if summary.ended_early:
         rows.append(("ended early", summary.ended_early))
     if summary.interrupted:

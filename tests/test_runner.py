@@ -16,6 +16,7 @@ from pipeline.batching import Batcher
 from pipeline.doneset import DoneSet
 from pipeline.executor import InlineExecutor, WorkerSpec
 from pipeline.metrics import RunMetrics, StageTime, summarise
+from pipeline.report import summary_rows
 from pipeline.runner import Runner, SourceFeed, StopRequest
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Scheduler
 
@@ -251,6 +252,19 @@ def test_a_run_is_summed_up() -> None:
     assert summary.occupancy == 0.5
     assert summary.stages[FOCUS]["busy_share"] == pytest.approx(stages[FOCUS].calls / 10)
     assert summary.bottleneck == FOCUS
+
+
+def test_the_end_of_a_run_tells_how_long_patches_waited_and_how_much_focus_workers_idled() -> None:
+    # Two passes of 1.5 and 2.5 s with 1 s between them; 20 patches that waited 3 s all together.
+    focus = StageTime(workers=2, calls=2, busy_s=4.0, wait_s=1.0, items=20)
+    metrics = RunMetrics(stages={FOCUS: focus}, labelled=4, patches_sent=20, patches_waited_s=3.0)
+    told = {"run_id": "run", "interrupted": False, "ended_early": None, "is_trained": True}
+    summary = summarise(metrics, wall_s=9.0, skipped_files={}, out="out", model_id="m", config_id="c", **told)
+    assert (summary.patch_wait_s, summary.focus_idle_share) == pytest.approx((0.15, 0.2))
+    rows = dict(summary_rows(summary))
+    assert rows["patches waited"] == "150.0 ms on average, until their batch went"
+    assert rows["focus workers idle"] == "20% of the time between their first batch and their last"
+    assert rows["focus batches"] == "100.0% real patches"
 
 
 def test_a_run_that_did_nothing_is_summed_up_too() -> None:
