@@ -26,7 +26,7 @@ from pipeline.config import Config
 from pipeline.evaluate import read_predictions
 from pipeline.plots import draw_curves
 from pipeline.resolve import resolve
-from pipeline.rules import calibrated_for
+from pipeline.rules import calibrated_for, made_for
 from pipeline.runner import StopRequest
 from pipeline.scores import Predictions, softmax
 from policies.stopping import (
@@ -187,7 +187,8 @@ def _spread(thresholds: np.ndarray, ends: np.ndarray, num_steps: int) -> np.ndar
 def write_into(checkpoint: Path, out: Path, calibration: Mapping[str, Any]) -> None:
     """The checkpoint again, with the calibration in its header; one made under the same settings is replaced."""
     found = checkpoints.load(checkpoint)
-    others = [c for c in found.header.thresholds.get("calibrations", []) if c["for"] != calibration["for"]]
+    known = found.header.thresholds.get("calibrations", [])
+    others = [c for c in known if made_for(c, found.header) != calibration["for"]]
     header = dataclasses.replace(found.header, thresholds={"calibrations": [*others, dict(calibration)]})
     checkpoints.save(out, dataclasses.replace(found, header=header))
 
@@ -216,7 +217,7 @@ def run_calibration(
     calibration = search(
         table_of(predictions, measure=measure), steps_per_round=every, seed=config.compute.seed, measure=measure
     )
-    told_as = calibration.to_header() | {"for": calibrated_for(resolve(config, machine_of(config)).config)}
+    told_as = calibration.to_header() | {"for": calibrated_for(resolve(config, machine_of(config)).config, header)}
     (out / "calibration.json").write_text(json.dumps(told_as, indent=1))
     curves = {
         "thresholds": [(point.gmacs, point.score) for point in calibration.points],

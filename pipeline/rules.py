@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from operators.checkpoints import Checkpoint, Header
 from operators.errors import CheckpointError, ConfigError
-from pipeline.config import Config
+from pipeline.config import Config, Skip, parse
 from policies.recurrent import price_for_share
 from policies.stopping import Confidence, OperatingPoint, StopRule, checked_thresholds, for_budget
 
@@ -147,13 +147,37 @@ def stop_rule(config: Config, header: Header) -> StopRule | None:
             return rule
 
 
-CALIBRATED_FOR = ("policy.kind", "skip.kind", "skip.sees", "skip.price", "skip.share", "focus.patch_px")
-"""Settings that thresholds and costs depend on, beside the weights."""
+def calibrated_for(config: Config, header: Header) -> dict[str, Any]:
+    """What thresholds and costs depend on, beside the weights and the steps per round: as it is, whether it was given
+    or left to the checkpoint. What the way of skipping does not read is None.
+    """
+    skip = config.skip
+    is_learned = skip.kind == "learned"
+    return {
+        "policy.kind": config.policy.kind,
+        "focus.patch_px": config.focus.patch_px,
+        "skip.kind": skip.kind,
+        "skip.sees": skip_sees(config, header) if is_learned else None,
+        "skip.price": skip_price(config, header) if is_learned else None,
+        "skip.share": skip.share if skip.kind in ("random", "uniform") else None,
+    }
 
 
-def calibrated_for(config: Config) -> dict[str, Any]:
-    flat = config.flat()
-    return {name: flat[name] for name in CALIBRATED_FOR}
+def made_for(found: Mapping[str, Any], header: Header) -> dict[str, Any]:
+    """`calibrated_for` of a calibration that is there."""
+    told = dict(found["for"])
+    given = {name: value for name, value in told.items() if name.startswith("skip.") and value is not None}
+    if told.get("skip.kind") == "learned":
+        # Older ones hold null for what was left to the checkpoint, and the share's default where no share was given.
+        if given.get("skip.share") == Skip().share:
+            del given["skip.share"]
+        if header.skip is None:
+            return told
+    try:
+        return told | {k: v for k, v in calibrated_for(parse(given), header).items() if k.startswith("skip.")}
+    except ConfigError:
+        # A share that was never reached: no settings lead there any more.
+        return told
 
 
 def calibration(config: Config, header: Header) -> Mapping[str, Any]:
@@ -164,13 +188,22 @@ def calibration(config: Config, header: Header) -> Mapping[str, Any]:
         known = list(header.thresholds.get("calibrations", []))
     if not known:
         raise ConfigError("stop.kind=budget needs a calibration: run `calibrate`, or use stop.kind=confidence")
-    wanted = calibrated_for(config)
+    wanted = calibrated_for(config, header)
+    every = config.stop.steps_per_round
+    if every is not None:
+        wanted["stop.steps_per_round"] = every
+    nearest: list[str] | None = None
     for found in known:
-        if found.get("for", wanted) == wanted:
+        made = made_for(found, header) if "for" in found else dict(wanted)
+        made["stop.steps_per_round"] = int(found.get("steps_per_round", 1))
+        differ = [f"{k}={made.get(k)} there, {v} here" for k, v in wanted.items() if made.get(k) != v]
+        if not differ:
             return found
-    made = known[0]["for"]
-    differ = ", ".join(f"{k}={made.get(k)} there, {wanted[k]} here" for k in wanted if made.get(k) != wanted[k])
-    raise ConfigError(f"no calibration was made under these settings ({differ}): run `calibrate` with them")
+        nearest = differ if nearest is None or len(differ) < len(nearest) else nearest
+    assert nearest is not None
+    raise ConfigError(
+        f"no calibration was made under these settings ({', '.join(nearest)}): run `calibrate` with them"
+    )
 
 
 def read_calibration(path: Path) -> Mapping[str, Any]:
@@ -219,10 +252,18 @@ def skip_price(config: Config, header: Header) -> float:
     if "skip.share" not in config.given():
         return header.skip.price
     sees = skip_sees(config, header)
-    table = dict(header.skip.price_tables.get(sees, ()))
-    if not table:
+    tables = {name: dict(table) for name, table in header.skip.price_tables.items() if table}
+    if sees not in tables:
         raise ConfigError(
             f"skip.share={config.skip.share:g} with skip.kind=learned needs measured prices, and the checkpoint has "
             f"none for skip.sees={sees}: set skip.price instead"
         )
-    return price_for_share(table, config.skip.share)
+    price = price_for_share(tables[sees], config.skip.share)
+    if price is None:
+        ranges = {name: f"{min(t.values()):.4g} to {max(t.values()):.4g}" for name, t in tables.items()}
+        others = "".join(f", or set skip.sees={name} ({ranges[name]})" for name in tables if name != sees)
+        raise ConfigError(
+            f"skip.share={config.skip.share:g} is not a share that this checkpoint skips to with skip.sees={sees}: "
+            f"give one from {ranges[sees]}{others}, or set skip.price instead"
+        )
+    return price

@@ -335,10 +335,10 @@ class SkipHead(nn.Module):
         return focus, log_prob, new
 
 
-def price_for_share(table: Mapping[float, float], share: float) -> float:
+def price_for_share(table: Mapping[float, float], share: float) -> float | None:
     """The price at which a head focuses on `share` of the frames, from a measured table price -> share.
 
-    Between two measured prices it goes along the logarithm of the price; outside the table the nearest end.
+    Between two measured prices it goes along the logarithm of the price; None outside the table, to a thousandth.
     """
     rows = sorted(table.items())
     if not rows:
@@ -347,4 +347,6 @@ def price_for_share(table: Mapping[float, float], share: float) -> float:
         if less <= share <= more and more > less:
             part = (more - share) / (more - less)
             return math.exp(math.log(cheap) + part * (math.log(dear) - math.log(cheap)))
-    return rows[0][0] if share >= rows[0][1] else rows[-1][0]
+    if not min(table.values()) - 1e-3 <= share <= max(table.values()) + 1e-3:
+        return None
+    return min(rows, key=lambda row: abs(row[1] - share))[0]

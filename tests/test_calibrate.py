@@ -16,6 +16,8 @@ from pipeline.rules import calibrated_for, read_calibration, stop_rule
 from pipeline.scores import Predictions
 from policies.stopping import Confidence, exit_steps, for_budget
 
+HEADER = Header(family="adafocus", glance=None, focus=None, classifier=None)
+
 
 def easy_and_hard(num_clips: int = 400) -> Table:
     """Half of the clips are sure and right at once, the others only at the last of four steps. Each step costs 1."""
@@ -93,7 +95,7 @@ def test_any_of_several_true_labels_is_right() -> None:
 
 
 def test_a_calibration_beside_the_checkpoint_reads_as_it_was_written(tmp_path: Path) -> None:
-    told_as = search(easy_and_hard()).to_header() | {"for": calibrated_for(Config())}
+    told_as = search(easy_and_hard()).to_header() | {"for": calibrated_for(Config(), HEADER)}
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(told_as))
     assert read_calibration(path) == json.loads(json.dumps(told_as))
@@ -108,7 +110,7 @@ def budget(gmacs: float, path: Path, **more: object) -> Config:
 
 def test_a_budget_takes_the_dearest_point_that_it_can_pay(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    path.write_text(json.dumps(search(easy_and_hard()).to_header() | {"for": calibrated_for(Config())}))
+    path.write_text(json.dumps(search(easy_and_hard()).to_header() | {"for": calibrated_for(Config(), HEADER)}))
     header = Header(family="adafocus", glance=None, focus=None, classifier=None)
     rule = stop_rule(budget(2.7, path), header)
     assert isinstance(rule, Confidence)

@@ -360,8 +360,13 @@ def test_the_price_of_a_focus_is_an_input_of_the_skip_head():
 def test_a_price_is_found_between_two_measured_ones():
     table = {0.001: 0.8, 0.1: 0.2}
     assert price_for_share(table, 0.5) == pytest.approx(0.01)  # halfway along the logarithm
-    assert price_for_share(table, 0.9) == 0.001
-    assert price_for_share(table, 0.1) == 0.1
+    assert (price_for_share(table, 0.8), price_for_share(table, 0.2)) == pytest.approx((0.001, 0.1))
+    assert price_for_share(table, 0.8005) == 0.001  # what was rounded when it was told
+
+
+def test_a_share_that_no_measured_price_gives_has_no_price():
+    table = {0.001: 0.8, 0.1: 0.2}
+    assert price_for_share(table, 0.9) is price_for_share(table, 0.1) is None
 
 
 def test_a_policy_that_reads_patches_cannot_skip():

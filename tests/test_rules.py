@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
 from looking import make_config
 
+from operators import checkpoints
 from operators.checkpoints import Checkpoint, save
 from operators.errors import CheckpointError, ConfigError
-from operators.header import SkipSpec
-from pipeline.config import Config, parse
+from operators.header import Header, SkipSpec
+from pipeline.calibrate import write_into
+from pipeline.config import CONFIGS, Config, parse
 from pipeline.placement import Machine
-from pipeline.resolve import Plan, goes_in_rounds, resolve
-from pipeline.rules import check, skip_price, stop_rule
+from pipeline.resolve import Plan, goes_in_rounds, header_settings, resolve
+from pipeline.rules import calibrated_for, check, skip_price, steps_per_round, stop_rule
 from pipeline.untrained import untrained
 from policies.stopping import Confidence
 
 MACHINE = Machine(num_cores=2, memory_bytes=8 << 30)
+SHIPPED = CONFIGS / "weights" / "small_synth.safetensors"
 GFNET = {
     "model__family": "gfnet",
     "model__glance_backbone": "small_focus",
@@ -174,6 +178,82 @@ def test_the_price_of_a_skip_is_the_one_given_or_that_of_the_share_or_the_heads_
     assert price(skip__share=0.5, skip__sees="glance") == pytest.approx(0.1**1.5)
     with pytest.raises(ConfigError, match=r"none for skip.sees=classifier: set skip.price"):
         price(skip__share=0.5)
+
+
+def shipped(**settings: object) -> tuple[Config, Header]:
+    """The checkpoint that ships, under the settings of its preset."""
+    header = checkpoints.load(SHIPPED).header
+    given = {name.replace("__", "."): value for name, value in settings.items()}
+    return parse({"model.checkpoint": str(SHIPPED), **given}).filled_in(header_settings(header)), header
+
+
+def test_a_share_of_frames_that_the_learned_skip_does_not_reach_is_refused_with_the_range():
+    config, header = shipped(skip__kind="learned", skip__share=0.5)
+    with pytest.raises(ConfigError, match=r"skip\.share=0\.5 .* from 0\.2105 to 0\.3035, or set skip\.sees=glance"):
+        skip_price(config, header)
+    # What the message names is taken.
+    for share in (0.2105, 0.25, 0.3035):
+        assert 0.001 <= skip_price(*shipped(skip__kind="learned", skip__share=share)) <= 0.12
+    assert skip_price(*shipped(skip__kind="learned", skip__share=0.5, skip__sees="glance")) > 0.03
+
+
+BUDGET = {"stop__kind": "budget", "stop__budget_gmacs": 0.06}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"stop__steps_per_round": 1},
+        {"skip__share": 0.3},
+        {"skip__kind": "learned"},
+        {"skip__kind": "learned", "skip__sees": "classifier"},
+        {"skip__kind": "learned", "skip__price": 0.01},
+    ],
+)
+def test_a_setting_that_says_what_the_checkpoint_says_anyway_finds_its_calibration(settings: dict):
+    rule = stop_rule(*shipped(**BUDGET, **settings))
+    assert isinstance(rule, Confidence) and len(rule.thresholds) == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "differs"),
+    [
+        ({"stop__steps_per_round": 2}, "(stop.steps_per_round=1 there, 2 here)"),
+        ({"skip__kind": "learned", "stop__steps_per_round": 2}, "(stop.steps_per_round=1 there, 2 here)"),
+        ({"skip__kind": "learned", "skip__sees": "glance"}, "(skip.sees=classifier there, glance here)"),
+        ({"skip__kind": "learned", "skip__price": 0.02}, "(skip.price=0.01 there, 0.02 here)"),
+        ({"focus__patch_px": 40}, "(focus.patch_px=32 there, 40 here)"),
+    ],
+)
+def test_a_budget_under_settings_that_were_not_calibrated_is_refused(settings: dict, differs: str):
+    with pytest.raises(ConfigError, match=re.escape(differs)):
+        stop_rule(*shipped(**BUDGET, **settings))
+
+
+def test_the_steps_per_round_of_a_calibration_are_taken_where_none_are_given():
+    config, header = shipped(**BUDGET)
+    twos = [{**found, "steps_per_round": 2} for found in header.thresholds["calibrations"]]
+    header = dataclasses.replace(header, thresholds={"calibrations": twos})
+    assert steps_per_round(config, header) == 2
+    assert stop_rule(config.replaced({"stop.steps_per_round": 2}), header) is not None
+    with pytest.raises(ConfigError, match=r"stop\.steps_per_round=2 there, 1 here"):
+        stop_rule(config.replaced({"stop.steps_per_round": 1}), header)
+
+
+def test_a_checkpoint_holds_one_calibration_for_each_way_of_skipping(tmp_path: Path):
+    config, header = shipped(skip__kind="learned", skip__sees="classifier")
+    # Two ship: without skipping, and with the learned one, whose settings were left to the checkpoint.
+    assert len(header.thresholds["calibrations"]) == 2
+    points = header.thresholds["calibrations"][1]["points"][:3]
+    again = {"points": points, "steps_per_round": 2, "for": calibrated_for(config, header)}
+    write_into(SHIPPED, tmp_path / "again", again)
+    none, learned = checkpoints.load(tmp_path / "again").header.thresholds["calibrations"]
+    assert none == header.thresholds["calibrations"][0]
+    assert learned == again
+    glance, _ = shipped(skip__kind="learned", skip__sees="glance")
+    write_into(tmp_path / "again", tmp_path / "third", {**again, "for": calibrated_for(glance, header)})
+    assert len(checkpoints.load(tmp_path / "third").header.thresholds["calibrations"]) == 3
 
 
 def test_clips_go_in_rounds_where_what_they_see_decides():
