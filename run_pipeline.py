@@ -195,6 +195,12 @@ def live(
 @click.option("--full-checkpoint", metavar="FILE", help="What --compare full labels with: `train --stage full`'s.")
 @click.option("--truth", type=click.Path(path_type=Path), help="truth.parquet of a synthetic archive: boxes.")
 @click.option("--per-video", is_flag=True, help="Join the clips of a video before scoring.")
+@click.option(
+    "--search",
+    metavar="LABELS",
+    type=click.Path(path_type=Path),
+    help="Labels of other clips, with step_logits: thresholds of the budgeted curve are searched on them.",
+)
 def evaluate(
     inputs: tuple[str, ...],
     out: Path,
@@ -213,12 +219,17 @@ def evaluate(
     full_checkpoint: str | None,
     truth: Path | None,
     per_video: bool,
+    search: Path | None,
 ) -> int:
     """Accuracy and mAP against annotations: of labels that are there, or of inputs labelled for it.
+
+    Where there are step_logits, the report has the anytime curve; with --search, or a published GFNet file as
+    --checkpoint, the budgeted one too.
 
     \b
     Example:
       saccade eval out/ -o report/
+      saccade eval test/ -o report/ --search val/
       saccade eval data/annotations.json --videos data/videos --subset test -o report/ --config demo \\
           --truth data/truth.parquet --compare learned,center,random
     """
@@ -228,21 +239,24 @@ def evaluate(
     from pipeline.evaluate import comparison, format_table
 
     names = None if classes is None else listing.read_class_names(Path(classes))
-    known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names)
+    known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
     if len(inputs) == 1 and comparing.is_labels_table(Path(inputs[0])):
-        evaluations = {"labels": comparing.evaluate_table(Path(inputs[0]), out, truth=known)}
+        evaluations = {"labels": comparing.evaluate_table(Path(inputs[0]), out, truth=known, checkpoint=checkpoint)}
     else:
         config = load_config(
             config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
         )
+        policies = compare.split(",") if compare else [config.policy.kind]
+
+        def list_sources(names: Sequence[str]) -> Iterator[Source]:
+            return itertools.islice(listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit)
+
         stop = stop_on_signals()
         with report.progress(quiet=quiet) as show:
             evaluations = comparing.evaluate_policies(
                 config,
-                lambda names: itertools.islice(
-                    listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit
-                ),
-                compare.split(",") if compare else [config.policy.kind],
+                list_sources,
+                policies,
                 out=out,
                 truth=known,
                 stop=stop,

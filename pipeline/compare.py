@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from operators import checkpoints
 from operators.errors import ConfigError
 from operators.records import Source
 from pipeline.archive import Told, label_archive
@@ -26,6 +27,8 @@ class Truth:
     """truth.parquet of a synthetic archive"""
     is_per_video: bool = False
     class_names: Sequence[str] | None = None
+    search: Path | None = None
+    """Labels of other clips, made in the same way: the budgeted curve's thresholds are searched on them"""
 
 
 def is_labels_table(path: Path) -> bool:
@@ -35,9 +38,9 @@ def is_labels_table(path: Path) -> bool:
     return False
 
 
-def evaluate_table(labels: Path, out: Path, *, truth: Truth) -> Evaluation:
-    """Scores labels that are there, and writes the report."""
-    predictions, evaluation = _scored(labels, truth)
+def evaluate_table(labels: Path, out: Path, *, truth: Truth, checkpoint: str | None = None) -> Evaluation:
+    """Scores labels that are there, and writes the report. `checkpoint`: what they were made with."""
+    predictions, evaluation = _scored(labels, truth, checkpoint)
     write_report(out, predictions, evaluation)
     return evaluation
 
@@ -52,15 +55,14 @@ def evaluate_policies(
     stop: StopRequest,
     told: Told,
     full_checkpoint: str | None = None,
+    resume: bool = True,
 ) -> dict[str, Evaluation]:
-    """Labels the same inputs under each policy, into a folder each, and scores them. Labels that are there are kept.
-
-    full_checkpoint: networks that were trained on whole views. Without it `full` shows whole views to networks that
-    were trained on patches, which says what they cost and not what they are worth.
+    """Labels the same inputs under each policy, into a folder each, and scores them. With `resume` labels that are
+    there are kept.
     """
-    unknown = [name for name in policies if name not in POLICIES]
-    if unknown:
-        raise ConfigError(f"policy {unknown[0]!r} is not known; there are {', '.join(POLICIES)}")
+    configs = policy_configs(config, policies, full_checkpoint=full_checkpoint)
+    if truth.search is not None and len(configs) > 1:
+        raise ConfigError(f"--search holds labels of one policy, but {', '.join(configs)} are compared: give one")
     evaluations = {}
     known: list[str] = []
 
@@ -68,24 +70,47 @@ def evaluate_policies(
         known[:] = names
         return list_sources(names)
 
+    for name, labels_as in configs.items():
+        folder = out / name
+        label_archive(labels_as, listed, out=folder, resume=resume, stop=stop, told=told)
+        if stop.is_set:
+            break
+        # Of few labels not all classes are among the answers; the checkpoint knows them.
+        scored_with = truth if truth.class_names is not None else dataclasses.replace(truth, class_names=tuple(known))
+        predictions, evaluations[name] = _scored(folder, scored_with, labels_as.model.checkpoint)
+        write_report(folder / "report", predictions, evaluations[name])
+    return evaluations
+
+
+def policy_configs(
+    config: Config, policies: Sequence[str], *, full_checkpoint: str | None = None
+) -> dict[str, Config]:
+    """What each policy labels with.
+
+    full_checkpoint: networks that were trained on whole views. Without it `full` shows whole views to networks that
+    were trained on patches, which says what they cost and not what they are worth.
+    """
+    unknown = [name for name in policies if name not in POLICIES]
+    if unknown:
+        raise ConfigError(f"policy {unknown[0]!r} is not known; there are {', '.join(POLICIES)}")
+    configs = {}
     for name in policies:
         settings = {"policy.kind": name, "output.logits": True, "output.step_logits": True}
         if name != "learned" and config.skip.kind == "learned":
             settings["skip.kind"] = "none"
         if name == "full" and full_checkpoint is not None:
             settings["model.checkpoint"] = full_checkpoint
-        folder = out / name
-        label_archive(config.replaced(settings), listed, out=folder, stop=stop, told=told)
-        if stop.is_set:
-            break
-        # Of few labels not all classes are among the answers; the checkpoint knows them.
-        scored_with = truth if truth.class_names is not None else dataclasses.replace(truth, class_names=tuple(known))
-        predictions, evaluations[name] = _scored(folder, scored_with)
-        write_report(folder / "report", predictions, evaluations[name])
-    return evaluations
+        configs[name] = config.replaced(settings)
+    return configs
 
 
-def _scored(labels: Path, truth: Truth) -> tuple[Predictions, Evaluation]:
+def _scored(labels: Path, truth: Truth, checkpoint: str | None) -> tuple[Predictions, Evaluation]:
+    told = checkpoints.load(checkpoint).header.training if checkpoint is not None else {}
     return evaluate_labels(
-        labels, class_names=truth.class_names, truth_boxes=truth.boxes, is_per_video=truth.is_per_video
+        labels,
+        class_names=truth.class_names,
+        truth_boxes=truth.boxes,
+        is_per_video=truth.is_per_video,
+        search=truth.search,
+        published=told.get("published", {}).get("dynamic_threshold"),
     )

@@ -23,6 +23,7 @@ from operators.errors import ConfigError, PipelineError, SinkError
 from operators.table import part_paths
 from pipeline.looks import ClipLooks, LookScores, TruthBoxes, look_scores
 from pipeline.scores import (
+    BUDGET_QS,
     CurvePoint,
     Predictions,
     Scores,
@@ -33,6 +34,7 @@ from pipeline.scores import (
     score,
     score_classes,
     score_steps,
+    searched_thresholds,
     softmax,
 )
 
@@ -307,9 +309,9 @@ def evaluate(
     *,
     looks: LookScores | None = None,
     step_gmacs: np.ndarray | None = None,
-    search_logits: np.ndarray | None = None,
+    thresholds: np.ndarray | None = None,
 ) -> Evaluation:
-    """All figures. `step_gmacs` [T] cumulative adds the anytime curve; `search_logits` [M,T,K] the budgeted one."""
+    """All figures. `step_gmacs` [T] cumulative adds the anytime curve; `thresholds` [39,T] the budgeted one."""
 
     def mean(values: np.ndarray | None) -> float | None:
         return None if values is None or not len(values) else float(values.mean())
@@ -322,8 +324,8 @@ def evaluate(
     budgeted: tuple[CurvePoint, ...] = ()
     if steps is not None and step_gmacs is not None:
         anytime = anytime_curve(steps, truth, step_gmacs)
-        if search_logits is not None:
-            budgeted = budgeted_curve(search_logits=search_logits, step_logits=steps, truth=truth, gmacs=step_gmacs)
+        if thresholds is not None:
+            budgeted = budgeted_curve(table=thresholds, step_logits=steps, truth=truth, gmacs=step_gmacs)
     return Evaluation(
         scores=score(predictions.logits, truth),
         per_step=() if steps is None else score_steps(steps, truth),
@@ -350,15 +352,56 @@ def evaluate_labels(
     truth: Mapping[str, Sequence[str]] | None = None,
     truth_boxes: str | Path | None = None,
     is_per_video: bool = False,
+    search: str | Path | None = None,
+    published: Sequence[Sequence[float]] | None = None,
 ) -> tuple[Predictions, Evaluation]:
-    """A labels table against its truth; `truth_boxes` is the synthetic archive's truth.parquet."""
+    """A labels table against its truth; `truth_boxes` is the synthetic archive's truth.parquet.
+
+    The budgeted curve takes its thresholds from `search`, a table of other clips, or else from `published`, those
+    that a checkpoint file holds.
+    """
     predictions = read_predictions(labels, class_names=class_names, truth=truth)
     if is_per_video:
         predictions = by_video(predictions)
     looks = None
     if truth_boxes is not None:
         looks = look_scores(read_looks(_labels_dataset(Path(labels))), read_truth(Path(truth_boxes)))
-    return predictions, evaluate(predictions, looks=looks)
+    thresholds = None
+    if search is not None:
+        searched = read_predictions(search, class_names=predictions.class_names)
+        thresholds = searched_thresholds(_search_logits(searched, predictions, str(search)))
+    elif published is not None and (steps := predictions.step_logits) is not None and _took_all_steps(predictions):
+        table = np.array(published, np.float64)
+        # With fewer looks than the published ones there is no such curve.
+        thresholds = table if table.shape == (len(BUDGET_QS), steps.shape[1]) else None
+    return predictions, evaluate(predictions, looks=looks, thresholds=thresholds)
+
+
+def _search_logits(searched: Predictions, judged: Predictions, name: str) -> np.ndarray:
+    """Step logits [M,T,K] to search thresholds for `judged` on; ConfigError where they are none."""
+    for which, given in ((name, searched), ("the labels to evaluate", judged)):
+        if given.step_logits is None or given.step_gmacs is None:
+            raise ConfigError(
+                f"{which}: there are no step_logits, or --per-video has joined them; "
+                "label with --set output.step_logits=true, and leave --per-video out"
+            )
+        if not _took_all_steps(given):
+            raise ConfigError(f"{which}: some clips stopped early; label with --set stop.kind=none")
+    assert searched.step_logits is not None and judged.step_logits is not None
+    theirs, ours = searched.step_logits.shape[1], judged.step_logits.shape[1]
+    if theirs != ours:
+        raise ConfigError(f"{name}: {theirs} steps per clip, but the labels to evaluate have {ours}: label both alike")
+    if shared := set(searched.sources) & set(judged.sources):
+        raise ConfigError(
+            f"{len(shared)} of the sources to evaluate are in {name} too ({min(shared)}): thresholds are searched on "
+            "other clips than those that they are told with"
+        )
+    return searched.step_logits
+
+
+def _took_all_steps(predictions: Predictions) -> bool:
+    steps, stopped_at = predictions.step_logits, predictions.stopped_at
+    return steps is not None and (stopped_at is None or bool((stopped_at >= steps.shape[1]).all()))
 
 
 def predictions_json(predictions: Predictions, *, num_best: int | None = None) -> dict[str, Any]:

@@ -220,25 +220,29 @@ def anytime_curve(step_logits: np.ndarray, truth: np.ndarray, gmacs: np.ndarray)
     )
 
 
+def searched_thresholds(search_logits: np.ndarray, qs: Sequence[float] = BUDGET_QS) -> np.ndarray:
+    """float64 [Q,T]: the published search, a row per exit distribution. search_logits [M,T,K]."""
+    search = softmax(search_logits).max(axis=-1).astype(np.float64)
+    return np.stack([geometric_thresholds(search, q) for q in qs])
+
+
 def budgeted_curve(
     *,
-    search_logits: np.ndarray,
+    table: np.ndarray,
     step_logits: np.ndarray,
     truth: np.ndarray,
     gmacs: np.ndarray,
     qs: Sequence[float] = BUDGET_QS,
 ) -> tuple[CurvePoint, ...]:
-    """Budgeted-batch accuracy: one point per exit distribution, thresholds searched on other clips.
+    """Budgeted-batch accuracy: one point per row of thresholds, which were searched on other clips.
 
-    search_logits [M,T,K] and step_logits [N,T,K]: a clip ends at its first step whose softmax probability
-    reaches the threshold. gmacs: cumulative, [T] or [N,T].
+    table [Q,T] and step_logits [N,T,K]: a clip ends at its first step whose softmax probability reaches the
+    threshold. gmacs: cumulative, [T] or [N,T].
     """
-    search = softmax(search_logits).max(axis=-1).astype(np.float64)
     sure = softmax(step_logits).max(axis=-1).astype(np.float64)
     right = ranks_of_truth(step_logits, truth[:, 0]) < 1
     points = []
-    for q in qs:
-        thresholds = geometric_thresholds(search, q)
+    for q, thresholds in zip(qs, table, strict=True):
         exits = exit_steps(sure, thresholds)
         points.append(
             CurvePoint(

@@ -39,7 +39,9 @@ from pipeline.scores import (
     score,
     score_classes,
     score_steps,
+    searched_thresholds,
 )
+from run_pipeline import main
 
 NAMES = ("walk", "run", "jump")
 
@@ -214,7 +216,7 @@ def test_the_budgeted_curve_takes_its_thresholds_from_other_clips():
     # Confidences at step 1: .85 leaves right, .9 (of class 1) leaves wrong, .7 stays and is right in the end.
     steps = two_steps((0.85, 0.1), (0.1, 0.9), (0.7, 0.9))
     (point,) = budgeted_curve(
-        search_logits=search,
+        table=searched_thresholds(search, (1.0,)),
         step_logits=steps,
         truth=np.zeros((3, 1), np.int64),
         gmacs=np.array([1.0, 4.0]),
@@ -229,8 +231,9 @@ def test_the_budgeted_curve_takes_its_thresholds_from_other_clips():
 
 def test_the_published_row_of_q_runs_from_a_twentieth_to_39_twentieths():
     steps = two_steps((0.9, 0.9), (0.6, 0.8))
+    table = searched_thresholds(steps)
     points = budgeted_curve(
-        search_logits=steps, step_logits=steps, truth=np.zeros((2, 1), np.int64), gmacs=np.array([1.0, 2.0])
+        table=table, step_logits=steps, truth=np.zeros((2, 1), np.int64), gmacs=np.array([1.0, 2.0])
     )
     assert [point.q for point in points] == [pytest.approx(p / 20) for p in range(1, 40)]
 
@@ -289,6 +292,63 @@ def test_a_clip_that_stopped_early_keeps_its_last_answer_in_later_steps(tmp_path
     assert found.step_logits[0].tolist() == [[3, 0, 0], [3, 0, 0]]
     assert [scores.top1 for scores in evaluation.per_step] == [50.0, 100.0]
     assert evaluation.mean_steps == 1.5
+
+
+def stepped(video_id: str, *steps: tuple[float, float, float], **changes: Any) -> ClipLabel:
+    """A clip of class walk with the probabilities of all its steps, which cost 1 and 4 together."""
+    given = {"step_gmacs": (1.0, 4.0)[: len(steps)], "stopped_at": len(steps), **changes}
+    logits = np.log(np.maximum(np.array(steps, np.float32), 1e-9))
+    return label(video_id, list(steps[-1]), ("walk",), step_logits=logits, **given)
+
+
+def to_search(folder: Path) -> Path:
+    """Of these two, one leaves after the first step where q is 1: the threshold there is .8."""
+    return table(folder, stepped("x", (0.8, 0.1, 0.1), (0.9, 0, 0.1)), stepped("y", (0.6, 0.2, 0.2), (0.9, 0, 0.1)))
+
+
+def to_judge(folder: Path) -> Path:
+    """One that is sure and right at once, one that is right only in the end."""
+    return table(folder, stepped("a", (0.9, 0.1, 0), (0.9, 0.1, 0)), stepped("b", (0.2, 0.5, 0.3), (0.9, 0.1, 0)))
+
+
+def test_eval_draws_the_budgeted_curve_with_thresholds_searched_on_other_labels(tmp_path):
+    judged, searched = to_judge(tmp_path / "test"), to_search(tmp_path / "val")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    arguments = ["eval", str(judged), "-o", str(tmp_path / "report"), "--classes", str(tmp_path / "names.txt")]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--search", str(searched)])
+    assert ended.value.code == 0
+    scores = json.loads((tmp_path / "report" / "scores.json").read_text())
+    assert [point["top1"] for point in scores["anytime"]] == [50.0, 100.0]
+    even = next(point for point in scores["budgeted"] if point["q"] == 1.0)
+    assert even["thresholds"][0] == pytest.approx(0.8)
+    assert (even["gmacs"], even["top1"]) == (2.5, 100.0)
+    assert (tmp_path / "report" / "curves.png").is_file()
+
+
+def test_a_published_files_own_thresholds_give_the_budgeted_curve(tmp_path):
+    judged = to_judge(tmp_path)
+    rows = [[0.8, -1e8]] * 39
+    _, evaluation = evaluate_labels(judged, class_names=NAMES, published=rows)
+    assert {(point.gmacs, point.top1) for point in evaluation.budgeted} == {(2.5, 100.0)}
+    # Those of another number of looks are none for these labels.
+    _, other = evaluate_labels(judged, class_names=NAMES, published=[[0.8, 0.8, -1e8]] * 39)
+    assert other.budgeted == ()
+
+
+@pytest.mark.parametrize(
+    ("searched", "message"),
+    [
+        ([label("x", [1, 0, 0], ("walk",))], "val: there are no step_logits"),
+        ([stepped("x", (1, 0, 0)), stepped("y", (1, 0, 0), (1, 0, 0))], "val: some clips stopped early"),
+        ([stepped("x", (1, 0, 0))], "val: 1 steps per clip, but the labels to evaluate have 2"),
+        ([stepped("a", (1, 0, 0), (1, 0, 0))], "1 of the sources to evaluate are in .*val too"),
+    ],
+)
+def test_labels_that_thresholds_cannot_be_searched_on_are_refused(tmp_path, searched, message):
+    judged, val = to_judge(tmp_path / "test"), table(tmp_path / "val", *searched)
+    with pytest.raises(ConfigError, match=message):
+        evaluate_labels(judged, class_names=NAMES, search=val)
 
 
 def test_clips_that_failed_or_have_no_truth_are_counted_apart(tmp_path):
@@ -453,7 +513,7 @@ def test_predictions_take_the_activitynet_form():
 def test_a_report_writes_scores_classes_predictions_and_pictures(tmp_path):
     steps = np.stack([LOGITS, LOGITS], axis=1)
     given = predictions(step_logits=steps)
-    evaluation = evaluate(given, step_gmacs=np.array([1.0, 2.0]), search_logits=steps)
+    evaluation = evaluate(given, step_gmacs=np.array([1.0, 2.0]), thresholds=searched_thresholds(steps))
     written = write_report(tmp_path / "report", given, evaluation)
     assert [path.name for path in written] == [
         *("scores.json", "classes.csv", "predictions.json", "confusion.png", "curves.png"),
