@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from operators.records import Source
 from pipeline.arguments import hide_arguments
 from pipeline.bench.commands import bench
 from pipeline.cli import FAILED, NO_INPUT, SOME_FAILED, USAGE, common_options, load_config, say, stop_on_signals
+
+if TYPE_CHECKING:
+    from pipeline.calibrate import Score
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -280,7 +283,28 @@ def evaluate(
 @click.option("--videos", type=click.Path(path_type=Path), help="Where the videos of an annotation or split file lie.")
 @click.option("--subset", help="Take one subset of an annotation file: validation, never test.")
 @click.option("--limit", type=click.IntRange(min=0), help="Take at most so many inputs.")
-@click.option("--measure", type=click.Choice(["softmax", "logit"]), default="softmax", show_default=True)
+@click.option(
+    "--measure",
+    type=click.Choice(["softmax", "logit"]),
+    default="softmax",
+    show_default=True,
+    help="What is compared with the thresholds: the leading class's probability, or its raw logit.",
+)
+@click.option(
+    "--score",
+    type=click.Choice(["accuracy", "map"]),
+    default="accuracy",
+    show_default=True,
+    help="What the curve tells and the two searches compete by.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    metavar="POINTS",
+    help="By so much the direct search must be better than the published one to be kept.",
+)
 @click.option("--steps-per-round", type=click.IntRange(min=1), default=None, help="Steps between two checks.")
 @click.option("--write", type=click.Path(path_type=Path), help="Also write the checkpoint with the calibration in it.")
 def calibrate(
@@ -298,6 +322,8 @@ def calibrate(
     subset: str | None,
     limit: int | None,
     measure: str,
+    score: Score,
+    margin: float,
     steps_per_round: int | None,
     write: Path | None,
 ) -> int:
@@ -317,15 +343,19 @@ def calibrate(
     config = load_config(
         config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
     )
+
+    def list_sources(names: Sequence[str]) -> Iterator[Source]:
+        return itertools.islice(listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit)
+
     stop = stop_on_signals()
     with report.progress(quiet=quiet) as show:
         found = run_calibration(
             config,
-            lambda names: itertools.islice(
-                listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit
-            ),
+            list_sources,
             out=out,
             measure=measure,
+            score=score,
+            margin=margin,
             steps_per_round=steps_per_round,
             write=write,
             stop=stop,

@@ -3,8 +3,8 @@
 Thresholds are searched on one half of the clips and told with the accuracy they give on the other: that of the clips
 they were fitted to would flatter. What they cost is told of all clips, since thresholds hardly fit a mean cost, and a
 half alone misses it by two to four percent. Two searches compete at every budget, the published one (exits spread
-geometrically) and a direct one (one threshold from some step on); the one that is better where it was searched, less a
-margin, is kept.
+geometrically, one number) and a direct one (one threshold from some step on, two numbers); the direct one is kept where
+it is better by more than a margin on the clips that both were searched on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from pipeline.plots import draw_curves
 from pipeline.resolve import resolve
 from pipeline.rules import calibrated_for, made_for
 from pipeline.runner import StopRequest
-from pipeline.scores import Predictions, softmax
+from pipeline.scores import Predictions, mean_average_precision, softmax
 from policies.stopping import (
     NEVER_STOPS,
     OperatingPoint,
@@ -41,6 +41,12 @@ from policies.stopping import (
 
 NUM_BUDGETS = 120
 """Steps of two to three percent over the usual range: whatever is asked for has a point close to it."""
+MARGIN = 0.5
+"""Points by which the direct search must be better. It has a number more to fit what it sees: on some hundred clips a
+lead of one or two of them says nothing."""
+
+Score = Literal["accuracy", "map"]
+NAMES: dict[Score, str] = {"accuracy": "accuracy", "map": "mAP"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +59,36 @@ class Table:
     """bool [N,T]"""
     costs: np.ndarray
     """float64 [N,T]: GMACs up to each step"""
+    logits: np.ndarray | None = None
+    """float32 [N,T,K]; needed for mAP, as `truth` is"""
+    truth: np.ndarray | None = None
+    """int64 [N,L], filled up with -1: every label counts"""
 
     def rows(self, which: np.ndarray) -> Table:
-        return Table(confidences=self.confidences[which], correct=self.correct[which], costs=self.costs[which])
+        return Table(
+            confidences=self.confidences[which],
+            correct=self.correct[which],
+            costs=self.costs[which],
+            logits=None if self.logits is None else self.logits[which],
+            truth=None if self.truth is None else self.truth[which],
+        )
+
+    def at_steps(self, steps: np.ndarray) -> Table:
+        return Table(
+            confidences=self.confidences[:, steps],
+            correct=self.correct[:, steps],
+            costs=self.costs[:, steps],
+            logits=None if self.logits is None else self.logits[:, steps],
+            truth=self.truth,
+        )
+
+    def score(self, exits: np.ndarray, by: Score) -> float:
+        """In percent, of each clip's answer at its exit."""
+        if by == "accuracy":
+            return accuracy_at(exits, self.correct)
+        if self.logits is None or self.truth is None:
+            raise ValueError("mAP needs logits and truth")
+        return mean_average_precision(self.logits[np.arange(self.num_clips), exits], self.truth)
 
     @property
     def num_clips(self) -> int:
@@ -68,6 +101,8 @@ class Calibration:
 
     points: tuple[OperatingPoint, ...]
     measure: str
+    score: Score
+    margin: float
     steps_per_round: int
     num_searched: int
     num_reported: int
@@ -76,8 +111,9 @@ class Calibration:
 
     def rows(self, out: Path) -> list[tuple[str, str]]:
         """What a person reads of it."""
+        score = f"{self.score_all_steps:.1f} % {NAMES[self.score]}"
         lines = [
-            ("all steps", f"{self.score_all_steps:.1f} % at {self.gmacs_all_steps:.4g} GMACs per clip"),
+            ("all steps", f"{score} at {self.gmacs_all_steps:.4g} GMACs per clip"),
             ("searched on", f"{self.num_searched} clips, told on {self.num_reported} others"),
         ]
         for loss in (0.5, 1.0, 2.0):
@@ -95,6 +131,8 @@ class Calibration:
         """As a checkpoint's header holds it, beside the settings it was made for."""
         return {
             "measure": self.measure,
+            "score": self.score,
+            "margin": self.margin,
             "steps_per_round": self.steps_per_round,
             "num_searched": self.num_searched,
             "num_reported": self.num_reported,
@@ -104,7 +142,7 @@ class Calibration:
         }
 
 
-def table_of(predictions: Predictions, *, measure: str) -> Table:
+def table_of(predictions: Predictions, *, measure: str, score: Score = "accuracy") -> Table:
     """From a labels table with step_logits and step_gmacs."""
     if predictions.step_logits is None or predictions.step_gmacs is None:
         raise ConfigError("the labels have no step_logits: label with --set output.step_logits=true")
@@ -113,16 +151,29 @@ def table_of(predictions: Predictions, *, measure: str) -> Table:
     truth = predictions.truth
     best = logits.argmax(axis=2)
     correct = (best[:, :, None] == truth[:, None, :]).any(axis=2)
-    return Table(confidences=values.max(axis=2).astype(np.float64), correct=correct, costs=predictions.step_gmacs)
+    return Table(
+        confidences=values.max(axis=2).astype(np.float64),
+        correct=correct,
+        costs=predictions.step_gmacs,
+        logits=logits if score == "map" else None,
+        truth=truth if score == "map" else None,
+    )
 
 
 def search(
-    table: Table, *, steps_per_round: int = 1, seed: int = 0, margin: float = 0.0, measure: str = "softmax"
+    table: Table,
+    *,
+    steps_per_round: int = 1,
+    seed: int = 0,
+    margin: float = MARGIN,
+    measure: str = "softmax",
+    score: Score = "accuracy",
 ) -> Calibration:
     """Thresholds for budgets from the cheapest exit to all steps.
 
-    margin: points by which the direct search must be better where both were searched, to be kept over the published
-    one, which has less freedom to fit what it sees.
+    margin: points of the score by which the direct search must be better where both were searched, to be kept over the
+    published one, which has less freedom to fit what it sees. With mAP the direct search still chooses its first step
+    by accuracy: a mAP sorts the clips once per class, and is computed of the two candidates of each budget only.
     """
     if table.num_clips < 8:
         raise ConfigError(f"{table.num_clips} clips are too few to calibrate on; at least 8, better a thousand")
@@ -131,16 +182,14 @@ def search(
     if not len(ends) or ends[-1] != num_steps - 1:
         ends = np.append(ends, num_steps - 1)
     # Between two checks nothing can stop, so the search sees only the steps at which it may.
-    seen = Table(
-        confidences=table.confidences[:, ends], correct=table.correct[:, ends], costs=table.costs[:, ends]
-    )
+    seen = table.at_steps(ends)
     order = np.random.default_rng(seed).permutation(seen.num_clips)
     half = seen.num_clips // 2
     searched, reported = seen.rows(order[:half]), seen.rows(order[half:])
     low, high = float(searched.costs[:, 0].mean()), float(searched.costs[:, -1].mean())
     points: list[OperatingPoint] = []
     for budget in np.geomspace(low * 1.0005, high, NUM_BUDGETS):
-        found = _best(searched, float(budget), margin)
+        found = _best(searched, float(budget), margin, score)
         if found is None:
             continue
         thresholds, name = found
@@ -148,7 +197,7 @@ def search(
         points.append(
             OperatingPoint(
                 gmacs=mean_cost(exit_steps(seen.confidences, thresholds), seen.costs),
-                score=accuracy_at(exits, reported.correct),
+                score=reported.score(exits, score),
                 thresholds=tuple(_spread(thresholds, ends, num_steps)),
                 found_by=name,
             )
@@ -157,23 +206,25 @@ def search(
     return Calibration(
         points=tuple(sorted(set(points), key=lambda point: point.gmacs)),
         measure=measure,
+        score=score,
+        margin=margin,
         steps_per_round=steps_per_round,
         num_searched=searched.num_clips,
         num_reported=reported.num_clips,
-        score_all_steps=accuracy_at(last, reported.correct),
+        score_all_steps=reported.score(last, score),
         gmacs_all_steps=mean_cost(last, reported.costs),
     )
 
 
-def _best(table: Table, budget: float, margin: float) -> tuple[np.ndarray, str] | None:
+def _best(table: Table, budget: float, margin: float, by: Score) -> tuple[np.ndarray, str] | None:
     published = geometric_for_budget(table.confidences, table.costs, budget)
     direct = direct_for_budget(table.confidences, table.correct, table.costs, budget)
     if published is None:
         return None if direct is None else (direct, "direct")
     if direct is None:
         return published, "published"
-    score_published = accuracy_at(exit_steps(table.confidences, published), table.correct)
-    score_direct = accuracy_at(exit_steps(table.confidences, direct), table.correct)
+    score_published = table.score(exit_steps(table.confidences, published), by)
+    score_direct = table.score(exit_steps(table.confidences, direct), by)
     return (direct, "direct") if score_direct > score_published + margin else (published, "published")
 
 
@@ -193,37 +244,52 @@ def write_into(checkpoint: Path, out: Path, calibration: Mapping[str, Any]) -> N
     checkpoints.save(out, dataclasses.replace(found, header=header))
 
 
+def all_steps(config: Config) -> Config:
+    """What the set is labelled with: every step, and all that it says."""
+    if config.model.checkpoint is None:
+        raise ConfigError("calibration belongs to a checkpoint: give --checkpoint FILE, or a preset that has one")
+    return config.replaced({"stop.kind": "none", "output.step_logits": True, "output.logits": True})
+
+
 def run_calibration(
     config: Config,
     list_sources: Callable[[Sequence[str]], Iterator[Source]],
     *,
     out: Path,
+    resume: bool = True,
     measure: str,
+    score: Score = "accuracy",
+    margin: float = MARGIN,
     steps_per_round: int | None,
     write: Path | None,
     stop: StopRequest,
     told: Told,
 ) -> Calibration | None:
     """Labels the set once with all steps, searches, and writes what was found; None when it was stopped."""
-    if config.model.checkpoint is None:
-        raise ConfigError("calibration belongs to a checkpoint: give --checkpoint FILE, or a preset that has one")
-    asked = {"stop.kind": "none", "output.step_logits": True, "output.logits": True}
-    label_archive(config.replaced(asked), list_sources, out=out, stop=stop, told=told)
+    labels_as = all_steps(config)
+    assert config.model.checkpoint is not None
+    every = steps_per_round or config.stop.steps_per_round or 1
+    # Rounds that the model cannot go in are refused before anything is labelled.
+    plan = resolve(labels_as.replaced({"stop.steps_per_round": every}), machine_of(config))
+    label_archive(labels_as, list_sources, out=out, resume=resume, stop=stop, told=told)
     if stop.is_set:
         return None
-    header = checkpoints.load(Path(config.model.checkpoint)).header
-    predictions = read_predictions(out, class_names=header.class_names)
-    every = steps_per_round or config.stop.steps_per_round or 1
+    predictions = read_predictions(out, class_names=plan.header.class_names)
     calibration = search(
-        table_of(predictions, measure=measure), steps_per_round=every, seed=config.compute.seed, measure=measure
+        table_of(predictions, measure=measure, score=score),
+        steps_per_round=every,
+        seed=config.compute.seed,
+        margin=margin,
+        measure=measure,
+        score=score,
     )
-    told_as = calibration.to_header() | {"for": calibrated_for(resolve(config, machine_of(config)).config, header)}
+    told_as = calibration.to_header() | {"for": calibrated_for(plan.config, plan.header)}
     (out / "calibration.json").write_text(json.dumps(told_as, indent=1))
     curves = {
         "thresholds": [(point.gmacs, point.score) for point in calibration.points],
         "all steps": [(calibration.gmacs_all_steps, calibration.score_all_steps)],
     }
-    draw_curves(out / "calibration.png", curves, x_label="GMACs per clip", y_label="accuracy (%)")
+    draw_curves(out / "calibration.png", curves, x_label="GMACs per clip", y_label=f"{NAMES[score]} (%)")
     if write is not None:
         write_into(Path(config.model.checkpoint), write, told_as)
     return calibration
