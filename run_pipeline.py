@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from pipeline.cli import FAILED, NO_INPUT, SOME_FAILED, USAGE, common_options, l
 
 if TYPE_CHECKING:
     from pipeline.calibrate import Score
+    from pipeline.config import Config
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -194,6 +195,8 @@ def live(
 @click.option("--videos", type=click.Path(path_type=Path), help="Where the videos of an annotation or split file lie.")
 @click.option("--subset", help="Take one subset of an annotation file.")
 @click.option("--limit", type=click.IntRange(min=0), help="Take at most so many inputs.")
+@click.option("--dry-run", is_flag=True, help="Say what would be labelled for it and what that would cost.")
+@click.option("--resume/--no-resume", default=True, help="Keep labels that an earlier call left in OUT, or begin anew.")
 @click.option("--compare", default=None, metavar="A,B,...", help="Policies side by side: learned,center,random,full...")
 @click.option("--full-checkpoint", metavar="FILE", help="What --compare full labels with: `train --stage full`'s.")
 @click.option("--truth", type=click.Path(path_type=Path), help="truth.parquet of a synthetic archive: boxes.")
@@ -218,6 +221,8 @@ def evaluate(
     videos: Path | None,
     subset: str | None,
     limit: int | None,
+    dry_run: bool,
+    resume: bool,
     compare: str | None,
     full_checkpoint: str | None,
     truth: Path | None,
@@ -244,6 +249,9 @@ def evaluate(
     names = None if classes is None else listing.read_class_names(Path(classes))
     known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
     if len(inputs) == 1 and comparing.is_labels_table(Path(inputs[0])):
+        if dry_run:
+            click.echo(json.dumps({}) if as_json else "nothing would be labelled: the labels are there")
+            return 0
         evaluations = {"labels": comparing.evaluate_table(Path(inputs[0]), out, truth=known, checkpoint=checkpoint)}
     else:
         config = load_config(
@@ -254,6 +262,9 @@ def evaluate(
         def list_sources(names: Sequence[str]) -> Iterator[Source]:
             return itertools.islice(listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit)
 
+        if dry_run:
+            configs = comparing.policy_configs(config, policies, full_checkpoint=full_checkpoint)
+            return _tell_estimates(configs, list_sources, as_json=as_json)
         stop = stop_on_signals()
         with report.progress(quiet=quiet) as show:
             evaluations = comparing.evaluate_policies(
@@ -261,6 +272,7 @@ def evaluate(
                 list_sources,
                 policies,
                 out=out,
+                resume=resume,
                 truth=known,
                 stop=stop,
                 told=archive.Told(message=say, progress=show),
@@ -283,6 +295,8 @@ def evaluate(
 @click.option("--videos", type=click.Path(path_type=Path), help="Where the videos of an annotation or split file lie.")
 @click.option("--subset", help="Take one subset of an annotation file: validation, never test.")
 @click.option("--limit", type=click.IntRange(min=0), help="Take at most so many inputs.")
+@click.option("--dry-run", is_flag=True, help="Say what would be labelled for it and what that would cost.")
+@click.option("--resume/--no-resume", default=True, help="Keep labels that an earlier call left in OUT, or begin anew.")
 @click.option(
     "--measure",
     type=click.Choice(["softmax", "logit"]),
@@ -321,6 +335,8 @@ def calibrate(
     videos: Path | None,
     subset: str | None,
     limit: int | None,
+    dry_run: bool,
+    resume: bool,
     measure: str,
     score: Score,
     margin: float,
@@ -338,7 +354,7 @@ def calibrate(
     """
     from pipeline import archive, report
     from pipeline import inputs as listing
-    from pipeline.calibrate import run_calibration
+    from pipeline.calibrate import all_steps, run_calibration
 
     config = load_config(
         config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
@@ -347,12 +363,15 @@ def calibrate(
     def list_sources(names: Sequence[str]) -> Iterator[Source]:
         return itertools.islice(listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit)
 
+    if dry_run:
+        return _tell_estimates({"calibration": all_steps(config)}, list_sources, as_json=as_json)
     stop = stop_on_signals()
     with report.progress(quiet=quiet) as show:
         found = run_calibration(
             config,
             list_sources,
             out=out,
+            resume=resume,
             measure=measure,
             score=score,
             margin=margin,
@@ -529,6 +548,20 @@ def doctor(as_json: bool, ray: bool) -> int:
         for finding in findings:
             click.echo(f"{finding.state:4}  {finding.name:24}{finding.text}")
     return FAILED if worst(findings) == "fail" else 0
+
+
+def _tell_estimates(
+    configs: Mapping[str, Config], list_sources: Callable[[Sequence[str]], Iterator[Source]], *, as_json: bool
+) -> int:
+    """What --dry-run says of the runs that a command would make, by their names."""
+    from pipeline.estimate import estimate
+
+    found = {name: estimate(config, list_sources) for name, config in configs.items()}
+    if as_json:
+        click.echo(json.dumps({name: figures.to_dict() for name, figures in found.items()}))
+    else:
+        click.echo("\n\n".join(f"{name}\n{figures.text()}" for name, figures in found.items()))
+    return 0 if all(figures.inputs for figures in found.values()) else NO_INPUT
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -230,7 +230,7 @@ def stopped_early(needles: Path, out: Path, *, executor: str, workers: int, batc
 
 
 def test_labels_and_exits_do_not_depend_on_how_clips_were_batched(needles: Path, tmp_path: Path) -> None:
-    runs = [("inline", 1, 1), ("inline", 1, 64), ("inline", 3, 7), ("ray", 3, 7)]
+    runs = [("inline", 1, 1), ("inline", 1, 64), ("inline", 3, 7), ("ray", 3, 7), ("ray", 1, 64)]
     first, *others = (
         stopped_early(needles, tmp_path / f"{name}-{workers}-{batch}", executor=name, workers=workers, batch=batch)
         for name, workers, batch in runs
@@ -258,3 +258,16 @@ def test_policies_stand_side_by_side_and_full_may_have_networks_of_its_own(needl
     assert found.keys() == {"learned", "full"}
     assert all(each["scores"]["num_clips"] == 3 for each in found.values())
     assert found["full"]["gmacs"] > 5 * found["learned"]["gmacs"]
+
+
+def test_a_dry_run_of_eval_or_calibrate_labels_nothing(needles: Path, tmp_path: Path) -> None:
+    arguments = (needles / "annotations.json", "--videos", needles / "videos", "--subset", "test", "-o", tmp_path / "o")
+    for command, runs in (("eval", {"center"}), ("calibrate", {"calibration"})):
+        code, out, err = saccade(
+            command, *arguments, *SMALL, "--dry-run", "--json", "--limit", 4, "--set", "policy.kind=center"
+        )
+        assert code == 0, err
+        told = json.loads(out)
+        assert told.keys() == runs
+        assert all(figures["inputs"] == 4 and figures["gmacs"] > 0 for figures in told.values())
+        assert not (tmp_path / "o").exists()
