@@ -197,6 +197,24 @@ def test_a_share_of_frames_that_the_learned_skip_does_not_reach_is_refused_with_
     assert skip_price(*shipped(skip__kind="learned", skip__share=0.5, skip__sees="glance")) > 0.03
 
 
+@pytest.mark.parametrize("settings", [{}, {"skip.share": 0.25}, {"skip.price": 0.05}])
+def test_the_learned_skip_has_the_same_price_in_the_workers_as_in_the_plan(settings: dict):
+    given = {"model.checkpoint": str(SHIPPED), "compute.device": "cpu", "skip.kind": "learned", **settings}
+    plan = resolve(parse(given), MACHINE)
+    streams = next(spec for spec in plan.worker_specs() if spec.factory.endswith("stream_worker"))
+    for crossed in (streams.arguments["config"], plan.live_arguments()["config"]):
+        config = Config.model_validate(crossed)
+        assert config.flat() | {"skip.sees": None} == plan.config.flat()
+        if crossed is streams.arguments["config"]:
+            assert skip_price(config, plan.header) == skip_price(plan.config, plan.header)
+
+
+def test_the_shipped_calibration_of_the_learned_skip_was_made_at_the_price_that_its_checkpoint_has():
+    config, header = shipped(skip__kind="learned")
+    made = [found for found in header.thresholds["calibrations"] if found["for"]["skip.kind"] == "learned"]
+    assert [found["for"]["skip.price"] for found in made] == [header.skip.price] == [skip_price(config, header)]
+
+
 BUDGET = {"stop__kind": "budget", "stop__budget_gmacs": 0.06}
 
 
