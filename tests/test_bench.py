@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from operators.errors import ConfigError
 from pipeline import config as configuration
@@ -149,6 +151,22 @@ def test_figures_that_overlap_are_no_difference() -> None:
     assert "+100.0%" in compare_text(first, twice)
 
 
+def test_one_sample_says_nothing_of_a_difference() -> None:
+    one, six = [1.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    for first, second in ((one, [1.001]), (one, [2.0, *six]), (six, [2.0])):
+        (found,) = compare(report(measured("a", first, unit="s")), report(measured("a", second, unit="s")))
+        assert found.verdict == "one sample: cannot say"
+    (found,) = compare(report(measured("a", six, unit="s")), report(measured("a", [2.0] * 6, unit="s")))
+    assert found.verdict == "+100.0%"
+
+
+def test_figures_that_are_zero_are_compared_too() -> None:
+    none, some = (report(measured("live.frames_dropped", [n], unit="frames"), what="live") for n in (0.0, 37.0))
+    assert compare_text(none, some).splitlines()[1].split() == ["live.frames_dropped", "0", "->", "37"]
+    assert [d.verdict for d in compare(some, none)] == ["37 -> 0"]
+    assert [d.verdict for d in compare(none, none)] == ["no difference"]
+
+
 def test_reports_with_nothing_in_common_cannot_be_compared() -> None:
     with pytest.raises(ConfigError, match="no figure in common"):
         compare_text(report(measured("a", [1.0], unit="s")), report(measured("b", [1.0], unit="s")))
@@ -158,6 +176,17 @@ def test_the_environment_names_the_machine_and_what_ran_on_it() -> None:
     where = fig.environment()
     assert where["cores"] >= 1 and where["torch"].startswith("2.") and where["ffmpeg"]
     assert {"cpu", "cpu_flags", "threads", "git_commit", "load_before"} <= set(where)
+    assert where["threads"]["torch"] == torch.get_num_threads()
+
+
+def test_with_a_gpu_the_environment_names_what_drives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "get_device_name", lambda: "H0")
+    monkeypatch.setattr(cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=80 << 30))
+    where = fig.environment()
+    assert (where["gpu"], where["gpu_memory_gb"]) == ("H0", 80.0)
+    assert {"gpu_driver", "cuda", "cudnn"} <= set(where)
 
 
 def test_a_plot_is_a_png(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -148,6 +149,8 @@ def take_turns(
 
 def environment() -> dict[str, Any]:
     """Where the figures hold."""
+    import torch
+
     machine = this_machine()
     found: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -155,10 +158,14 @@ def environment() -> dict[str, Any]:
         "cpu_flags": [flag for flag in _ISA if flag in _cpu_flags()],
         "cores": machine.num_cores,
         "memory_gb": round(machine.memory_bytes / 2**30, 1),
-        "gpu": _gpu(),
+        **_gpu(),
         # Other people's work on the same cores; the figures are worth less the higher it is.
         "load_before": [round(load, 2) for load in os.getloadavg()],
-        "threads": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
+        "threads": {
+            **{name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
+            # What the libraries made of it in this process; workers are given theirs by the placement.
+            "torch": torch.get_num_threads(),
+        },
         "os": platform.platform(),
         "python": platform.python_version(),
         "git_commit": _git("rev-parse", "HEAD"),
@@ -169,9 +176,7 @@ def environment() -> dict[str, Any]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
-    from pipeline.bench.plain import ffmpeg_version
-
-    found["ffmpeg"] = ffmpeg_version()
+    found["ffmpeg"] = _ffmpeg()
     return found
 
 
@@ -258,16 +263,26 @@ class Difference:
     """One figure of two reports: how many times the second's the first's is."""
 
     name: str
-    ratio: float
-    low: float
-    high: float
+    first: float
+    second: float
+    ratio: float | None
+    """None where one of the two is not positive: then there is no ratio, and both are shown."""
+    low: float | None = None
+    high: float | None = None
+    """None where a side is one sample: that says nothing of how far it might have been off."""
 
     @property
     def is_none(self) -> bool:
+        if self.low is None or self.high is None:
+            return self.first == self.second
         return self.low <= 1.0 <= self.high
 
     @property
     def verdict(self) -> str:
+        if self.ratio is None:
+            return "no difference" if self.is_none else f"{short(self.first)} -> {short(self.second)}"
+        if self.low is None:
+            return "one sample: cannot say"
         return "no difference" if self.is_none else f"{self.ratio - 1:+.1%}"
 
 
@@ -276,10 +291,18 @@ def compare(first: Report, second: Report) -> list[Difference]:
     found = []
     for figure in first.figures:
         other = second.figure(figure.name)
-        if other is None or other.unit != figure.unit or figure.value <= 0 or other.value <= 0:
+        if other is None or other.unit != figure.unit:
             continue
-        low, high = _ratio_interval(figure, other)
-        found.append(Difference(name=figure.name, ratio=other.value / figure.value, low=low, high=high))
+        quotient, low, high = None, None, None
+        if figure.value > 0 and other.value > 0:
+            quotient = other.value / figure.value
+            if min(figure.n, other.n) > 1:
+                low, high = _ratio_interval(figure, other)
+        found.append(
+            Difference(
+                name=figure.name, first=figure.value, second=other.value, ratio=quotient, low=low, high=high
+            )
+        )
     return found
 
 
@@ -287,7 +310,9 @@ def compare_text(first: Report, second: Report) -> str:
     rows: list[tuple[str, ...]] = [("figure", "ratio", "95 %", "")]
     differences = compare(first, second)
     for d in differences:
-        rows.append((d.name, f"{d.ratio:.3f}", f"{d.low:.3f} .. {d.high:.3f}", d.verdict))
+        quotient = "" if d.ratio is None else f"{d.ratio:.3f}"
+        bounds = "" if d.low is None else f"{d.low:.3f} .. {d.high:.3f}"
+        rows.append((d.name, quotient, bounds, d.verdict))
     if not differences:
         raise ConfigError("the two files have no figure in common: compare those of the same `bench` command")
     lines = rows_as_text(rows)
@@ -333,10 +358,35 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def _gpu() -> str | None:
+def _gpu() -> dict[str, Any]:
+    """The GPU, and what drives it."""
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return {"gpu": None}
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "gpu_memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
+        "gpu_driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def _driver() -> str | None:
+    path = Path("/proc/driver/nvidia/version")
+    text = path.read_text() if path.is_file() else ""
+    found = re.search(r"Module\s+(?:for \S+\s+)?(\d[\d.]+)", text)
+    return found[1] if found else None
+
+
+def _ffmpeg() -> str | None:
+    """None where there is no PyAV: the networks are measured without it too."""
+    try:
+        from pipeline.bench.plain import ffmpeg_version
+    except ImportError:
+        return None
+    return ffmpeg_version()
 
 
 def _git(*arguments: str) -> str | None:
