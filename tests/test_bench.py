@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from operators.errors import ConfigError
+from operators.errors import ConfigError, PipelineError
 from pipeline import config as configuration
+from pipeline.bench import commands, page
 from pipeline.bench import figures as fig
-from pipeline.bench import page
-from pipeline.bench.archive import QUICK_SETTINGS, Files, _passes, _slices, stage_seconds
+from pipeline.bench.alone import passes, slices
+from pipeline.bench.archive import QUICK_SETTINGS, Files, Part, Rig, Rivals, Sizes, _figures, stage_seconds, take_parts
 from pipeline.bench.decode import planned, reading, views
 from pipeline.bench.figures import Figure, Report, compare, compare_text, interval, measured, ratio, take_turns
 from pipeline.bench.plain import plain_seconds
 from pipeline.bench.schedule import FORMS, bench_schedule, null_run, read_exits
-from pipeline.bench.session import Session
+from pipeline.bench.session import Beside, Burst, Session, stretch_seconds
+from pipeline.bench.sweep import bench_sweep
 from pipeline.bench.workloads import QUICK_LONG, QUICK_SHORT, Clips, as_sources, make
 from pipeline.messages import Slice
 from pipeline.placement import Machine
@@ -245,6 +248,7 @@ def test_every_lap_hands_over_new_inputs(files: Files) -> None:
 def test_the_mix_spreads_the_long_ones_evenly() -> None:
     paths = Files(long=[Path("L0"), Path("L1")], short=[Path(f"s{i}") for i in range(4)])
     assert [path.name for path in paths.mix] == ["L0", "s0", "s1", "L1", "s2", "s3"]
+    assert [len(group) for group in paths.groups] == [3, 3]
 
 
 # What is measured
@@ -257,10 +261,10 @@ def test_threads_do_not_change_what_is_read(files: Files) -> None:
     assert reading([path], seek="keyframe") > 0
 
 
-def test_rows_of_all_patches_are_found_again_in_their_passes() -> None:
-    assert _passes(10, 4) == [(0, 4), (4, 8), (8, 10)]
-    assert _slices(2, 9, 4) == (Slice(0, 2, 4), Slice(1, 0, 4), Slice(2, 0, 1))
-    assert _slices(4, 8, 4) == (Slice(1, 0, 4),)
+def test_rows_of_all_patches_are_found_again_in_theirpasses() -> None:
+    assert passes(10, 4) == [(0, 4), (4, 8), (8, 10)]
+    assert slices(2, 9, 4) == (Slice(0, 2, 4), Slice(1, 0, 4), Slice(2, 0, 1))
+    assert slices(4, 8, 4) == (Slice(1, 0, 4),)
 
 
 def test_every_stage_alone_costs_something(files: Files, small: configuration.Config) -> None:
@@ -293,6 +297,159 @@ def test_bursts_go_through_one_run_after_another(files: Files, small: configurat
     assert 0 < seen[0].num_clips <= 12
     assert seen[0].whole_s > 0 and session.start_s > 0
     assert set(seen[0].busy) == {"source", "stream", "focus", "sink"}
+
+
+def test_a_stretch_is_timed_from_period_to_period() -> None:
+    # Waves of three: two clips end together, the third takes the rest of the 3 s. Then all is twice as slow.
+    waves = [3.0 * wave + at for wave in range(5) for at in (0.5, 0.5, 3.0)]
+    slow = [15.0 + 6.0 * wave + at for wave in range(3) for at in (1.0, 1.0, 6.0)]
+    found = stretch_seconds(np.array(waves[:9]), stretch=6, period=3)
+    assert found == pytest.approx((1.0,))
+    # From single clip to single clip, four of the same seem a third slower.
+    assert stretch_seconds(np.array(waves[1:9]), stretch=4)[0] == pytest.approx(1.375)
+    found = stretch_seconds(np.array([*waves, *slow]), stretch=3, period=3)
+    assert len(found) == 7
+    assert found[:4] == pytest.approx((1.0,) * 4) and found[5:] == pytest.approx((2.0, 2.0))
+
+
+def test_stretches_lie_amid_others_of_the_same_files(files: Files, small: configuration.Config) -> None:
+    seen = []
+
+    def script(session: Session):  # type: ignore[no-untyped-def]
+        seen.append((yield from session.timed(files.short, stretch=2, count=3, period=2, lead=3)))
+
+    summary = Session(small).run(script)
+    # Three before, three stretches of two and a period, three behind.
+    assert summary.clips == seen[0].num_given == 3 + 6 + 2 + 3
+    assert len(seen[0].stretches) == 3 and min(seen[0].stretches) >= 0
+
+
+def test_two_runs_live_beside_each_other_and_work_in_turn(files: Files, small: configuration.Config) -> None:
+    with Beside(small) as first, Beside(small.replaced({"policy.kind": "center"})) as second:
+        second.begin(files.short[:2])
+        assert first.through(files.short[:2]) > 0
+        assert second.ready() > 0
+        assert len(first.timed(files.short, stretch=2, count=2, lead=2).stretches) == 2
+        assert first.plan.config.policy.kind == "learned" and second.plan.config.policy.kind == "center"
+        assert first.start_s > 0
+
+
+def test_what_was_measured_with_clips_that_failed_is_no_figure(files: Files, small: configuration.Config) -> None:
+    with pytest.raises(PipelineError, match="1 clips of the workload failed"), Beside(small) as run:
+        run.through([files.short[0].with_name("nothing.mp4")])
+
+
+def test_the_order_of_a_parts_sides_turns_and_what_would_end_too_late_is_left_out() -> None:
+    order: list[str] = []
+    now_s = 0.0
+
+    def side(name: str, takes_s: float):  # type: ignore[no-untyped-def]
+        def run(number: int) -> None:
+            nonlocal now_s
+            now_s += takes_s
+            order.append(f"{name}{number}")
+
+        return run
+
+    parts = [
+        Part(name="quick", sides=(side("ours", 1.0), side("theirs", 1.0))),
+        Part(name="slow", sides=(side("slow", 10.0),)),
+    ]
+    take_parts(parts, rounds=3, until_s=17.0, say=quiet, clock=lambda: now_s)
+    assert order == ["ours0", "theirs0", "slow0", "theirs1", "ours1", "ours2", "theirs2"]
+
+
+class Canned:
+    """A run, and what is beside it, without processes: notes who was asked, and answers at once."""
+
+    def __init__(self, name: str, order: list[str], plan: Any, seconds: float) -> None:
+        self.name, self.order, self.plan, self.seconds, self.start_s = name, order, plan, seconds, 9.0
+        self.decoder = "OpenCV"
+
+    def timed(self, paths: list[Path], *, stretch: int, count: int, **form: Any) -> Burst:
+        self.order.append(f"{self.name} {paths[0].name}")
+        stretches = (self.seconds,) * count
+        return Burst(
+            num_clips=stretch * count, seconds_per_clip=self.seconds, stretches=stretches,
+            busy={}, machine_busy=1.0, num_given=99, whole_s=9.0,
+        )  # fmt: skip
+
+    def through(self, paths: list[Path]) -> float:
+        self.order.append(self.name)
+        return self.seconds * len(paths)
+
+    def plain(self, plan: Any, paths: list[Path]) -> float:
+        self.order.append(f"plain {'+'.join(path.name for path in paths)}")
+        return 4.0
+
+    def stages(self, plan: Any, paths: list[Path]) -> dict[str, float]:
+        self.order.append(f"stages {plan.config.policy.kind} {len(paths)}")
+        return dict.fromkeys(("source", "stream", "focus", "sink"), 0.1 if plan is self.plan else 0.2)
+
+
+def rig_of_canned(small: configuration.Config, order: list[str]) -> Rig:
+    files = Files(long=[Path(f"L{i}") for i in range(6)], short=[Path(f"s{i}") for i in range(30)])
+    plans = {kind: resolve(small.replaced({"policy.kind": kind}), MACHINE) for kind in ("learned", "full")}
+    made: dict[str, Any] = {
+        name: Canned(name, order, plans["learned"], seconds)
+        for name, seconds in (("exact", 0.25), ("near", 0.1), ("inline", 0.5), ("aside", 0.0))
+    }
+    return Rig(Rivals(plans=plans, **made), files, Sizes(), say=quiet)
+
+
+def test_two_rounds_of_bench_archive_give_every_ratio_an_interval(small: configuration.Config) -> None:
+    rig = rig_of_canned(small, [])
+    take_parts(rig.parts(), rounds=2, until_s=1e12, say=quiet)
+    found = {figure.name: figure for figure in _figures(rig.files, rig, 2)}
+    # 0.4 CPU seconds of all stages on two cores, over 0.25 s a clip.
+    assert found["archive.share_of_limit"].value == pytest.approx(0.8)
+    assert found["archive.vs_plain_long"].value == found["archive.vs_plain_short"].value == pytest.approx(16.0)
+    assert found["archive.keyframe_vs_plain_long"].value == pytest.approx(40.0)
+    assert found["archive.ray_vs_inline"].value == pytest.approx(2.0)
+    for name in ("clips_per_s", "share_of_limit", "vs_plain_long", "vs_plain_short", "keyframe_vs_plain_long"):
+        assert found[f"archive.{name}"].n == 6, "fewer have no interval of 95 %"
+    assert found["archive.full_vs_learned"].value == pytest.approx(0.5) and found["archive.full_vs_learned"].n == 4
+
+
+def test_the_plain_loop_stands_between_what_it_is_measured_against_and_the_order_turns(
+    small: configuration.Config,
+) -> None:
+    order: list[str] = []
+    rig = rig_of_canned(small, order)
+    parts = {part.name: part for part in rig.parts()}
+    take_parts([parts["long"]], rounds=2, until_s=1e12, say=quiet)
+    assert order[:5] == ["exact L0", "plain L0", "plain L1", "plain L2", "near L0"]
+    assert order[5:] == ["near L0", "plain L3", "plain L4", "plain L5", "exact L0"]
+    order.clear()
+    take_parts([parts["policies"]], rounds=1, until_s=1e12, say=quiet)
+    assert [entry.split()[1] for entry in order] == ["learned", "full", "full", "learned"]
+    order.clear()
+    take_parts([parts["short"]], rounds=2, until_s=1e12, say=quiet)
+    plain = [name for entry in order if entry.startswith("plain") for name in entry.split()[1].split("+")]
+    assert plain == [f"s{i}" for i in range(30)], "every file has been through the plain loop"
+
+
+def test_a_sweep_keeps_what_was_measured_when_a_run_fails(files: Files, small: configuration.Config) -> None:
+    kept: list[Report] = []
+
+    def broken(config: configuration.Config) -> Session:
+        if config.sampling.num_frames == 2:
+            raise PipelineError("no such luck")
+        return Session(config)
+
+    cache = files.short[0].parent.parent
+    found = bench_sweep(small, cache=cache, say=quiet, quick=True, keep=kept.append, make_session=broken)
+    names = [figure.name for figure in found.figures]
+    assert names == ["archive.sweep_clips_2_s", "archive.sweep_clips_4_s", "archive.sweep_frames_4_s"]
+    assert [figure.n for figure in found.figures] == [2, 1, 3]
+    assert found.notes == ("frames_2 was not measured: no such luck",)
+    assert [len(report.figures) for report in kept] == [2, 3]
+
+
+def test_a_report_says_how_long_it_all_took(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    commands._measured(lambda **options: report(measured("a", [1.0], unit="s")), path, None, True)
+    assert fig.read(path).settings["lasted_s"] >= 0
 
 
 def test_a_script_that_fails_ends_its_run(small: configuration.Config) -> None:

@@ -2,16 +2,18 @@
 
 The limit is the sum of all stages' CPU seconds, each measured alone, over the number of cores: nothing that does this
 work with these parts can be faster. Rates are of the steady state; the start is a figure of its own.
+
+Every sample of a ratio is a stretch of a burst over what was measured alone right before or after that burst: the
+pipeline needs many sources in flight to be steady, the others need one file. The runs that are compared all live at
+once, each in a process of its own, and stand still while they are not asked.
 """
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
-import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,21 +24,22 @@ from typing import Any
 import numpy as np
 
 from operators.errors import PipelineError
-from operators.records import Source
+from pipeline.bench.alone import label_pieces, workers_of
 from pipeline.bench.figures import Figure, Report, environment, measured, ratio, short
 from pipeline.bench.plain import fastest_decoder, plain_seconds
-from pipeline.bench.session import Burst, Session
-from pipeline.bench.sweep import sweep
+from pipeline.bench.session import Beside, Burst
 from pipeline.bench.workloads import CACHE, LONG, QUICK_LONG, QUICK_SHORT, SHORT, as_sources, make
 from pipeline.config import Config
 from pipeline.executor import WorkerSpec, make_worker
-from pipeline.messages import OpenRequest, ReadRequest, Slice, StepRequest, WriteRequest
+from pipeline.messages import ReadRequest, WriteRequest
 from pipeline.placement import this_machine
-from pipeline.resolve import Plan
+from pipeline.resolve import Plan, resolve
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM
+from pipeline.tuning import cache_folder
 
 Say = Callable[[str], None]
 POLICIES = ("center", "random", "full")
+LEARNED = "learned"
 QUICK_SETTINGS = {
     "model.glance_backbone": "small_glance",
     "model.focus_backbone": "small_focus",
@@ -52,36 +55,63 @@ QUICK_SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The workload, and how much of it is one sample."""
+    """The workload."""
 
     long: list[Path]
     short: list[Path]
 
     @property
+    def groups(self) -> list[list[Path]]:
+        """A long one and its share of the short ones each; all of them are one lap of the mix."""
+        every = len(self.short) // len(self.long)
+        return [[long, *self.short[number * every : (number + 1) * every]] for number, long in enumerate(self.long)]
+
+    @property
     def mix(self) -> list[Path]:
         """One lap: the long ones evenly between the short ones, so that any stretch is like any other."""
-        every = len(self.short) // len(self.long)
-        return [
-            path
-            for number, long in enumerate(self.long)
-            for path in (long, *self.short[number * every : (number + 1) * every])
-        ]
+        return [path for group in self.groups for path in group]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What one sample is. Clips of the pipeline's are of a stretch; those of the others are measured one by one."""
+
+    stretches: int = 3
+    """Of a burst, and as many samples of what it is measured against."""
+    groups: int = 2
+    """Of the mix in a stretch: three stretches are a lap."""
+    long: int = 3
+    short: int = 12
+    near: int = 8
+    """Long videos by their keyframes."""
+    plain_short: int = 5
+    policy_short: int = 3
+    policy_samples: int = 2
+
+
+QUICK_SIZES = Sizes(stretches=2, groups=1, long=1, short=2, near=2, plain_short=1, policy_short=1, policy_samples=1)
 
 
 @dataclass(slots=True)
 class Seconds:
-    """Per clip, one entry per round."""
+    """Per clip, in pairs: the n-th of ours was measured beside the n-th of the others."""
 
     mix: list[float] = field(default_factory=list)
-    long: list[float] = field(default_factory=list)
-    short: list[float] = field(default_factory=list)
-    inline: list[float] = field(default_factory=list)
-    plain_long: list[float] = field(default_factory=list)
-    plain_short: list[float] = field(default_factory=list)
     limit: list[float] = field(default_factory=list)
     """Of the mix."""
     stages: list[dict[str, float]] = field(default_factory=list)
+    long: list[float] = field(default_factory=list)
+    near: list[float] = field(default_factory=list)
+    plain_long: list[float] = field(default_factory=list)
+    """Beside `long` and beside `near`."""
+    short: list[float] = field(default_factory=list)
+    plain_short: list[float] = field(default_factory=list)
+    inline: list[float] = field(default_factory=list)
+    mix_beside_inline: list[float] = field(default_factory=list)
+    policies: dict[str, list[float]] = field(default_factory=dict)
+    """CPU seconds of all stages, the learned one's among them."""
     bursts: list[Burst] = field(default_factory=list)
+    """Of the mix."""
 
 
 def bench_archive(
@@ -90,15 +120,11 @@ def bench_archive(
     cache: Path = CACHE,
     say: Say,
     quick: bool = False,
-    rounds: int = 5,
+    rounds: int = 4,
     minutes: float = 7.0,
     policies: Sequence[str] = POLICIES,
-    is_swept: bool = False,
 ) -> Report:
-    """`config`: the model, and whatever else is to be measured. Rounds that would go beyond `minutes` are not begun.
-
-    `is_swept`: also what a clip costs as the work grows, which takes longer than that.
-    """
+    """`config`: the model, and whatever else is to be measured. What would end after `minutes` is not begun."""
     where = environment()
     cores = this_machine().num_cores
     if quick:
@@ -107,29 +133,12 @@ def bench_archive(
     files = Files(
         long=make(kinds[0], cache, say=say, workers=cores), short=make(kinds[1], cache, say=say, workers=cores)
     )
-    begun_s = time.monotonic()
-
-    def until(share: float) -> float:
-        return begun_s + share * minutes * 60
-
+    until_s = time.monotonic() + minutes * 60
     with ExitStack() as stack:
-        aside = Aside(stack, cores=cores)
-        exact = Session(config.replaced({"sampling.seek": "exact"}))
-        seconds = Seconds()
-        exact.run(functools.partial(_rounds, files, aside, seconds, rounds, until(0.62), say))
-        near, plain_near = Session(config.replaced({"sampling.seek": "keyframe"})), Seconds()
-        near.run(functools.partial(_keyframe_rounds, files, aside, plain_near, rounds, until(0.78), say))
-    figures = _figures(files, exact, seconds, plain_near, cores)
-    for policy in policies:
-        if time.monotonic() > until(0.97):
-            say(f"time is up: policy {policy} is left out")
-            continue
-        found = _policy_burst(config, policy, files, say)
-        rates = [1 / found.seconds_per_clip]
-        about = "short clips" + (", the whole view through the focus network" if policy == "full" else "")
-        figures.append(measured(f"archive.clips_per_s_{policy}", rates, unit="clips/s", about=about))
-    if is_swept:
-        figures += sweep(config, files.short, say=say, quick=quick)
+        rivals = start(stack, config, files, policies, say=say)
+        rig = Rig(rivals, files, QUICK_SIZES if quick else Sizes(), say=say)
+        take_parts(rig.parts(), rounds=rounds, until_s=until_s, say=say)
+    figures = _figures(files, rig, cores)
     by_name = {figure.name: figure for figure in figures}
     headline = (
         f"{short(by_name['archive.clips_per_s'].value)} clips per second ({len(files.short)} of {kinds[1].seconds:g} s "
@@ -138,27 +147,196 @@ def bench_archive(
         f"{short(by_name['archive.vs_plain_long'].value)} times and short ones "
         f"{short(by_name['archive.vs_plain_short'].value)} times as fast as a plain loop"
     )
-    assert exact.plan is not None
+    plan = rig.rivals.exact.plan
     settings = {
-        "quick": quick, "rounds": len(seconds.mix), "minutes": minutes, "config": exact.plan.config.given(),
-        "placement": vars(exact.plan.placement), "long": vars(kinds[0]), "short": vars(kinds[1]),
+        "quick": quick, "rounds": len(rig.seconds.bursts), "minutes": minutes, "config": plan.config.given(),
+        "placement": vars(plan.placement), "long": vars(kinds[0]), "short": vars(kinds[1]), "sizes": vars(rig.sizes),
     }  # fmt: skip
     notes = (
-        exact.plan.opening_line(),
-        f"the plain loop decodes with {aside.decoder}, the faster of OpenCV and PyAV here",
-        "rates are of the steady state: the middle of a burst, with full stages before and more waiting behind",
+        plan.opening_line(),
+        f"the plain loop decodes with {rig.rivals.aside.decoder}, the faster of OpenCV and PyAV here",
+        "rates are of the steady state: stretches in the middle of a burst, with full stages before and more waiting "
+        "behind; a sample of a ratio is one stretch over what was measured alone next to that burst",
     )
     return Report(
         what="archive", headline=headline, figures=tuple(figures), environment=where, settings=settings, notes=notes
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Sides that are measured together."""
+
+    name: str
+    sides: tuple[Callable[[int], None], ...]
+    """In the order in which they run in even rounds; each is told the number of the round."""
+
+
+def take_parts(
+    parts: Sequence[Part], *, rounds: int, until_s: float, say: Say, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """All parts, round after round; the order of a part's sides turns. A part that would end too late is left out,
+    but every one is measured once."""
+    longest_s = dict.fromkeys((part.name for part in parts), 0.0)
+    for number in range(rounds):
+        for part in parts:
+            begun_s = clock()
+            if number and begun_s + longest_s[part.name] > until_s:
+                say(f"time is up after {number} of {rounds} rounds: {part.name}")
+                continue
+            for side in part.sides if number % 2 == 0 else reversed(part.sides):
+                side(number)
+            longest_s[part.name] = max(longest_s[part.name], clock() - begun_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rivals:
+    """What takes turns. All of it runs, waits, and has done something once."""
+
+    exact: Beside
+    near: Beside
+    """By keyframes."""
+    inline: Beside
+    """One process."""
+    aside: Aside
+    plans: dict[str, Plan]
+    """By policy, the learned one first."""
+
+
+def start(stack: ExitStack, config: Config, files: Files, policies: Sequence[str], *, say: Say) -> Rivals:
+    """Everything that is measured, warmed up: weights are loaded, what is compiled is compiled."""
+    # The first one starts alone: how long that takes is a figure.
+    exact = stack.enter_context(Beside(config.replaced({"sampling.seek": "exact"})))
+    exact.through(files.mix[: len(files.mix) // 3])
+    plan = exact.plan
+    say(f"{plan.opening_line()}; first label after {exact.start_s:.1f} s")
+    near = stack.enter_context(Beside(config.replaced({"sampling.seek": "keyframe"})))
+    inline = stack.enter_context(Beside(config.replaced({"sampling.seek": "exact", "run.executor": "inline"})))
+    near.begin(files.long)
+    inline.begin(files.short[:2])
+    aside = Aside(stack)
+    plans = {LEARNED: plan}
+    for policy in policies:
+        changed = config.replaced({"sampling.seek": "exact", "policy.kind": policy})
+        plans[policy] = resolve(changed, this_machine(), cache=cache_folder())
+    aside.plain(plan, files.short[:1])
+    for one in plans.values():
+        aside.stages(one, files.short[:1])
+    near.ready()
+    inline.ready()
+    return Rivals(exact=exact, near=near, inline=inline, aside=aside, plans=plans)
+
+
+class Rig:
+    """How the rivals are measured, and what was found."""
+
+    def __init__(self, rivals: Rivals, files: Files, sizes: Sizes, *, say: Say) -> None:
+        self.rivals, self.files, self.sizes, self._say = rivals, files, sizes, say
+        self.seconds = Seconds()
+        # On many cores a stretch of few clips is over before it says anything.
+        self._scale = max(1, rivals.exact.plan.placement.source_workers // 2)
+
+    def parts(self) -> list[Part]:
+        return [
+            Part(name="mix", sides=(self._mix, self._limit)),
+            # The plain loop stands between the two that it is measured against.
+            Part(name="long", sides=(self._long, self._plain_long, self._keyframes)),
+            Part(name="short", sides=(self._short, self._plain_short)),
+            Part(name="policies", sides=(self._policies,)),
+            Part(name="inline", sides=(self._all_inline, self._mix_again)),
+        ]
+
+    def _stretches(self, run: Beside, paths: Sequence[Path], stretch: int, **form: Any) -> Burst:
+        return run.timed(paths, stretch=stretch * self._scale, count=self.sizes.stretches, **form)
+
+    def _told(self, name: str, samples: Sequence[float]) -> None:
+        self._say(f"{name}, seconds per clip: " + ", ".join(f"{s:.3f}" for s in samples))
+
+    def _mix(self, number: int) -> None:
+        group = len(self.files.groups[0])
+        burst = self._stretches(self.rivals.exact, self.files.mix, self.sizes.groups * group, period=group)
+        self.seconds.bursts.append(burst)
+        self.seconds.mix += burst.stretches
+        self._told("mix", burst.stretches)
+
+    def _limit(self, number: int) -> None:
+        """Of each stretch one of its groups, in the next round another: two rounds of stretches are all files."""
+        cores = this_machine().num_cores
+        for stretch in range(self.sizes.stretches):
+            place = stretch * self.sizes.groups + number % self.sizes.groups
+            stages = self.rivals.aside.stages(self.rivals.exact.plan, self.files.groups[place % len(self.files.groups)])
+            self.seconds.stages.append(stages)
+            self.seconds.limit.append(sum(stages.values()) / cores)
+        self._told("limit of the mix", self.seconds.limit[-self.sizes.stretches :])
+
+    def _long(self, number: int) -> None:
+        # Reading is what they wait for, so nothing piles up that would have to before it is steady.
+        readers = self.rivals.exact.plan.placement.source_workers
+        burst = self._stretches(self.rivals.exact, self.files.long, self.sizes.long, period=readers, lead=readers)
+        self.seconds.long += burst.stretches
+        self._told("long", burst.stretches)
+
+    def _keyframes(self, number: int) -> None:
+        burst = self._stretches(self.rivals.near, self.files.long, self.sizes.near, period=4)
+        self.seconds.near += burst.stretches
+        self._told("long by keyframes", burst.stretches)
+
+    def _plain_long(self, number: int) -> None:
+        found = [
+            self.rivals.aside.plain(self.rivals.exact.plan, [path]) for path in self._some(self.files.long, 1, number)
+        ]
+        self.seconds.plain_long += found
+        self._told("long, plain loop", found)
+
+    def _short(self, number: int) -> None:
+        burst = self._stretches(self.rivals.exact, self.files.short, self.sizes.short, period=4)
+        self.seconds.short += burst.stretches
+        self._told("short", burst.stretches)
+
+    def _plain_short(self, number: int) -> None:
+        size = self.sizes.plain_short
+        some = self._some(self.files.short, size, number)
+        found = [
+            self.rivals.aside.plain(self.rivals.exact.plan, some[start : start + size])
+            for start in range(0, len(some), size)
+        ]
+        self.seconds.plain_short += found
+        self._told("short, plain loop", found)
+
+    def _some(self, paths: Sequence[Path], size: int, number: int) -> list[Path]:
+        """The files of a round's samples: every round takes on where the one before ended."""
+        count = self.sizes.stretches * size
+        return [paths[place % len(paths)] for place in range(number * count, (number + 1) * count)]
+
+    def _policies(self, number: int) -> None:
+        """In an order of their own, which turns with every sample."""
+        for sample in range(self.sizes.policy_samples):
+            turn = number * self.sizes.policy_samples + sample
+            size = self.sizes.policy_short
+            some = [self.files.short[(turn * size + i) % len(self.files.short)] for i in range(size)]
+            for policy in self.rivals.plans if turn % 2 == 0 else reversed(self.rivals.plans):
+                stages = self.rivals.aside.stages(self.rivals.plans[policy], some)
+                self.seconds.policies.setdefault(policy, []).append(sum(stages.values()))
+        told = [f"{policy} {samples[-1]:.3f}" for policy, samples in self.seconds.policies.items()]
+        self._say(f"policies, CPU seconds per clip: {', '.join(told)}")
+
+    def _all_inline(self, number: int) -> None:
+        group = self.files.groups[number % len(self.files.groups)]
+        # One stage after another: there is nothing to fill or to empty, and labels come when much else is done.
+        self.seconds.inline.append(self.rivals.inline.through(group) / len(group))
+        self._told("inline", self.seconds.inline[-1:])
+
+    def _mix_again(self, number: int) -> None:
+        """The round's own."""
+        self.seconds.mix_beside_inline.append(median(self.seconds.mix[-self.sizes.stretches :]))
+
+
 class Aside:
     """What the pipeline is measured against, each in a process of its own that waits until it is asked."""
 
-    def __init__(self, stack: ExitStack, *, cores: int) -> None:
-        self._plain, self._stages, self._inline = (_process(stack) for _ in range(3))
-        self._cores = cores
+    def __init__(self, stack: ExitStack) -> None:
+        self._plain, self._stages = (_process(stack) for _ in range(2))
+        self._cores = this_machine().num_cores
         self.decoder = ""
 
     def plain(self, plan: Plan, paths: Sequence[Path]) -> float:
@@ -174,115 +352,9 @@ class Aside:
         sizes = plan.placement.clips_per_call, plan.rows_per_batch
         return self._stages.submit(stage_seconds, plan.worker_specs(), sizes, [str(path) for path in paths]).result()
 
-    def inline(self, plan: Plan, files: Files) -> float:
-        """Seconds per clip of the mix with everything in one process."""
-        return self._inline.submit(_inline_seconds, plan.config.model_dump_json(), files).result()
-
 
 def _process(stack: ExitStack) -> ProcessPoolExecutor:
-    """One that runs already: what is started during a run over Ray ends with it."""
-    pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
-    pool.submit(os.getpid).result()
-    return pool
-
-
-# What runs inside a session
-
-
-def _rounds(
-    files: Files, aside: Aside, seconds: Seconds, rounds: int, until_s: float, say: Say, session: Session
-) -> Generator[Source, None, None]:
-    """Our side and the others, in turn; the order of the two is turned every round."""
-    yield from session.through(files.mix[: len(files.mix) // 3])
-    plan = session.plan
-    assert plan is not None
-    say(f"{plan.opening_line()}; first label after {session.start_s:.1f} s")
-    some_long, some_short = files.long[:1], files.short[:4]
-    # Once before it counts: weights are loaded, pages are touched, whatever is compiled is compiled.
-    aside.plain(plan, some_short[:1])
-    aside.stages(plan, some_short[:2])
-
-    def ours() -> Generator[Source, None, None]:
-        burst = yield from session.steady(files.mix)
-        seconds.bursts.append(burst)
-        seconds.mix.append(burst.seconds_per_clip)
-        # Reading is what they wait for, so nothing piles up that would have to before it is steady.
-        few = max(1, len(files.long) // 3)
-        burst = yield from session.steady(files.long, lead=few)
-        seconds.long.append(burst.seconds_per_clip)
-        burst = yield from session.steady(files.short)
-        seconds.short.append(burst.seconds_per_clip)
-
-    def theirs() -> None:
-        seconds.plain_long.append(aside.plain(plan, some_long))
-        seconds.plain_short.append(aside.plain(plan, some_short))
-        by_kind = aside.stages(plan, some_long), aside.stages(plan, some_short)
-        seconds.stages.append(_mixed(files, *by_kind))
-        seconds.limit.append(sum(seconds.stages[-1].values()) / this_machine().num_cores)
-        seconds.inline.append(aside.inline(plan, files))
-
-    longest_s = 0.0
-    for number in range(rounds):
-        round_s = time.monotonic()
-        if number and round_s + longest_s > until_s:
-            say(f"time is up after {number} of {rounds} rounds")
-            return
-        if number % 2:
-            theirs()
-        yield from ours()
-        if number % 2 == 0:
-            theirs()
-        longest_s = max(longest_s, time.monotonic() - round_s)
-        say(
-            f"round {number + 1} of {rounds}, seconds per clip: mix {seconds.mix[-1]:.3f} "
-            f"(limit {seconds.limit[-1]:.3f}, inline {seconds.inline[-1]:.3f}), "
-            f"long {seconds.long[-1]:.3f} (plain {seconds.plain_long[-1]:.3f}), "
-            f"short {seconds.short[-1]:.3f} (plain {seconds.plain_short[-1]:.3f})"
-        )
-
-
-def _keyframe_rounds(
-    files: Files, aside: Aside, seconds: Seconds, rounds: int, until_s: float, say: Say, session: Session
-) -> Generator[Source, None, None]:
-    yield from session.through(files.long)
-    plan = session.plan
-    assert plan is not None
-    longest_s = 0.0
-    for number in range(rounds):
-        round_s = time.monotonic()
-        if number and round_s + longest_s > until_s:
-            say(f"time is up after {number} of {rounds} rounds")
-            return
-        burst = yield from session.steady(files.long * 3)
-        seconds.long.append(burst.seconds_per_clip)
-        seconds.plain_long.append(aside.plain(plan, files.long[:1]))
-        longest_s = max(longest_s, time.monotonic() - round_s)
-        say(f"keyframes, round {number + 1}: {seconds.long[-1]:.3f} s per clip (plain {seconds.plain_long[-1]:.3f})")
-
-
-def _policy_burst(config: Config, policy: str, files: Files, say: Say) -> Burst:
-    found: list[Burst] = []
-
-    def script(session: Session) -> Generator[Source, None, None]:
-        yield from session.through(files.short[:4])
-        found.append((yield from session.steady(files.short)))
-
-    Session(config.replaced({"policy.kind": policy})).run(script)
-    say(f"policy {policy}: {1 / found[0].seconds_per_clip:.2f} short clips per second")
-    return found[0]
-
-
-def _inline_seconds(config_json: str, files: Files) -> float:
-    """In a process of its own: a third of a lap, after a few to warm up."""
-    found: list[Burst] = []
-
-    def script(session: Session) -> Generator[Source, None, None]:
-        yield from session.through(files.short[:2])
-        found.append((yield from session.burst(files.mix[: len(files.mix) // 3], lead=0, tail=0)))
-
-    Session(Config.model_validate_json(config_json).replaced({"run.executor": "inline"})).run(script)
-    # One stage after another: there is nothing to fill or to empty, and labels come when much else is done.
-    return found[0].whole_s / found[0].num_given
+    return stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
 
 
 # The limit
@@ -292,31 +364,20 @@ _alone: dict[str, dict[str, Any]] = {}
 """The workers of the process that measures stages, kept from one time to the next."""
 
 
-def _workers(specs: Sequence[WorkerSpec]) -> dict[str, Any]:
-    """One of each stage, in one thread: what a stage costs at its best."""
-    key = repr(specs)
-    if key not in _alone:
-        _alone[key] = {
-            spec.stage: make_worker(
-                spec.factory, {k: 1 if k == "num_threads" else v for k, v in spec.arguments.items()}
-            )
-            for spec in specs
-        }
-    return _alone[key]
-
-
 def stage_seconds(specs: Sequence[WorkerSpec], sizes: tuple[int, int], paths: Sequence[str]) -> dict[str, float]:
     """CPU seconds per clip of source, stream, focus and sink, one after another in this process.
 
     `sizes`: clips per call of the stream worker and patches per pass of the focus worker, as the run has them.
     """
-    workers = _workers(specs)
-    clips_per_call, rows_per_pass = sizes
+    key = repr(specs)
+    if key not in _alone:
+        _alone[key] = workers_of(specs)
+    workers = _alone[key]
     spent = dict.fromkeys((SOURCE, STREAM, FOCUS, SINK), 0.0)
 
-    def timed(stage: str, method: Callable[..., Any], *arguments: Any) -> Any:
+    def timed(stage: str, method: str, *arguments: Any) -> Any:
         begun_s = time.process_time()
-        answer = method(*arguments)
+        answer = getattr(workers[stage], method)(*arguments)
         spent[stage] += time.process_time() - begun_s
         return answer
 
@@ -324,42 +385,16 @@ def stage_seconds(specs: Sequence[WorkerSpec], sizes: tuple[int, int], paths: Se
     for source in as_sources([Path(path) for path in paths], lap=0):
         is_done = False
         while not is_done:
-            reply, batches = timed(SOURCE, workers[SOURCE].read, (ReadRequest(source=source),), ())
+            reply, batches = timed(SOURCE, "read", (ReadRequest(source=source),), ())
             row = reply.rows[0]
             if row.failed is not None:
                 raise PipelineError(f"{source.uri}: {row.failed.error}")
             pieces += [(batches[info.row], [clip.clip_id for clip in info.clips]) for info in row.pieces]
             is_done = row.is_done
-    labels: list[Any] = []
-    for start in range(0, len(pieces), clips_per_call):
-        group = pieces[start : start + clips_per_call]
-        requests = tuple(OpenRequest(Slice(0, i, i + 1), tuple(ids)) for i, (_, ids) in enumerate(group))
-        reply, patches = timed(STREAM, workers[STREAM].open, requests, ([batch for batch, _ in group],))
-        while patches is not None:
-            labels += [row.label for row in reply.rows if row.label is not None]
-            waiting = [row for row in reply.rows if row.label is None]
-            features = [
-                timed(FOCUS, workers[FOCUS].focus, (Slice(0, first, last),), (patches,))[1]
-                for first, last in _passes(len(patches.pixels), rows_per_pass)
-            ]
-            steps = tuple(StepRequest(row.clip_id, _slices(row.start, row.stop, rows_per_pass)) for row in waiting)
-            reply, patches = timed(STREAM, workers[STREAM].step, steps, tuple(features))
-        labels += [row.label for row in reply.rows if row.label is not None]
+    clips_per_call, rows_per_pass = sizes
+    labels = list(label_pieces(timed, pieces, clips_per_call=clips_per_call, rows_per_pass=rows_per_pass))
     spent[SINK] = _sink_seconds(labels)
     return {stage: seconds / len(paths) for stage, seconds in spent.items()}
-
-
-def _passes(num_rows: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-
-
-def _slices(start: int, stop: int, size: int) -> tuple[Slice, ...]:
-    """Rows start..stop of all patches, as rows of the passes that they fell into."""
-    found = []
-    for number in range(start // size, -(-stop // size)):
-        begin = number * size
-        found.append(Slice(number, max(start, begin) - begin, min(stop, begin + size) - begin))
-    return tuple(found)
 
 
 def _sink_seconds(labels: Sequence[Any]) -> float:
@@ -379,25 +414,19 @@ def _sink_seconds(labels: Sequence[Any]) -> float:
     return spent_s * len(labels) / len(many)
 
 
-def _mixed(files: Files, of_long: dict[str, float], of_short: dict[str, float]) -> dict[str, float]:
-    """Per clip of the mix."""
-    num_long, num_all = len(files.long), len(files.mix)
-    return {stage: (num_long * of_long[stage] + (num_all - num_long) * of_short[stage]) / num_all for stage in of_long}
-
-
 # Figures
 
 
-def _figures(files: Files, exact: Session, seconds: Seconds, near: Seconds, cores: int) -> list[Figure]:
-    limit_s = median(seconds.limit)
-    num_timed = seconds.bursts[0].num_clips
+def _figures(files: Files, rig: Rig, cores: int) -> list[Figure]:
+    seconds = rig.seconds
+    stretch = rig.sizes.groups * len(files.groups[0])
     figures = [
         measured(
             "archive.clips_per_s",
             [1 / s for s in seconds.mix],
             unit="clips/s",
-            limit=1 / limit_s,
-            about=f"{len(files.short)} short and {len(files.long)} long a lap, {num_timed} clips timed a round",
+            limit=1 / median(seconds.limit),
+            about=f"{len(files.short)} short and {len(files.long)} long a lap, {stretch} clips a sample",
         ),
         ratio(
             "archive.share_of_limit",
@@ -406,17 +435,57 @@ def _figures(files: Files, exact: Session, seconds: Seconds, near: Seconds, core
             unit="",
             goal=0.9,
             limit=1.0,
-            about=f"limit: CPU seconds of all stages alone, over {cores} cores",
+            about=f"limit: CPU seconds of all stages alone, over {cores} cores; {stretch} clips a sample",
         ),
-        ratio("archive.vs_plain_long", seconds.plain_long, seconds.long, goal=4.0, about="exact frames"),
-        ratio("archive.vs_plain_short", seconds.plain_short, seconds.short, goal=3.3, about="exact frames"),
-        ratio("archive.keyframe_vs_plain_long", near.plain_long, near.long, goal=25.0, about="sampling.seek=keyframe"),
-        ratio("archive.ray_vs_inline", seconds.inline, seconds.mix, about="the mix; inline is one process"),
+        ratio(
+            "archive.vs_plain_long",
+            seconds.plain_long,
+            seconds.long,
+            goal=4.0,
+            about=f"exact frames; {rig.sizes.long} videos over one of them by the plain loop",
+        ),
+        ratio(
+            "archive.vs_plain_short",
+            seconds.plain_short,
+            seconds.short,
+            goal=3.3,
+            about=f"exact frames; {rig.sizes.short} clips over {rig.sizes.plain_short} of them by the plain loop",
+        ),
+        ratio(
+            "archive.keyframe_vs_plain_long",
+            seconds.plain_long,
+            seconds.near,
+            goal=25.0,
+            about=f"sampling.seek=keyframe; {rig.sizes.near} videos over one of them by the plain loop",
+        ),
+        ratio(
+            "archive.ray_vs_inline",
+            seconds.inline,
+            seconds.mix_beside_inline,
+            about="the mix; inline is one process",
+        ),
+        *(
+            ratio(
+                f"archive.{policy}_vs_learned",
+                seconds.policies[LEARNED],
+                seconds.policies[policy],
+                about=f"rate on short clips: CPU seconds of all stages alone, the learned policy's over {policy}'s"
+                + ("; the whole view through the focus network" if policy == "full" else ""),
+            )
+            for policy in rig.seconds.policies
+            if policy != LEARNED
+        ),
         measured("archive.long_s", seconds.long, unit="s", goal_is="at_most", about="per long video"),
         measured("archive.short_s", seconds.short, unit="s", goal_is="at_most", about="per short clip"),
-        measured("archive.keyframe_long_s", near.long, unit="s", goal_is="at_most", about="per long video, keyframes"),
         measured(
-            "archive.start_s", [exact.start_s], unit="s", goal_is="at_most", about="from the call to the first label"
+            "archive.keyframe_long_s", seconds.near, unit="s", goal_is="at_most", about="per long video, keyframes"
+        ),
+        measured(
+            "archive.start_s",
+            [rig.rivals.exact.start_s],
+            unit="s",
+            goal_is="at_most",
+            about="from the call to the first label",
         ),
         measured(
             "archive.machine_busy",

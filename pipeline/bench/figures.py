@@ -299,9 +299,7 @@ def compare(first: Report, second: Report) -> list[Difference]:
             if min(figure.n, other.n) > 1:
                 low, high = _ratio_interval(figure, other)
         found.append(
-            Difference(
-                name=figure.name, first=figure.value, second=other.value, ratio=quotient, low=low, high=high
-            )
+            Difference(name=figure.name, first=figure.value, second=other.value, ratio=quotient, low=low, high=high)
         )
     return found
 

@@ -1,5 +1,5 @@
 """A run of the real pipeline whose inputs are handed over burst by burst, so that between two bursts something else can
-be measured on the same machine, in turn.
+be measured on the same machine, in turn: another run too, each in a process of its own (`Beside`).
 
 What is timed lies in the middle of a burst: the stages before it are full, and behind it more is waiting. So neither
 the start of processes nor the filling and emptying of the pipeline is in a rate; the start is told by itself.
@@ -7,13 +7,17 @@ the start of processes nor the filling and emptying of the pipeline is in a rate
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import multiprocessing
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
@@ -42,6 +46,8 @@ class Burst:
     num_given: int
     whole_s: float
     """Of all clips of the burst, from the first that was handed over to the last label."""
+    stretches: tuple[float, ...] = ()
+    """Seconds per clip of each stretch that the middle was cut into."""
 
 
 @dataclass(slots=True)
@@ -80,11 +86,20 @@ class Session:
             raise PipelineError(f"{summary.failed} clips of the workload failed: {summary.errors}")
         return summary
 
-    def burst(self, paths: Sequence[Path], *, lead: int, tail: int) -> Generator[Source, None, Burst]:
-        """Hands over the files, waits for their labels, and tells of all but the first `lead` and the last `tail`."""
+    def burst(
+        self, paths: Sequence[Path], *, lead: int, tail: int, stretch: int = 0, period: int = 1
+    ) -> Generator[Source, None, Burst]:
+        """Hands over the files, waits for their labels, and tells of all but the first `lead` and the last `tail`.
+
+        `stretch`: the middle is also told in stretches of so many clips. It holds one `period` more than these.
+        """
         first = self._num_given
         whole_s = yield from self.through(paths)
-        return self._seen(first, lead, tail, whole_s)
+        found = self._seen(first, lead, tail, whole_s)
+        if not stretch:
+            return found
+        ended = self._ended_s(first, len(paths))[lead : len(paths) - tail]
+        return replace(found, stretches=stretch_seconds(ended, stretch=stretch, period=period))
 
     def through(self, paths: Sequence[Path]) -> Generator[Source, None, float]:
         """Hands over the files and waits for their labels; how long that took."""
@@ -107,9 +122,28 @@ class Session:
         around = itertools.islice(itertools.cycle(paths), len(paths) + 2 * lead)
         return (yield from self.burst(list(around), lead=lead, tail=lead))
 
+    def timed(
+        self, paths: Sequence[Path], *, stretch: int, count: int, period: int = 1, lead: int | None = None
+    ) -> Generator[Source, None, Burst]:
+        """`count` stretches of `stretch` clips each, amid others of the same files; see `steady` and `stretch_seconds`.
+
+        The first stretch begins with the first of the files, and they come round as often as needed.
+        """
+        if lead is None:
+            assert self.plan is not None
+            lead = self.plan.limits.max_pieces
+        middle = stretch * count + period
+        around = [paths[number % len(paths)] for number in range(-lead, middle + lead)]
+        return (yield from self.burst(around, lead=lead, tail=lead, stretch=stretch, period=period))
+
     @property
     def _num_ended(self) -> int:
         return self._moments[-1].num_ended if self._moments else 0
+
+    def _ended_s(self, first: int, count: int) -> np.ndarray:
+        """When each of `count` clips from the `first` on had its label, in the order in which they had."""
+        counts, times = np.array([m.num_ended for m in self._moments]), np.array([m.at_s for m in self._moments])
+        return times[np.searchsorted(counts, first + 1 + np.arange(count))]
 
     def _seen(self, first: int, lead: int, tail: int, whole_s: float) -> Burst:
         start, stop = first + lead, self._num_given - tail
@@ -150,6 +184,109 @@ class Session:
                 self.start_s = moment.at_s - self._begun_s
             self._moments.append(moment)
             self._news.notify_all()
+
+
+def stretch_seconds(ended_s: np.ndarray, *, stretch: int, period: int = 1) -> tuple[float, ...]:
+    """Seconds per clip of each stretch, from when the clips of a steady run ended.
+
+    Labels come a few at a time, and a mix of long and short comes in waves. A stretch therefore lasts from the mean
+    time of the `period` that it begins with to that of the one behind it: waves of that period cancel.
+    """
+    count = (len(ended_s) - period) // stretch
+    means = [float(np.mean(ended_s[number * stretch :][:period])) for number in range(count + 1)]
+    return tuple((after - before) / stretch for before, after in itertools.pairwise(means))
+
+
+class Beside:
+    """A session in a process of its own that does what it is asked and stands still meanwhile. A context manager.
+
+    Several may live at once: each over Ray has a Ray of its own.
+    """
+
+    def __init__(self, config: Config) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, config.model_dump_json(exclude_unset=True)))
+        self._process.start()
+        theirs.close()
+        self.start_s = 0.0
+        self._plan: Plan | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        last: Any = None
+        with contextlib.suppress(EOFError, OSError):
+            self._connection.send(None)
+            while self._connection.poll(_ENDS_WITHIN_S):
+                last = self._connection.recv()
+        self._process.join(_ENDS_WITHIN_S)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+        self._connection.close()
+        # A run tells at its end of clips that failed: what was measured with them is worth nothing.
+        if isinstance(last, Exception) and exc[0] is None:
+            raise last
+
+    @property
+    def plan(self) -> Plan:
+        """Of the run, once it has done something."""
+        assert self._plan is not None
+        return self._plan
+
+    def begin(self, paths: Sequence[Path]) -> None:
+        """Has the files labelled and does not wait for it: several can start at once."""
+        self._connection.send(("through", {"paths": list(paths)}))
+
+    def ready(self) -> float:
+        """Waits for what was begun; how long it took from the first file to the last label."""
+        seconds: float = self._answer()
+        return seconds
+
+    def through(self, paths: Sequence[Path]) -> float:
+        """As Session.through."""
+        self.begin(paths)
+        return self.ready()
+
+    def timed(self, paths: Sequence[Path], **form: Any) -> Burst:
+        """As Session.timed."""
+        self._connection.send(("timed", {"paths": list(paths), **form}))
+        burst: Burst = self._answer()
+        return burst
+
+    def _answer(self) -> Any:
+        try:
+            answer = self._connection.recv()
+        except (EOFError, ConnectionError) as exc:
+            raise PipelineError("a run that was being measured ended; what it said of it is above") from exc
+        if isinstance(answer, Exception):
+            raise answer
+        self._plan, self.start_s, found = answer
+        return found
+
+
+_ENDS_WITHIN_S = 60.0
+
+
+def _serve(connection: Connection, config_json: str) -> None:
+    """The other end of a Beside."""
+
+    def script(session: Session) -> Generator[Source, None, None]:
+        # A parent that is gone closes its end: the run ends with an EOFError, and with it all of its processes.
+        while (order := connection.recv()) is not None:
+            method, arguments = order
+            found = yield from getattr(session, method)(**arguments)
+            connection.send((session.plan, session.start_s, found))
+
+    try:
+        Session(Config.model_validate_json(config_json)).run(script)
+    except PipelineError as exc:
+        with contextlib.suppress(OSError):
+            connection.send(exc)
+    except EOFError:
+        pass
 
 
 def _machine_busy_s() -> float:

@@ -1,70 +1,155 @@
-"""What a clip costs as the work grows: more clips, more decoders, larger patches, more frames. An option of
-`bench archive`, because it takes many runs.
+"""`bench archive --sweep`: what a clip costs as the work grows: more clips, more decoders, larger patches, more frames.
+
+Every setting is a run of its own on the short clips, with the networks of the preset. About 11 minutes on two cores:
+1,030 clips in the runs of growing length (5 min), and 11 runs of 60 clips, of which 15 s each are the start.
+What was measured is kept after every setting, so that a run that fails costs its own figure and no other.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from operators.errors import PipelineError
 from operators.records import Source
-from pipeline.bench.figures import Figure, measured
+from pipeline.bench.archive import QUICK_SETTINGS
+from pipeline.bench.figures import Figure, Report, environment, measured, short
 from pipeline.bench.session import Burst, Session
+from pipeline.bench.workloads import CACHE, QUICK_SHORT, SHORT, Clips, make
 from pipeline.config import Config
+from pipeline.placement import this_machine
 
-CLIPS = (10, 100, 1000)
+Say = Callable[[str], None]
+CLIPS = ((10, 3), (100, 1), (1000, 1))
+"""How many, and how often."""
 DECODERS = (1, 2)
 PATCHES_PX = (96, 128, 160, 192)
 FRAMES = (1, 4, 8, 16, 32, 64)
+STRETCH, STRETCHES = 8, 3
+PREFIX = "archive.sweep_"
 
 
-def sweep(config: Config, paths: Sequence[Path], *, say: Callable[[str], None], quick: bool = False) -> list[Figure]:
-    """Seconds per clip of short clips, each setting in a run of its own."""
+def bench_sweep(
+    config: Config,
+    *,
+    cache: Path = CACHE,
+    say: Say,
+    quick: bool = False,
+    keep: Callable[[Report], None] = lambda report: None,
+    make_session: Callable[[Config], Session] = Session,
+) -> Report:
+    """`keep` is given what there is after every setting."""
+    where, kind = environment(), QUICK_SHORT if quick else SHORT
     if quick:
-        return _sizes(config, paths, (2, 4), say)
-    figures = _sizes(config, paths, CLIPS, say)
-    ways: list[tuple[str, Mapping[str, Any]]] = [
+        config = config.replaced(QUICK_SETTINGS)
+    paths = make(kind, cache, say=say, workers=this_machine().num_cores)
+    figures: list[Figure] = []
+    notes: list[str] = []
+    # Settings that are the preset's own are one run.
+    known: dict[str, tuple[Sequence[float], str]] = {}
+
+    def so_far() -> Report:
+        return _report(config, where, kind, figures, notes, quick=quick)
+
+    begun_s = time.monotonic()
+    try:
+        figures += _sizes(make_session(config), paths, ((2, 2), (4, 1)) if quick else CLIPS, say)
+    except PipelineError as exc:
+        notes.append(_failed("growing runs", exc, say))
+    else:
+        keep(so_far())
+    for name, settings in _ways(quick):
+        changed = config.replaced(settings)
+        key = changed.config_id() if not {"run.source_workers"} & set(settings) else name
+        try:
+            if key not in known:
+                known[key] = _steady(make_session(changed), paths, quick=quick)
+        except PipelineError as exc:
+            notes.append(_failed(name, exc, say))
+            continue
+        seconds, about = known[key]
+        figures.append(_seconds(name, seconds, about))
+        say(f"{name}: {figures[-1].value:.4f} s per clip; {time.monotonic() - begun_s:.0f} s so far")
+        keep(so_far())
+    if not figures:
+        raise PipelineError(f"nothing of the sweep could be measured: {'; '.join(notes)}")
+    return so_far()
+
+
+def _ways(quick: bool) -> list[tuple[str, Mapping[str, Any]]]:
+    if quick:
+        return [("frames_2", {"sampling.num_frames": 2}), ("frames_4", {"sampling.num_frames": 4})]
+    return [
         *((f"decoders_{n}", {"run.source_workers": n}) for n in DECODERS),
         *((f"patch_{px}", {"focus.patch_px": px}) for px in PATCHES_PX),
         *((f"frames_{n}", {"sampling.num_frames": n}) for n in FRAMES),
     ]
-    for name, settings in ways:
-        burst = _steady(config.replaced(settings), paths)
-        say(f"{name}: {burst.seconds_per_clip:.4f} s per clip")
-        about = "steady state; busy: " + ", ".join(f"{stage} {share:.0%}" for stage, share in burst.busy.items())
-        figures.append(_seconds(f"archive.sweep_{name}_s", burst.seconds_per_clip, about))
-    return figures
 
 
-def _sizes(config: Config, paths: Sequence[Path], sizes: Sequence[int], say: Callable[[str], None]) -> list[Figure]:
+def _sizes(session: Session, paths: Sequence[Path], sizes: Sequence[tuple[int, int]], say: Say) -> list[Figure]:
     """Whole runs of growing length, apart from the start: what is not linear is the filling and the emptying."""
-    found: list[tuple[int, Burst]] = []
+    found: dict[int, list[float]] = {}
 
     def script(session: Session) -> Generator[Source, None, None]:
         yield from session.through(list(paths[:4]))
-        for size in sizes:
-            burst = yield from session.burst(list(itertools.islice(itertools.cycle(paths), size)), lead=0, tail=0)
-            found.append((size, burst))
-            say(f"{size} clips: {burst.whole_s / size:.4f} s per clip")
+        for size, repeats in sizes:
+            for _ in range(repeats):
+                whole_s = yield from session.through(list(itertools.islice(itertools.cycle(paths), size)))
+                found.setdefault(size, []).append(whole_s / size)
+                say(f"{size} clips: {whole_s / size:.4f} s per clip")
 
-    session = Session(config)
     session.run(script)
     about = f"from the first file to the last label; before it, once a run, {session.start_s:.1f} s of start"
-    return [_seconds(f"archive.sweep_clips_{size}_s", burst.whole_s / size, about) for size, burst in found]
+    return [_seconds(f"clips_{size}", seconds, about) for size, seconds in found.items()]
 
 
-def _steady(config: Config, paths: Sequence[Path]) -> Burst:
+def _steady(session: Session, paths: Sequence[Path], *, quick: bool) -> tuple[Sequence[float], str]:
     found: list[Burst] = []
+    stretch = 2 if quick else STRETCH
 
     def script(session: Session) -> Generator[Source, None, None]:
         yield from session.through(list(paths[:4]))
-        found.append((yield from session.steady(paths)))
+        found.append((yield from session.timed(paths, stretch=stretch, count=STRETCHES, period=min(4, stretch))))
 
-    Session(config).run(script)
-    return found[0]
+    session.run(script)
+    busy = ", ".join(f"{stage} {share:.0%}" for stage, share in found[0].busy.items())
+    return found[0].stretches, f"steady state, {stretch} clips a sample; busy: {busy}"
 
 
-def _seconds(name: str, seconds: float, about: str) -> Figure:
-    return measured(name, [seconds], unit="s", goal_is="at_most", about=f"per clip; {about}")
+def _seconds(name: str, seconds: Sequence[float], about: str) -> Figure:
+    return measured(f"{PREFIX}{name}_s", seconds, unit="s", goal_is="at_most", about=f"per clip; {about}")
+
+
+def _failed(name: str, exc: PipelineError, say: Say) -> str:
+    text = f"{name} was not measured: {exc}"
+    say(text)
+    return text
+
+
+def _report(
+    config: Config,
+    where: Mapping[str, Any],
+    kind: Clips,
+    figures: Sequence[Figure],
+    notes: Sequence[str],
+    *,
+    quick: bool,
+) -> Report:
+    def told(start: str) -> str:
+        found = [f for f in figures if f.name.startswith(f"{PREFIX}{start}")]
+        return ", ".join(f"{short(f.value)} s ({f.name.removeprefix(PREFIX).split('_')[1]})" for f in found)
+
+    axes = [("clips", "in a run of so many clips"), ("decoders", "with so many decoders")]
+    axes += [("patch", "with patches of so many px"), ("frames", "with so many frames")]
+    parts = [f"{told(start)} {words}" for start, words in axes if told(start)]
+    return Report(
+        what="archive",
+        headline=f"a clip of {kind.seconds:g} s takes " + "; ".join(parts) if parts else "nothing measured yet",
+        figures=tuple(figures),
+        environment=where,
+        settings={"quick": quick, "sweep": True, "config": config.given(), "short": vars(kind)},
+        notes=tuple(notes),
+    )
