@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from operators.cost import network_macs
+from pipeline import config as configuration
+from pipeline.bench.archive import QUICK_SETTINGS
 from pipeline.bench.compute import Lab, bench_compute
 from pipeline.bench.figures import Report, read, told, write
+from pipeline.bench.precision import compared
+from pipeline.scores import Predictions
 from pipeline.tuning import Work
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PUBLISHED = Work(glance="mobilenet_v2", glance_px=224, focus="resnet50", patch_px=128)
 
 
+SMALL = {
+    **QUICK_SETTINGS, "model.untrained": True, "compute.precision": "fp32", "compute.compile": "off",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def report() -> Report:
-    return bench_compute(say=lambda text: None, quick=True, work=PUBLISHED, full_px=224)
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    cache = tmp_path_factory.mktemp("cache")
+    config = configuration.parse(SMALL)
+    return bench_compute(say=lambda text: None, quick=True, work=PUBLISHED, full_px=224, config=config, cache=cache)
 
 
 @pytest.mark.parametrize(("network", "goal"), [("focus", 0.9), ("glance", 0.6)])
@@ -39,6 +57,54 @@ def test_how_it_was_run_is_told_beside_the_figures(report, tmp_path):
     assert read(tmp_path / "compute.json").figures == report.figures
 
 
+def test_the_stages_are_driven_without_a_run_and_held_against_the_networks_alone(report):
+    share = report.figure("compute.pipeline_share_of_standalone")
+    assert share.value > 0 and share.n == 2
+    assert share.goal is None, "its goal is a GPU's"
+    assert share.about.startswith("4 clips of 4 glances and 4 patches from frames to labels")
+
+
+def test_bf16_is_held_against_fp32_on_videos_that_are_made_for_it(report):
+    same, change = (report.figure(f"compute.bf16_{name}") for name in ("same_labels", "accuracy_change"))
+    assert (same.goal, change.goal, change.goal_is) == (0.995, 0.2, "at_most")
+    assert 0 <= same.value <= 1 and "of 8 videos" in same.about
+
+
+def predicted(names: str, classes: list[int], truth: list[int]) -> Predictions:
+    logits = np.eye(3, dtype=np.float32)[classes]
+    told = np.array(truth)[:, None]
+    return Predictions(class_names=("a", "b", "c"), video_ids=tuple(names), truth=told, logits=logits)
+
+
+def test_labels_are_compared_video_by_video():
+    # v is another label and wrong now, w another and still wrong, the rest is the same, in another order.
+    full = predicted("uvwx", [0, 1, 2, 0], [0, 1, 0, 0])
+    half = predicted("xwvu", [0, 1, 2, 0], [0, 0, 1, 0])
+    same, change = compared(full, half)
+    assert (same.value, same.met) == (0.5, False)
+    assert (change.value, change.met) == (25.0, False)
+    assert [figure.met for figure in compared(full, full)] == [True, True]
+
+
+def test_networks_are_measured_without_pyav_opencv_and_ray(tmp_path):
+    code = """
+import json, sys
+for name in ("av", "cv2", "ray", "pyarrow"):
+    sys.modules[name] = None
+from pipeline import config as configuration
+from pipeline.bench import commands
+from pipeline.bench.compute import bench_compute
+from pipeline.tuning import Work
+work = Work(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16)
+config = configuration.parse(json.loads(sys.argv[1]))
+report = bench_compute(say=lambda text: None, quick=True, work=work, full_px=32, config=config)
+print(report.environment["ffmpeg"], report.notes[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(SMALL)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("None labels in bf16 were not compared, which needs PyAV and OpenCV")
+
+
 def small_lab(**segments: int) -> Lab:
     work = Work(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16, **segments)
     return Lab(work, device="cpu", threads=1, frames=3)
@@ -51,6 +117,11 @@ def test_a_side_counts_the_multiplications_of_all_its_images():
     assert (focus.images, focus.macs) == (5, 5 * network_macs("small_focus", 16))
     glance = lab.glance("fp32", compiled=False, batch=2)
     assert (glance.images, glance.macs) == (3, 3 * network_macs("small_glance", 16))
+    # As with patches: 64 views in a pass are not told from 16.
+    assert lab.glance("fp32", compiled=False, batch=7).images == 7
+    alone = lab.standalone("fp32", batch=4, glance=True)
+    assert (alone.images, alone.macs) == (4, 4 * network_macs("small_glance", 16))
+    alone.run()
     assert lab.product("fp32").macs == 2048**3
 
 

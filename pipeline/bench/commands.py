@@ -104,7 +104,7 @@ def bench_decode(**options: Any) -> int:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The GPU where there is one, if not given.")
 @click.option("--config", "config_file", metavar="FILE", default="adafocus_activitynet", show_default=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="One setting; repeatable.")
-def bench_compute(cache: Path | None, config_file: str, settings: tuple[str, ...], **options: Any) -> int:
+def bench_compute(config_file: str, settings: tuple[str, ...], **options: Any) -> int:
     """The networks of a preset, beside what the machine can multiply.
 
     \b
@@ -119,7 +119,7 @@ def bench_compute(cache: Path | None, config_file: str, settings: tuple[str, ...
     config = load_config(config_file, settings)
     plan = resolve(config.replaced({"model.untrained": config.model.checkpoint is None}), this_machine())
     work = network_work(plan.config, plan.header)
-    return _measured(measure, **options, work=work, full_px=plan.config.view.crop_px)
+    return _measured(measure, **options, work=work, full_px=plan.config.view.crop_px, config=config)
 
 
 @bench.command("schedule")

@@ -6,10 +6,12 @@ networks. What is timed of these is the whole operator, from pixels in an array 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,14 @@ from operators.cost import network_macs
 from operators.focus import Focuser
 from operators.glance import Glancer
 from operators.network import Network
-from operators.records import PatchBatch
-from operators.tensors import Upload, to_dtype
+from operators.records import FrameBatch, PatchBatch, Source, SourceFacts, Window
+from operators.tensors import Upload, ready
+from pipeline.bench.alone import label_pieces, workers_of
 from pipeline.bench.figures import Figure, Report, environment, measured, ratio, short, take_turns
+from pipeline.config import Config
 from pipeline.placement import place, this_machine
+from pipeline.resolve import Plan, network_work, resolve
+from pipeline.scheduler import SOURCE
 from pipeline.tuning import DTYPES, Choice, Work, by_rule, choose, held_threads
 
 Say = Callable[[str], None]
@@ -32,7 +38,10 @@ PATCHES_PX = (96, 128, 160, 192)
 NAMES = {"resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2"}
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 """On a GPU the smaller product is over before it is under way."""
-FOCUS_GOAL, GLANCE_GOAL, OPERATOR_GOAL = 0.90, 0.60, 0.85
+FOCUS_GOAL, GLANCE_GOAL, OPERATOR_GOAL, PIPELINE_GOAL = 0.90, 0.60, 0.85, 0.85
+"""The first two are of a CPU, the others of a GPU."""
+PASSES = {"cpu": 1, "cuda": 8}
+"""Of a bare network in one sample: on a GPU one is over too soon to be timed."""
 SMALL_PX = 32
 
 
@@ -82,12 +91,11 @@ class Lab:
             size_px=px,
             **self._options(precision, compiled=compiled, batch=_whole(batch, segments)),
         )
-        views = pixels(self.frames, px)
-        return Side(run=lambda: glancer(views), macs=self.frames * network_macs(name, px), images=self.frames)
+        rows = _whole(max(self.frames, batch), segments)
+        views = pixels(rows, px)
+        return Side(run=lambda: glancer(views), macs=rows * network_macs(name, px), images=rows)
 
-    def focus(
-        self, precision: str, *, compiled: bool, batch: int, px: int | None = None, small: bool = False
-    ) -> Side:
+    def focus(self, precision: str, *, compiled: bool, batch: int, px: int | None = None, small: bool = False) -> Side:
         name, own_px, segments = ("small_focus", SMALL_PX, 0) if small else self._focus_form
         px, batch = px or own_px, _whole(batch, segments)
         network = self._network(name, segments)
@@ -96,18 +104,21 @@ class Lab:
         patches = PatchBatch(pixels=pixels(rows, px), clip_ids=("clip",) * rows, steps=np.arange(rows))
         return Side(run=lambda: focuser(patches), macs=rows * network_macs(name, px), images=rows)
 
-    def standalone(self, precision: str, *, batch: int) -> Side:
-        """The network alone, layer by layer on a batch that is on the device already."""
-        name, px, segments = self._focus_form
-        batch = _whole(batch, segments)
-        network = to_dtype(self._network(name, segments).to(self.device), DTYPES[precision])
-        x = Upload(self.device)(pixels(batch, px)).to(DTYPES[precision])
+    def standalone(self, precision: str, *, batch: int, glance: bool = False) -> Side:
+        """A network alone: folded, channels last, on a batch that is on the device already, several passes on end."""
+        name, px, segments = self._glance_form if glance else self._focus_form
+        batch, passes = _whole(batch, segments), PASSES[self.device]
+        dtype = DTYPES[precision]
+        network = ready(self._network(name, segments), device=self.device, dtype=dtype)
+        x = Upload(self.device)(pixels(batch, px)).to(dtype)
 
         @torch.inference_mode()
-        def run() -> object:
-            return network(x)
+        def run() -> None:
+            for _ in range(passes):
+                network(x)
 
-        return Side(run=run, macs=batch * network_macs(name, px), images=batch)
+        images = passes * batch
+        return Side(run=run, macs=images * network_macs(name, px), images=images)
 
     @property
     def _glance_form(self) -> tuple[str, int, int]:
@@ -136,11 +147,24 @@ def pixels(rows: int, px: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (rows, px, px, 3), dtype=np.uint8)
 
 
+@contextlib.contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """Has cuDNN try its kernels and take the fastest, as one would for a batch of one shape."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def bench_compute(
     *,
     say: Say,
     work: Work,
     full_px: int,
+    config: Config | None = None,
+    cache: Path | None = None,
     quick: bool = False,
     rounds: int = 9,
     minutes: float = 7.0,
@@ -148,7 +172,8 @@ def bench_compute(
     device: str | None = None,
 ) -> Report:
     """`threads`: of the networks and of the product; as many as the pipeline gives its focus worker if not said.
-    `full_px`: of the whole view, with which patches are compared."""
+    `full_px`: of the whole view, with which patches are compared. `config`: of the model whose stages are driven where
+    there is a GPU. `cache`: folder of generated files."""
     machine = this_machine()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     threads = threads or place(machine, device=device).focus_threads
@@ -169,11 +194,19 @@ def bench_compute(
         figures += _small(lab, choice, rounds, minutes * 60 * 0.05, say)
         if device == "cuda":
             figures += _standalone(lab, choice, rounds, minutes * 60 * 0.1, say)
+        if config is not None and (device == "cuda" or quick):
+            figures += _pipeline_share(lab, choice, config, rounds, minutes * 60 * 0.1, say)
     if device == "cpu" and machine.num_cores > threads and not quick:
         with held_threads(machine.num_cores):
             whole = Lab(work, device=device, threads=machine.num_cores, frames=work.glances)
             figures += _whole_machine(whole, choice, rounds, minutes * 60 * 0.1, say)
     notes = [choice.line()]
+    try:
+        from pipeline.bench.precision import bf16_figures
+    except ImportError as exc:
+        notes.append(f"labels in bf16 were not compared, which needs PyAV and OpenCV: {exc}")
+    else:
+        figures += bf16_figures(device=device, cache=cache, say=say, quick=quick)
     if device == "cpu" and threads == 1:
         notes.append("Seconds are the processor's: on one thread, others on the machine take nothing of them.")
     return Report(
@@ -245,11 +278,13 @@ def _shares(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) ->
             sides[f"{precision} focus {way}"] = lab.focus(precision, batch=choice.focus_batch, **options)
     took = _turns(lab, sides, rounds, budget_s, say)
     figures = []
-    about = {
-        "focus": f"{_focus_name(lab)} on {sides[f'{choice.precision} focus plain'].images} patches of "
-        f"{lab.work.patch_px} px",
-        "glance": f"{NAMES.get(lab.work.glance, lab.work.glance)} on {lab.frames} views of {lab.work.glance_px} px",
-    }
+
+    def about(network: str, precision: str) -> str:
+        images = sides[f"{precision} {network} plain"].images
+        if network == "focus":
+            return f"{_focus_name(lab)} on {images} patches of {lab.work.patch_px} px"
+        return f"{NAMES.get(lab.work.glance, lab.work.glance)} on {images} views of {lab.work.glance_px} px"
+
     side_px = PRODUCT_SIDE[lab.device]
     for precision in precisions:
         product, mark = f"{precision} product", "" if precision == choice.precision else f".{precision}"
@@ -260,24 +295,26 @@ def _shares(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) ->
         best = "compiled" if choice.is_compiled and "compiled" in ways else "plain"
         for network, goal in (("focus", FOCUS_GOAL), ("glance", GLANCE_GOAL)):
             key = f"{precision} {network} {best}"
-            told = f"{about[network]}, {precision}, {best}"
+            told = f"{about(network, precision)}, {precision}, {best}"
             pair = (sides[key], sides[product], took[key], took[product])
-            is_goal = precision == choice.precision
+            # A GPU's product is no yardstick for these: its goals are shares of the networks alone.
+            is_goal = precision == choice.precision and lab.device == "cpu"
             figures.append(
                 _share(f"compute.{network}_share_of_gemm{mark}", *pair, goal=goal if is_goal else None, about=told)
             )
-            figures.append(
-                _rate(f"compute.{network}_rate{mark}", sides[key], took[key], limit=gemm.value, about=told)
-            )
+            figures.append(_rate(f"compute.{network}_rate{mark}", sides[key], took[key], limit=gemm.value, about=told))
             if len(ways) == 2:
                 plain = took[f"{precision} {network} plain"]
                 compiled = took[f"{precision} {network} compiled"]
-                told = f"{about[network]}, {precision}: layer by layer over compiled"
+                told = f"{about(network, precision)}, {precision}: layer by layer over compiled"
                 figures.append(ratio(f"compute.{network}_compiled_vs_plain{mark}", plain, compiled, about=told))
     if {"fp32", "bf16"} <= set(precisions):
         for network in ("focus", "glance"):
-            full, half = took[f"fp32 {network} {best}"], took[f"bf16 {network} {best}"]
-            told = f"{about[network]}: fp32 over bf16"
+            full, half = (
+                [s / sides[f"{precision} {network} {best}"].images for s in took[f"{precision} {network} {best}"]]
+                for precision in ("fp32", "bf16")
+            )
+            told = f"{about(network, 'bf16')}: fp32 over bf16"
             figures.append(ratio(f"compute.{network}_bf16_vs_fp32", full, half, about=told))
     return figures
 
@@ -310,8 +347,7 @@ def _sizes(lab: Lab, choice: Choice, full_px: int, rounds: int, budget_s: float,
     full = [work.patches * f for f in per_image[str(full_px)]]
     for px in patches_px:
         clip = [
-            work.glances * g + work.patches * f
-            for g, f in zip(per_image["glance"], per_image[str(px)], strict=True)
+            work.glances * g + work.patches * f for g, f in zip(per_image["glance"], per_image[str(px)], strict=True)
         ]
         mark = "" if px == work.patch_px else f"_{px}"
         about = f"{work.patches} full frames in focus over {work.glances} glances and as many patches of {px} px"
@@ -342,7 +378,6 @@ def _batches(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) -
             about=f"{choice.precision}, that many in a pass",
         )
         for name in sorted(sides, key=lambda name: (name.split("_")[0], int(name.split("_")[-1])))
-        if name.startswith("focus") or int(name.split("_")[-1]) <= lab.frames
     ]
 
 
@@ -372,14 +407,99 @@ def _standalone(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say
         "standalone": lab.standalone(choice.precision, batch=batch),
         "operator": lab.focus(choice.precision, compiled=choice.is_compiled, batch=batch),
     }
-    took = _turns(lab, sides, rounds, budget_s, say)
+    with fastest_convolutions():
+        took = _turns(lab, sides, rounds, budget_s, say)
+    per_image = {name: [s / sides[name].images for s in samples] for name, samples in took.items()}
     return [
         ratio(
-            "compute.operator_share_of_standalone", took["standalone"], took["operator"],
+            "compute.operator_share_of_standalone", per_image["standalone"], per_image["operator"],
             unit="of the rate", limit=1.0, goal=OPERATOR_GOAL,
             about=f"{_focus_name(lab)} on {batch} patches of {lab.work.patch_px} px",
         )
     ]  # fmt: skip
+
+
+def _pipeline_share(lab: Lab, choice: Choice, config: Config, rounds: int, budget_s: float, say: Say) -> list[Figure]:
+    """The stream and the focus worker, as a run makes them, against both networks alone."""
+    plan = _planned(config, choice, lab.device)
+    # The model's own, which need not be what the other figures are of.
+    work = network_work(plan.config, plan.header)
+    bare = Lab(work, device=lab.device, threads=lab.threads, frames=work.glances)
+    stages = _stages(plan, work, lab.threads)
+    sides = {
+        "glance": bare.standalone(choice.precision, batch=choice.glance_batch, glance=True),
+        "focus": bare.standalone(choice.precision, batch=choice.focus_batch),
+        "stages": stages,
+    }
+    with fastest_convolutions():
+        took = _turns(lab, sides, rounds, budget_s, say)
+    per_image = {name: [s / sides[name].images for s in samples] for name, samples in took.items()}
+    alone = [
+        work.glances * glance + work.patches * focus
+        for glance, focus in zip(per_image["glance"], per_image["focus"], strict=True)
+    ]
+    about = (
+        f"{stages.images} clips of {work.glances} glances and {work.patches} patches from frames to labels, in one "
+        f"process; alone: {choice.glance_batch} views and {choice.focus_batch} patches that lie on the device"
+    )
+    return [
+        ratio(
+            "compute.pipeline_share_of_standalone", alone, per_image["stages"],
+            unit="of the rate", limit=1.0, goal=PIPELINE_GOAL if lab.device == "cuda" else None, about=about,
+        )
+    ]  # fmt: skip
+
+
+def _planned(config: Config, choice: Choice, device: str) -> Plan:
+    """A run that does what was chosen."""
+    how: dict[str, Any] = {
+        "compute.device": device,
+        "compute.precision": choice.precision,
+        "compute.compile": choice.compile,
+        "focus.batch_size": choice.focus_batch,
+    }
+    if config.model.checkpoint is None:
+        how["model.untrained"] = True
+    return replace(resolve(config.replaced(how), this_machine()), tuned=choice)
+
+
+def _stages(plan: Plan, work: Work, threads: int) -> Side:
+    """Clips of noise from their frames to their labels; images are clips here."""
+    workers = workers_of([spec for spec in plan.worker_specs() if spec.stage != SOURCE], num_threads=threads)
+    # A run's batcher fills passes with patches of several calls; here a call brings enough of them.
+    together = max(plan.placement.clips_per_call, -(-plan.rows_per_batch // work.patches))
+    view_px = plan.config.view.crop_px
+    pieces = [(noise(f"{n:032x}", work, view_px, seed=n), (f"{n:032x}",)) for n in range(2 * together)]
+    sizes = {"clips_per_call": together, "rows_per_pass": plan.rows_per_batch}
+
+    def ask(stage: str, method: str, *arguments: Any) -> Any:
+        return getattr(workers[stage], method)(*arguments)
+
+    def run() -> object:
+        return list(label_pieces(ask, pieces, **sizes))
+
+    return Side(run=run, macs=0.0, images=len(pieces))
+
+
+def noise(clip: str, work: Work, px: int, *, seed: int) -> FrameBatch:
+    """The frames of one clip, as a source worker would hand them over."""
+    count = work.glances
+    views = np.random.default_rng(seed).integers(0, 256, (count, px, px, 3), dtype=np.uint8)
+    rows = np.arange(count)
+    focus_rows = rows
+    if work.focus_segments and work.patches != count:
+        focus_rows = np.linspace(0, count - 1, work.patches).round().astype(np.int64)
+    window = Window(clip_id=clip, source_id=clip, start_s=0.0, end_s=1.0, glance_rows=rows, focus_rows=focus_rows)
+    return FrameBatch(
+        source=Source(source_id=clip, uri=f"/noise/{clip}", video_id=clip),
+        pixels=views,
+        pts_s=np.linspace(0.0, 1.0, count, endpoint=False),
+        frame_index=rows,
+        received_unix_s=np.zeros(count),
+        view_yxhw=(0.0, 0.0, 1.0, 1.0),
+        facts=SourceFacts(width=px, height=px, num_frames=count, duration_s=1.0),
+        windows=(window,),
+    )
 
 
 def _whole_machine(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say) -> list[Figure]:
