@@ -187,9 +187,9 @@ def bench_compute(
             choice = choose(work, device=device, threads=threads)
         say(choice.line())
         lab = Lab(work, device=device, threads=threads, frames=4 if quick else work.glances)
-        figures = _shares(lab, choice, rounds, minutes * 60 * 0.4, say)
+        figures = _shares(lab, choice, rounds, minutes * 60 * 0.35, say)
         if not quick:
-            figures += _sizes(lab, choice, full_px, rounds, minutes * 60 * 0.25, say)
+            figures += _sizes(lab, choice, full_px, rounds, minutes * 60 * 0.2, say)
             figures += _batches(lab, choice, rounds, minutes * 60 * 0.15, say)
         figures += _small(lab, choice, rounds, minutes * 60 * 0.05, say)
         if device == "cuda":

@@ -32,6 +32,7 @@ from pipeline.placement import this_machine
 
 NUM_FRAMES = 16
 _WORTH_TWICE_S = 2.0
+NEEDS = {"torchcodec": " (it wants FFmpeg's libraries from the system: make system-packages)"}
 Say = Callable[[str], None]
 Side = Callable[[Sequence[str]], float]
 """Reads these files one after another and says how long it took."""
@@ -58,7 +59,7 @@ def bench_decode(
     with ExitStack() as stack:
         others = _others(cores, stack, notes)
         figures = [
-            *_long(str(long_paths[0]), others, cores, rounds, minutes * 60 * 0.4, long_clips, say),
+            *_long(str(long_paths[0]), others, cores, rounds, minutes * 60 * 0.5, long_clips, say),
             *_short([str(path) for path in short_paths], others, cores, rounds, minutes * 60 * 0.3, short_clips, say),
         ]
         if cores > 1:
@@ -224,7 +225,8 @@ def _others(cores: int, stack: ExitStack, notes: list[str]) -> dict[str, dict[st
             pool.submit(importlib.import_module, library).exception()
             pool.submit(_version, library).result()
         except Exception as exc:
-            notes.append(f"{library} does not work here and was not measured: {' '.join(str(exc).split())[:200]}")
+            why = " ".join(str(exc).split())[:200]
+            notes.append(f"{library} does not work here and was not measured{NEEDS.get(library, '')}: {why}")
             continue
         found[library] = {
             name: functools.partial(_ask, pool, work, arguments) for name, (work, arguments) in ways.items()

@@ -1,5 +1,6 @@
 """The results page: figures from benchmarks/*.json put into docs/benchmarks.md, between the words that are written by
-hand. `python -m pipeline.bench.page` does that; with `--measure` every `bench` command runs first.
+hand. `python -m pipeline.bench.page` does that; with `--measure` every `bench` command runs first, with
+`--only archive_sweep` the one that is not among them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from operators.errors import ConfigError
 from pipeline.bench.figures import Report, read, table
 
@@ -18,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 RECORDED = ROOT / "benchmarks"
 WHAT = ("decode", "compute", "archive", "schedule", "live")
+SWEEP = "archive_sweep"
+_OPTIONS = {SWEEP: ("archive", "--sweep")}
+"""Arguments of `bench` where they are not the record's own name."""
 _BLOCK = re.compile(r"(<!-- figures: (?P<name>[a-z_-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -44,11 +50,13 @@ def as_markdown(report: Report, *, name: str) -> str:
     versions = [f"{package} {where[package]}" for package in ("torch", "ffmpeg", "ray") if where.get(package)]
     commit = str(where.get("git_commit") or "")[:10] + (" with changes" if where.get("git_dirty") else "")
     load = where.get("load_before") or [0.0]
+    lasted_s = report.settings.get("lasted_s")
+    lasted = "" if lasted_s is None else f"; took {lasted_s / 60:.1f} min"
     lines = [
         f"> {report.headline}",
         "",
-        f"{'; '.join(machine)}; {', '.join(versions)}; commit {commit}; {where.get('time')}; load before: {load[0]:g}. "
-        f"[{name}.json](../benchmarks/{name}.json)",
+        f"{'; '.join(machine)}; {', '.join(versions)}; commit {commit}; {where.get('time')}; load before: {load[0]:g}"
+        f"{lasted}. [{name}.json](../benchmarks/{name}.json)",
         "",
         *_markdown_table(table(report.figures)),
         "",
@@ -77,12 +85,18 @@ def _is_there(recorded: Path, name: str) -> bool:
     return (recorded / f"{name}.json").is_file()
 
 
+def record_name(name: str, *, has_gpu: bool) -> str:
+    """Where a command's figures are kept: those of a GPU's networks beside the CPU's, never in their place."""
+    return "compute-gpu" if name == "compute" and has_gpu else name
+
+
 def measure(names: Sequence[str], recorded: Path = RECORDED, *, options: Sequence[str] = ()) -> list[str]:
     """Runs the commands one after another, each in a process of its own; returns those that failed."""
     failed = []
     for name in names:
-        target = recorded / f"{name}.json"
-        command = [sys.executable, str(ROOT / "run_pipeline.py"), "bench", name, "--json", str(target), *options]
+        target = recorded / f"{record_name(name, has_gpu=torch.cuda.is_available())}.json"
+        what = _OPTIONS.get(name, (name,))
+        command = [sys.executable, str(ROOT / "run_pipeline.py"), "bench", *what, "--json", str(target), *options]
         print(f"bench {name}", file=sys.stderr, flush=True)
         if subprocess.run(command, cwd=ROOT).returncode:
             failed.append(name)
@@ -92,7 +106,7 @@ def measure(names: Sequence[str], recorded: Path = RECORDED, *, options: Sequenc
 def main() -> int:
     parser = argparse.ArgumentParser(description="Writes docs/benchmarks.md from benchmarks/*.json.")
     parser.add_argument("--measure", action="store_true", help="run the benchmarks first: about 40 minutes")
-    parser.add_argument("--only", action="append", choices=WHAT, help="measure these; repeatable")
+    parser.add_argument("--only", action="append", choices=(*WHAT, SWEEP), help="measure these; repeatable")
     options = parser.parse_args()
     failed = measure(options.only or WHAT) if options.measure or options.only else []
     try:
