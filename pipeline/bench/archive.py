@@ -3,13 +3,14 @@
 The limit is the sum of all stages' CPU seconds, each measured alone, over the number of cores: nothing that does this
 work with these parts can be faster. Rates are of the steady state; the start is a figure of its own.
 
-Every sample of a ratio is a stretch of a burst over what was measured alone right before or after that burst: the
+Every sample of a ratio is a stretch of a burst over what was measured alone right before or after that burst. The
 pipeline needs many sources in flight to be steady, the others need one file. The runs that are compared all live at
 once, each in a process of its own, and stand still while they are not asked.
 """
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import tempfile
 import time
@@ -76,8 +77,8 @@ class Files:
 class Sizes:
     """What one sample is. Clips of the pipeline's are of a stretch; those of the others are measured one by one."""
 
-    stretches: int = 3
-    """Of a burst, and as many samples of what it is measured against."""
+    stretches: int = 6
+    """Of a burst, and as many samples of what it is measured against: fewer have no interval of 95 %."""
     groups: int = 2
     """Of the mix in a stretch: three stretches are a lap."""
     long: int = 3
@@ -85,11 +86,14 @@ class Sizes:
     near: int = 8
     """Long videos by their keyframes."""
     plain_short: int = 5
-    policy_short: int = 3
-    policy_samples: int = 2
+    policy_short: int = 2
+    policy_samples: int = 3
+    inline_samples: int = 2
 
 
-QUICK_SIZES = Sizes(stretches=2, groups=1, long=1, short=2, near=2, plain_short=1, policy_short=1, policy_samples=1)
+QUICK_SIZES = Sizes(
+    stretches=2, groups=1, long=1, short=2, near=2, plain_short=1, policy_short=1, policy_samples=1, inline_samples=1
+)
 
 
 @dataclass(slots=True)
@@ -168,8 +172,8 @@ class Part:
     """Sides that are measured together."""
 
     name: str
-    sides: tuple[Callable[[int], None], ...]
-    """In the order in which they run in even rounds; each is told the number of the round."""
+    sides: tuple[Callable[[], None], ...]
+    """In the order in which they run in even rounds."""
 
 
 def take_parts(
@@ -185,7 +189,7 @@ def take_parts(
                 say(f"time is up after {number} of {rounds} rounds: {part.name}")
                 continue
             for side in part.sides if number % 2 == 0 else reversed(part.sides):
-                side(number)
+                side()
             longest_s[part.name] = max(longest_s[part.name], clock() - begun_s)
 
 
@@ -237,98 +241,104 @@ class Rig:
         self._scale = max(1, rivals.exact.plan.placement.source_workers // 2)
 
     def parts(self) -> list[Part]:
+        def share(side: Callable[[int], None], number: int, of: int) -> Callable[[], None]:
+            """One of several shares of a side's samples."""
+            count = self.sizes.stretches
+            return functools.partial(side, count * (number + 1) // of - count * number // of)
+
+        limit, plain_short, plain_long = self._limit, self._plain_short, self._plain_long
         return [
-            Part(name="mix", sides=(self._mix, self._limit)),
-            # The plain loop stands between the two that it is measured against.
-            Part(name="long", sides=(self._long, self._plain_long, self._keyframes)),
-            Part(name="short", sides=(self._short, self._plain_short)),
+            # What a burst is measured against stands before it and behind it.
+            Part(name="mix", sides=(share(limit, 0, 2), self._mix, share(limit, 1, 2))),
+            Part(
+                name="long",
+                sides=(
+                    share(plain_long, 0, 3), self._long, share(plain_long, 1, 3), self._keyframes,
+                    share(plain_long, 2, 3),
+                ),
+            ),
+            Part(name="short", sides=(share(plain_short, 0, 2), self._short, share(plain_short, 1, 2))),
             Part(name="policies", sides=(self._policies,)),
-            Part(name="inline", sides=(self._all_inline, self._mix_again)),
-        ]
+            Part(name="inline", sides=(self._all_inline,)),
+        ]  # fmt: skip
 
     def _stretches(self, run: Beside, paths: Sequence[Path], stretch: int, **form: Any) -> Burst:
         return run.timed(paths, stretch=stretch * self._scale, count=self.sizes.stretches, **form)
 
     def _told(self, name: str, samples: Sequence[float]) -> None:
-        self._say(f"{name}, seconds per clip: " + ", ".join(f"{s:.3f}" for s in samples))
+        if samples:
+            self._say(f"{name}, seconds per clip: " + ", ".join(f"{s:.3f}" for s in samples))
 
-    def _mix(self, number: int) -> None:
+    def _mix(self) -> None:
         group = len(self.files.groups[0])
         burst = self._stretches(self.rivals.exact, self.files.mix, self.sizes.groups * group, period=group)
         self.seconds.bursts.append(burst)
         self.seconds.mix += burst.stretches
         self._told("mix", burst.stretches)
 
-    def _limit(self, number: int) -> None:
-        """Of each stretch one of its groups, in the next round another: two rounds of stretches are all files."""
-        cores = this_machine().num_cores
-        for stretch in range(self.sizes.stretches):
-            place = stretch * self.sizes.groups + number % self.sizes.groups
-            stages = self.rivals.aside.stages(self.rivals.exact.plan, self.files.groups[place % len(self.files.groups)])
+    def _limit(self, count: int) -> None:
+        """Of each stretch one of its groups, in the next lap another: two laps of stretches are all files."""
+        cores, groups, each = this_machine().num_cores, self.files.groups, self.sizes.groups
+        for _ in range(count):
+            first = len(self.seconds.limit) * each
+            stages = self.rivals.aside.stages(
+                self.rivals.exact.plan, groups[(first + first // len(groups) % each) % len(groups)]
+            )
             self.seconds.stages.append(stages)
             self.seconds.limit.append(sum(stages.values()) / cores)
-        self._told("limit of the mix", self.seconds.limit[-self.sizes.stretches :])
+        self._told("limit of the mix", self.seconds.limit[-count:])
 
-    def _long(self, number: int) -> None:
+    def _long(self) -> None:
         # Reading is what they wait for, so nothing piles up that would have to before it is steady.
         readers = self.rivals.exact.plan.placement.source_workers
         burst = self._stretches(self.rivals.exact, self.files.long, self.sizes.long, period=readers, lead=readers)
         self.seconds.long += burst.stretches
         self._told("long", burst.stretches)
 
-    def _keyframes(self, number: int) -> None:
+    def _keyframes(self) -> None:
         burst = self._stretches(self.rivals.near, self.files.long, self.sizes.near, period=4)
         self.seconds.near += burst.stretches
         self._told("long by keyframes", burst.stretches)
 
-    def _plain_long(self, number: int) -> None:
-        found = [
-            self.rivals.aside.plain(self.rivals.exact.plan, [path]) for path in self._some(self.files.long, 1, number)
-        ]
-        self.seconds.plain_long += found
-        self._told("long, plain loop", found)
+    def _plain_long(self, count: int) -> None:
+        for _ in range(count):
+            path = self.files.long[len(self.seconds.plain_long) % len(self.files.long)]
+            self.seconds.plain_long.append(self.rivals.aside.plain(self.rivals.exact.plan, [path]))
+            self._told("long, plain loop", self.seconds.plain_long[-1:])
 
-    def _short(self, number: int) -> None:
+    def _short(self) -> None:
         burst = self._stretches(self.rivals.exact, self.files.short, self.sizes.short, period=4)
         self.seconds.short += burst.stretches
         self._told("short", burst.stretches)
 
-    def _plain_short(self, number: int) -> None:
-        size = self.sizes.plain_short
-        some = self._some(self.files.short, size, number)
-        found = [
-            self.rivals.aside.plain(self.rivals.exact.plan, some[start : start + size])
-            for start in range(0, len(some), size)
-        ]
-        self.seconds.plain_short += found
-        self._told("short, plain loop", found)
+    def _plain_short(self, count: int) -> None:
+        for _ in range(count):
+            some = self._some(len(self.seconds.plain_short), self.sizes.plain_short)
+            self.seconds.plain_short.append(self.rivals.aside.plain(self.rivals.exact.plan, some))
+            self._told("short, plain loop", self.seconds.plain_short[-1:])
 
-    def _some(self, paths: Sequence[Path], size: int, number: int) -> list[Path]:
-        """The files of a round's samples: every round takes on where the one before ended."""
-        count = self.sizes.stretches * size
-        return [paths[place % len(paths)] for place in range(number * count, (number + 1) * count)]
+    def _some(self, sample: int, size: int) -> list[Path]:
+        """The short files of a sample: each takes on where the one before ended."""
+        return [self.files.short[place % len(self.files.short)] for place in range(sample * size, (sample + 1) * size)]
 
-    def _policies(self, number: int) -> None:
+    def _policies(self) -> None:
         """In an order of their own, which turns with every sample."""
-        for sample in range(self.sizes.policy_samples):
-            turn = number * self.sizes.policy_samples + sample
-            size = self.sizes.policy_short
-            some = [self.files.short[(turn * size + i) % len(self.files.short)] for i in range(size)]
+        for _ in range(self.sizes.policy_samples):
+            turn = len(self.seconds.policies.get(LEARNED, ()))
+            some = self._some(turn, self.sizes.policy_short)
             for policy in self.rivals.plans if turn % 2 == 0 else reversed(self.rivals.plans):
                 stages = self.rivals.aside.stages(self.rivals.plans[policy], some)
                 self.seconds.policies.setdefault(policy, []).append(sum(stages.values()))
-        told = [f"{policy} {samples[-1]:.3f}" for policy, samples in self.seconds.policies.items()]
-        self._say(f"policies, CPU seconds per clip: {', '.join(told)}")
+            told = [f"{policy} {samples[-1]:.3f}" for policy, samples in self.seconds.policies.items()]
+            self._say(f"policies, CPU seconds per clip: {', '.join(told)}")
 
-    def _all_inline(self, number: int) -> None:
-        group = self.files.groups[number % len(self.files.groups)]
-        # One stage after another: there is nothing to fill or to empty, and labels come when much else is done.
-        self.seconds.inline.append(self.rivals.inline.through(group) / len(group))
-        self._told("inline", self.seconds.inline[-1:])
-
-    def _mix_again(self, number: int) -> None:
-        """The round's own."""
-        self.seconds.mix_beside_inline.append(median(self.seconds.mix[-self.sizes.stretches :]))
+    def _all_inline(self) -> None:
+        for _ in range(self.sizes.inline_samples):
+            group = self.files.groups[len(self.seconds.inline) % len(self.files.groups)]
+            # One stage after another: there is nothing to fill or to empty, and labels come when much else is done.
+            self.seconds.inline.append(self.rivals.inline.through(group) / len(group))
+            self.seconds.mix_beside_inline.append(median(self.seconds.mix[-self.sizes.stretches :]))
+            self._told("inline", self.seconds.inline[-1:])
 
 
 class Aside:
