@@ -14,11 +14,12 @@ import torch
 from operators.cost import network_macs
 from pipeline import config as configuration
 from pipeline.bench.archive import QUICK_SETTINGS
-from pipeline.bench.compute import Lab, bench_compute
+from pipeline.bench.compute import Lab, _planned, _stages, bench_compute
 from pipeline.bench.figures import Report, read, told, write
 from pipeline.bench.precision import compared
+from pipeline.resolve import network_work
 from pipeline.scores import Predictions
-from pipeline.tuning import Work
+from pipeline.tuning import Choice, Work
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,6 +63,25 @@ def test_the_stages_are_driven_without_a_run_and_held_against_the_networks_alone
     assert share.value > 0 and share.n == 2
     assert share.goal is None, "its goal is a GPU's"
     assert share.about.startswith("4 clips of 4 glances and 4 patches from frames to labels")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "patches"),
+    [
+        ("adafocus_tsm", {"sampling.num_focus_frames": 6, "policy.kind": "center"}, 6),
+        ("gfnet", {"model.glance_backbone": "small_focus", "sampling.num_frames": 1, "model.num_looks": 3}, 3),
+    ],
+)
+def test_every_family_labels_clips_of_noise(family, settings, patches):
+    config = configuration.parse({**SMALL, "model.family": family, **settings})
+    choice = Choice(precision="fp32", compile="off", glance_batch=4, focus_batch=8, how="by rule", seconds={})
+    plan = _planned(config, choice, "cpu")
+    work = network_work(plan.config, plan.header)
+    assert work.patches == patches
+    side = _stages(plan, work, 1)
+    labels = side.run()
+    assert len(labels) == side.images and all(label.label is not None for label in labels)
+    assert side.run() is not None, "the same clips go through again"
 
 
 def test_bf16_is_held_against_fp32_on_videos_that_are_made_for_it(report):
