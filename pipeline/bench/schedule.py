@@ -184,7 +184,10 @@ def _bytes_per_clip(clips: int) -> list[Figure]:
     done.extend(np.empty((0, 2), np.uint64))
     kept = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    about = f"of the driver, after {clips} clips"
+    about = (
+        "of the set of labelled clips alone, the only thing the driver keeps of a clip that is done; 16 B are its id, "
+        f"the goal leaves 1 B for the set's own tables; after {clips} clips"
+    )
     # The last per mille is the 256 buckets themselves.
     return [
         measured(
