@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -576,8 +577,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = exc.exit_code
     except click.ClickException as exc:
         # It quotes arguments.
-        exc.message = without_password(exc.message)
-        exc.show()
+        told = io.StringIO()
+        exc.show(told)
+        print(without_password(told.getvalue()), file=sys.stderr, end="")
         code = USAGE
     except ConfigError as exc:
         print(f"error: {without_password(str(exc))}", file=sys.stderr)
