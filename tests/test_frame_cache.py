@@ -89,6 +89,8 @@ def test_other_videos_or_another_view_make_another_cache(tmp_path):
     Path(sources[1].uri).write_text("16")
     assert cached(tmp_path, sources).fingerprint != first.fingerprint
     assert cached(tmp_path, sources, num_steps=2).fingerprint != first.fingerprint
+    looks = [{"square_pixels": True}, {"square_pixels": False}, {"interpolation": "bicubic"}, {"resize_px": 8}]
+    assert len({cached(tmp_path, sources, look=look).fingerprint for look in looks}) == 4
 
 
 def test_an_unreadable_video_is_left_out_and_told(tmp_path):
@@ -104,7 +106,7 @@ def test_videos_of_which_none_can_be_read_are_an_error_with_the_reason(tmp_path)
 
 def test_a_cache_beyond_its_bound_is_refused_before_anything_is_decoded(tmp_path):
     sources = make_sources(tmp_path, [20])
-    with pytest.raises(ConfigError, match="frame cache of 1 videos"):
+    with pytest.raises(ConfigError, match=r"frame cache of 1 videos .*train\.max_cache_gb"):
         cached(tmp_path, sources, max_bytes=100)
     assert not (tmp_path / "cache").exists()
 

@@ -23,10 +23,10 @@ from pipeline.training import optimise
 from pipeline.training.clips import Augmentation, Clips, FrameTruth, batches, load_views, make_clips, seeded
 from pipeline.training.frame_cache import ClipFrames, FrameCache
 from pipeline.training.journal import Journal, read_metrics
-from pipeline.training.model import new_parts
-from pipeline.training.optimise import half_precision, make_optimiser, num_epochs, set_rate
+from pipeline.training.model import glance_at_all, new_parts, with_device
+from pipeline.training.optimise import half_precision, make_optimiser, num_epochs, set_rate, take_step
 from pipeline.training.scoring import Looks, blank, policy_named, score, score_of
-from pipeline.training.sequence import Setting, TrainingData, checkpoint_path, run
+from pipeline.training.sequence import Setting, TrainingData, _open, checkpoint_path, run
 from pipeline.training.settings import (
     Networks,
     Optimiser,
@@ -101,6 +101,7 @@ def make_settings(**changes) -> TrainSettings:
         preset="test",
         num_steps=STEPS,
         candidates=1,
+        device="cpu",
         amp="off",
         is_flipped=False,
         is_cropped=False,
@@ -265,9 +266,87 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_state(tm
     data = make_data(tmp_path, train=32, val=4)
     run(("0a", "0b"), settings=short_settings(), data=data, setting=make_setting(tmp_path))
     wild = changed(short_settings(), {"warmup.lr_classifier": 1e30, "warmup.lr_focus": 1e30})
-    with pytest.raises(StageError, match=r"stage 1, epoch 0, step \d; the last good state is .*state\.pt"):
+    begun_with = r"stage 1, epoch 0, step \d; the last good state is .*stage_0b\.safetensors: begin the stage anew"
+    with pytest.raises(StageError, match=begun_with):
         run(("1",), settings=wild, data=data, setting=make_setting(tmp_path))
     assert not checkpoint_path(tmp_path / "out", "1").exists()
+
+    def spoil(progress) -> None:
+        if progress.stage == "1" and progress.done == 1:
+            state = torch.load(tmp_path / "out" / "stage_1" / "state.pt")
+            state["state"]["classifier"]["fc.bias"][:] = float("inf")
+            torch.save(state, tmp_path / "out" / "stage_1" / "state.pt")
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(("1",), settings=short_settings(), data=data, setting=make_setting(tmp_path, progress=spoil))
+    with pytest.raises(StageError, match=r"stage 1, epoch 1, step 0; the last good state is .*state\.pt: delete"):
+        run(("1",), settings=short_settings(), data=data, setting=make_setting(tmp_path))
+
+
+def test_a_gradient_that_is_no_number_stops_although_its_loss_is_one():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([weight], lr=0.1)
+    loss = (0 * weight.sqrt()).sum()
+    assert float(loss.detach()) == 0
+    with pytest.raises(StageError, match=r"gradient's norm is nan at stage 1, epoch 4, step 9"):
+        take_step(loss, optimiser, where="stage 1, epoch 4, step 9", last_good="state.pt")
+    assert float(weight.detach()) == 0
+
+
+def test_weights_that_are_no_numbers_are_not_kept_as_the_last_good_state(tmp_path):
+    journal = Journal(folder=tmp_path, stage="1", identity="x", clock=lambda: 0.0)
+    layer = torch.nn.BatchNorm1d(2)
+    journal.save(done=1, layer=layer)
+    good = journal.state_path.read_bytes()
+    layer.running_mean[0] = float("nan")
+    with pytest.raises(StageError, match=r"layer\.running_mean is not finite at the end of stage 1, epoch 1"):
+        journal.save(done=2, layer=layer)
+    assert journal.state_path.read_bytes() == good
+
+
+def test_a_kill_between_a_stages_two_files_leaves_the_public_one_right_after_the_next_call(tmp_path):
+    data = make_data(tmp_path, train=16, val=4)
+    out, public = tmp_path / "out", tmp_path / "out" / "checkpoint.safetensors"
+
+    def call(*stages: str) -> str:
+        run(stages, settings=short_settings(), data=data, setting=make_setting(tmp_path))
+        return checkpoints.load(public).header.training["stage"]
+
+    assert call("0a", "0b", "1") == "1"
+    public.unlink()
+    assert call("0a", "0b", "1") == "1"
+    public.write_bytes(checkpoint_path(out, "0b").read_bytes())
+    assert call("1") == "1"
+    # What was made from a stage is not put back to it.
+    assert call("0a") == "1"
+
+
+def test_other_labels_or_another_order_of_the_classes_are_other_data(tmp_path):
+    data = make_data(tmp_path, train=16, val=4)
+
+    def identity(data: TrainingData) -> str:
+        records = run(("0a",), settings=short_settings(), data=data, setting=make_setting(tmp_path))
+        return records["0a"]["identity"]
+
+    first = identity(data)
+    one_other = dataclasses.replace(data.train[0], truth=(CLASSES[1],))
+    relabelled = dataclasses.replace(data, train=[one_other, *data.train[1:]])
+    turned = dataclasses.replace(data, class_names=CLASSES[::-1])
+    assert len({first, identity(relabelled), identity(turned)}) == 3
+    assert identity(data) == first
+    # Pixels know no labels: all of them share the cache, one folder per subset.
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_stage_says_what_the_stages_before_it_reached(tmp_path):
+    data = make_data(tmp_path, train=16, val=4)
+    data = dataclasses.replace(data, test=data.val)
+    records = run(("0a", "0b", "1"), settings=short_settings(), data=data, setting=make_setting(tmp_path))
+    stages = checkpoints.load(checkpoint_path(tmp_path / "out", "1")).header.training["stages"]
+    assert list(stages) == ["0a", "0b", "1"]
+    assert stages["0a"]["scores"]["val_accuracy"] == records["0a"]["scores"]["val_accuracy"]
+    assert stages["1"]["scores"]["test_center_accuracy"] == records["1"]["scores"]["test_center_accuracy"]
 
 
 # ---- what a stage touches ----
@@ -331,6 +410,18 @@ def test_settings_are_changed_by_dotted_names_and_wrong_ones_are_refused():
         changed(train_synth(), {"policy": 3})
     with pytest.raises(ConfigError, match="one glance per frame"):
         changed(train_synth(), {"is_flipped": True})
+
+
+@pytest.mark.parametrize(("has_gpu", "device"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_a_gpu_where_torch_sees_one(monkeypatch, has_gpu, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert with_device(train_synth()).device == device
+    assert with_device(changed(train_activitynet(), {"device": "cpu"})).device == "cpu"
+    if not has_gpu:
+        with pytest.raises(ConfigError, match=r"train\.device=cuda: torch sees no GPU"):
+            with_device(changed(train_synth(), {"device": "cuda"}))
+    with pytest.raises(ConfigError, match=r"train\.device=gpu is not known"):
+        with_device(changed(train_synth(), {"device": "gpu"}))
 
 
 # ---- data ----
@@ -407,6 +498,72 @@ def test_a_label_that_is_no_class_is_refused_by_name():
     )
     with pytest.raises(ConfigError, match="a is labelled 'green'"):
         make_clips(cache, [source], CLASSES)
+
+
+def test_a_test_subset_without_labels_is_not_even_read(tmp_path):
+    data = make_data(tmp_path, train=16, val=4)
+    unlabelled = [dataclasses.replace(s, truth=None, video_id=f"hidden {s.video_id}") for s in data.val]
+    seen = []
+
+    def read_and_tell(source: Source) -> ClipFrames:
+        seen.append(source.video_id)
+        return read(source)
+
+    setting = make_setting(tmp_path, read=read_and_tell)
+    data = dataclasses.replace(data, test=[*unlabelled, *data.val[:2]])
+    ready = _open(make_settings(), data, setting)
+    assert ready.test is not None and len(ready.test) == 2
+    assert not [name for name in seen if name.startswith("hidden")]
+    assert _open(make_settings(), dataclasses.replace(data, test=unlabelled), setting).test is None
+
+
+def test_trainings_that_view_frames_otherwise_share_no_cache(tmp_path):
+    data, setting = make_data(tmp_path, train=16, val=4), make_setting(tmp_path)
+    looks = [{}, {"preprocessing.square_pixels": True}, {"preprocessing.interpolation": "bicubic"}]
+    assert len({_open(make_settings(**look), data, setting).fingerprint for look in looks}) == 3
+    assert len(list((tmp_path / "cache").iterdir())) == 6
+
+
+def test_labels_are_looked_at_before_hours_of_decoding(tmp_path):
+    data = make_data(tmp_path, train=16, val=4)
+
+    def fail(source: Source) -> ClipFrames:
+        raise AssertionError("decoded")
+
+    setting = make_setting(tmp_path, read=fail)
+    nameless = [dataclasses.replace(s, truth=None) for s in data.val]
+    with pytest.raises(ConfigError, match="none of 4 val videos has a label"):
+        _open(make_settings(), dataclasses.replace(data, val=nameless), setting)
+    with pytest.raises(ConfigError, match="is labelled 'blue down', which is not among the 3 class names"):
+        _open(make_settings(), dataclasses.replace(data, class_names=CLASSES[:3]), setting)
+
+
+def test_a_video_that_is_left_out_does_not_bring_the_others_into_memory():
+    sources = [
+        Source(source_id=f"{n:032x}", uri=f"/{n}", video_id=str(n), truth=(CLASSES[n],) if n != 2 else None)
+        for n in range(4)
+    ]
+    pixels = np.arange(4, dtype=np.uint8)[:, None, None, None, None, None] * np.ones((1, 2, 1, 4, 4, 3), np.uint8)
+    cache = FrameCache(
+        pixels=pixels,
+        frame_index=np.zeros((4, 2, 1), np.int32),
+        num_frames=np.array([0, 9, 9, 9], np.int32),
+        view_yxhw=np.tile([0.0, 0, 1, 1], (4, 1)),
+        errors={0: "unreadable"},
+        fingerprint="",
+    )
+    clips = make_clips(cache, sources, CLASSES)
+    assert np.shares_memory(clips.pixels, pixels)
+    assert clips.labels == ((1,), (3,)) and clips.names == ("1", "3")
+    views = load_views(
+        clips, np.array([1, 0]), np.zeros((2, 2), int), augmentation=Augmentation(crop_px=4), rng=None
+    )
+    assert views[:, 0, 0, 0, 0].tolist() == [3, 1]
+    dark, bright = (Clips(pixels=pixels[[n]], labels=((0,),)) for n in (1, 3))
+    parts = new_parts(make_settings(), CLASSES)
+    seen = glance_at_all(parts, clips, 4).features
+    alone = torch.cat([glance_at_all(parts, one, 4).features for one in (dark, bright)])
+    torch.testing.assert_close(seen, alone)
 
 
 def test_an_epoch_takes_every_clip_once_and_leaves_an_incomplete_batch_out():

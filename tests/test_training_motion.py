@@ -88,6 +88,7 @@ def make_settings(**changes) -> MotionSettings:
         num_steps=GLANCED,
         num_focus_steps=FOCUSED,
         candidates=1,
+        device="cpu",
         amp="off",
         is_flipped=False,
         is_cropped=False,

@@ -4,6 +4,7 @@ generator."""
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,12 @@ class Clips:
     """A subset of the data."""
 
     pixels: np.ndarray
-    """uint8 [V,T,k,S,S,3]"""
+    """uint8 [C,T,k,S,S,3]: the whole cache, a view of its file. To be read through `kept`."""
     labels: tuple[tuple[int, ...], ...]
     """[V]: class numbers of each clip, at least one."""
+    kept: np.ndarray | None = None
+    """int64 [V]: where in `pixels` each clip lies; None: clip v at v. An index, so that leaving one video out
+    copies nothing."""
     visible: np.ndarray | None = None
     """bool [V,T,k]"""
     box_yxhw: np.ndarray | None = None
@@ -54,6 +58,10 @@ class Clips:
     def candidates(self) -> int:
         return int(self.pixels.shape[2])
 
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """Where clips `rows` lie in `pixels`."""
+        return rows if self.kept is None else self.kept[rows]
+
     def draw_labels(self, rows: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         """int64 [B]: the clip's label; of several a random one in training, the first without a generator.
 
@@ -64,6 +72,22 @@ class Clips:
         return torch.tensor(chosen, dtype=torch.int64)
 
 
+def label_numbers(sources: Sequence[Source], class_names: Sequence[str]) -> list[tuple[int, ...]]:
+    """Class numbers of each source, in order; empty for one without a label."""
+    numbers = {name: i for i, name in enumerate(class_names)}
+    labels = []
+    for source in sources:
+        names = source.truth or ()
+        unknown = [name for name in names if name not in numbers]
+        if unknown:
+            raise ConfigError(
+                f"{source.video_id} is labelled {unknown[0]!r}, which is not among the "
+                f"{len(class_names)} class names"
+            )
+        labels.append(tuple(sorted({numbers[name] for name in names})))
+    return labels
+
+
 def make_clips(
     cache: FrameCache,
     sources: Sequence[Source],
@@ -71,24 +95,16 @@ def make_clips(
     truth: Mapping[str, FrameTruth] | None = None,
 ) -> Clips:
     """The readable, labelled clips of a cache."""
-    numbers = {name: i for i, name in enumerate(class_names)}
-    rows, labels = [], []
-    for i in cache.readable.tolist():
-        names = sources[i].truth or ()
-        unknown = [name for name in names if name not in numbers]
-        if unknown:
-            raise ConfigError(
-                f"{sources[i].video_id} is labelled {unknown[0]!r}, which is not among the "
-                f"{len(class_names)} class names"
-            )
-        if names:
-            rows.append(i)
-            labels.append(tuple(sorted({numbers[name] for name in names})))
+    labels = label_numbers(sources, class_names)
+    rows = [i for i in cache.readable.tolist() if labels[i]]
     if not rows:
         raise ConfigError(f"none of {len(sources)} videos has a label: training needs annotations")
-    # A copy of the index alone: pixels stay a view of the file unless clips have to be left out.
-    pixels = cache.pixels if len(rows) == len(sources) else cache.pixels[np.array(rows)]
-    clips = Clips(pixels=pixels, labels=tuple(labels), names=tuple(sources[i].video_id for i in rows))
+    clips = Clips(
+        pixels=cache.pixels,
+        labels=tuple(labels[i] for i in rows),
+        kept=None if len(rows) == len(sources) else np.array(rows),
+        names=tuple(sources[i].video_id for i in rows),
+    )
     if truth is None or any(name not in truth for name in clips.names):
         return clips
     index = cache.frame_index[rows]
@@ -100,7 +116,7 @@ def make_clips(
         y, x, h, w = cache.view_yxhw[i]
         visible[v] = known.visible[frames]
         boxes[v] = (known.box_yxhw[frames] - (y, x, 0, 0)) / (h, w, h, w)
-    return Clips(pixels=pixels, labels=clips.labels, names=clips.names, visible=visible, box_yxhw=np.nan_to_num(boxes))
+    return dataclasses.replace(clips, visible=visible, box_yxhw=np.nan_to_num(boxes))
 
 
 def seeded(seed: int, *names: str | int) -> np.random.Generator:
@@ -170,7 +186,7 @@ def load_views(
     rng: np.random.Generator | None,
 ) -> np.ndarray:
     """uint8 [B,T,S,S,3] of the views that the networks see."""
-    cached = clips.pixels[rows[:, None], np.arange(clips.num_steps)[None, :], picks]
+    cached = clips.pixels[clips.at(rows)[:, None], np.arange(clips.num_steps)[None, :], picks]
     side = cached.shape[2]
     is_changed = rng is not None and (augmentation.is_cropped or augmentation.is_flipped)
     if side == augmentation.crop_px and not is_changed:

@@ -22,6 +22,7 @@ from pipeline.training import sequence
 from pipeline.training.clips import FrameTruth
 from pipeline.training.frame_cache import Read
 from pipeline.training.journal import Progress
+from pipeline.training.model import with_device
 from pipeline.training.read_clips import ClipReader, read_in_processes
 from pipeline.training.read_motion import MotionReader
 from pipeline.training.settings import FULL, PRESETS, STAGES, TrainSettings, changed
@@ -39,7 +40,7 @@ def settings_of(config: Config) -> TrainSettings:
         raise ConfigError(
             f"train.preset={preset}: give --config train_synth or train_activitynet, or one of {', '.join(presets)}"
         )
-    return changed(presets[preset](), values)
+    return with_device(changed(presets[preset](), values))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -97,13 +98,7 @@ def train(
         class_names=names,
         truth=None if truth is None else _frame_truth(truth),
     )
-    side = settings.preprocessing
-    viewer = Viewer(
-        resize_px=side.resize_px,
-        crop_px=side.resize_px if settings.is_cropped else side.crop_px,
-        square_pixels=side.square_pixels,
-        interpolation=side.interpolation,
-    )
+    viewer = Viewer(**settings.cached_view)
     limits = Limits(**config.decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"}))
     reader: Read
     if isinstance(settings, MotionSettings):

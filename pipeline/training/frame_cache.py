@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ class FrameCache:
     errors: dict[int, str]
     """Clip -> why it could not be read."""
     fingerprint: str
-    """32 hex digits: of the files, their labels' order and the way they are viewed."""
+    """32 hex digits: of the files, their order and the way they are viewed. Not of labels: they change no pixel."""
 
     @property
     def readable(self) -> np.ndarray:
@@ -121,24 +121,28 @@ def open_cache(
     candidates: int,
     size_px: int,
     pad: str = "last",
+    look: Mapping[str, Any] | None = None,
     max_bytes: int = 64 << 30,
     read_many: ReadMany | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> FrameCache:
     """The cache of these sources below `folder`: as it is there, or made now.
 
-    A video that cannot be read is left out and told in `errors`. `read_many` gives the sources' frames in
+    A video that cannot be read is left out and told in `errors`. `look`: whatever else the pixels depend on, so
+    that trainings share a cache only where `read` gives both the same. `read_many` gives the sources' frames in
     order, or the error of each; None reads one after the other here.
     """
     if candidates < 1 or num_steps < 1:
         raise ValueError(f"{num_steps} steps, {candidates} candidates")
-    view = {"steps": num_steps, "candidates": candidates, "size_px": size_px, "pad": pad, "form": 1}
+    sizes = {"steps": num_steps, "candidates": candidates, "size_px": size_px, "pad": pad}
+    view = {**sizes, "look": dict(look or {}), "form": 2}
     fingerprint = data_fingerprint(sources, view)
     num_bytes = cache_bytes(len(sources), num_steps=num_steps, candidates=candidates, size_px=size_px)
     if num_bytes > max_bytes:
         raise ConfigError(
             f"the frame cache of {len(sources)} videos would take {num_bytes / 1e9:.1f} GB, more than the "
-            f"{max_bytes / 1e9:.1f} GB allowed: allow more, or take fewer candidates per step"
+            f"{max_bytes / 1e9:.1f} GB allowed: allow more with train.max_cache_gb, or take fewer frames per step "
+            "with train.candidates"
         )
     home = folder / fingerprint
     home.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,19 @@ class Progress:
     values: Mapping[str, float]
 
 
+class Diverged(StageError):
+    """A loss, a gradient or a weight is no number."""
+
+    def __init__(self, message: str, state: Path = Path()) -> None:
+        super().__init__(message, state)
+        self.message = message
+        self.state = state
+        """The file of the stage's last good state, if there is one yet."""
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class Journal:
     """Of one stage, in its folder. `identity` is what a state must have been made with to be gone on from."""
 
@@ -74,13 +87,22 @@ class Journal:
             self.progress(Progress(stage=self.stage, done=done, total=total, values=values))
 
     def save(self, *, done: int, **parts: Any) -> None:
-        """Everything that the stage goes on from: modules and optimisers by name, each with a state_dict."""
+        """Everything that the stage goes on from: modules and optimisers by name, each with a state_dict. What is
+        saved is good: weights that are no numbers are refused, whatever the loss before them was."""
+        for name, part in parts.items():
+            values = part.state_dict() if isinstance(part, torch.nn.Module) else {}
+            for key, value in values.items():
+                if not bool(torch.isfinite(value).all()):
+                    raise Diverged(
+                        f"{name}.{key} is not finite at the end of stage {self.stage}, epoch {done - 1}",
+                        self.state_path,
+                    )
         state = {name: part.state_dict() for name, part in parts.items()}
-        value = {"done": done, "identity": self.identity, "seconds": self.seconds, "state": state}
+        saved = {"done": done, "identity": self.identity, "seconds": self.seconds, "state": state}
         aside = self.state_path.with_name("state.pt.part")
         try:
             with open(aside, "wb") as file:
-                torch.save(value, file)
+                torch.save(saved, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, self.state_path)

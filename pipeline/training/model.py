@@ -16,13 +16,13 @@ from operators import checkpoints
 from operators.backbones import build, fill
 from operators.checkpoints import Checkpoint
 from operators.classify import GRUClassifier
-from operators.errors import CheckpointError
+from operators.errors import CheckpointError, ConfigError
 from operators.glance import resize_views
 from operators.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, SkipSpec
 from operators.network import Network
 from operators.tensors import Normalisation
-from pipeline.training.clips import normalised
-from pipeline.training.settings import TrainSettings
+from pipeline.training.clips import Clips, batches, normalised
+from pipeline.training.settings import Settings, TrainSettings
 from policies.recurrent import RecurrentPolicy, SkipHead
 
 SECTIONS_AFTER: dict[str, tuple[str, ...]] = {
@@ -70,6 +70,18 @@ class Parts:
             module.eval().requires_grad_(False)
         for module in trained:
             module.train().requires_grad_(True)
+
+
+def with_device(settings: Settings) -> Settings:
+    """The settings with the device that `auto` stands for on this machine: a stage's identity names what it ran on."""
+    has_gpu = torch.cuda.is_available()
+    if settings.device == "auto":
+        return dataclasses.replace(settings, device="cuda" if has_gpu else "cpu")
+    if settings.device.startswith("cuda") and not has_gpu:
+        raise ConfigError(f"train.device={settings.device}: torch sees no GPU here; take auto or cpu")
+    if settings.device.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"train.device={settings.device} is not known: auto, cpu or cuda")
+    return settings
 
 
 def new_parts(settings: TrainSettings, class_names: Sequence[str], *, whole_views: bool = False) -> Parts:
@@ -219,18 +231,18 @@ class Glances:
 
 
 @torch.no_grad()
-def glance_at_all(parts: Parts, pixels: np.ndarray, crop_px: int) -> Glances:
-    """Every frame of uint8 [V,T,k,S,S,3] through the glance network."""
+def glance_at_all(parts: Parts, clips: Clips, crop_px: int) -> Glances:
+    """Every frame of the clips through the glance network."""
     parts.glancer.eval()
-    num_clips, steps, candidates, side = pixels.shape[:4]
-    top = round((side - crop_px) / 2)
+    steps, candidates = clips.num_steps, clips.candidates
+    top = round((clips.pixels.shape[3] - crop_px) / 2)
     maps: list[Tensor] = []
     features: list[Tensor] = []
-    for start in range(0, num_clips, 8):
-        views = pixels[start : start + 8, :, :, top : top + crop_px, top : top + crop_px]
+    for rows in batches(len(clips), 8, None, drop_last=False):
+        views = clips.pixels[clips.at(rows), :, :, top : top + crop_px, top : top + crop_px]
         for few in np.array_split(views.reshape(-1, *views.shape[3:]), max(1, len(views) * steps * candidates // 256)):
             feature_map, feature = glance_at(parts, few)
             maps.append(feature_map.half().cpu())
             features.append(feature.float().cpu())
-    shape = (num_clips, steps, candidates)
+    shape = (len(clips), steps, candidates)
     return Glances(maps=torch.cat(maps).unflatten(0, shape), features=torch.cat(features).unflatten(0, shape))

@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from operators.compiled import can_compile
-from operators.errors import StageError
+from pipeline.training.journal import Diverged
 from pipeline.training.settings import Optimiser, Supervised, TrainSettings
 
 
@@ -82,19 +83,22 @@ def take_step(
     where: str,
     last_good: str,
 ) -> float:
-    """Backward and one update; gives the loss. A loss that is no number stops the stage before it does harm."""
+    """Backward and one update; gives the loss. A loss or a gradient that is no number stops the stage before it does
+    harm. `last_good`: the file of the stage's state, which need not be there yet."""
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise StageError(
-            f"the loss is {value} at {where}; the last good state is {last_good}: "
-            "go on from it with a lower learning rate, or with train.amp=off"
-        )
+        raise Diverged(f"the loss is {value} at {where}", Path(last_good))
     optimiser.zero_grad(set_to_none=True)
-    if scaler is None:
-        loss.backward()
-        optimiser.step()
-    else:
+    if scaler is not None and scaler.is_enabled():
+        # It leaves a step out by itself whose gradients are not finite: with fp16 that is usual.
         scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
+        return value
+    loss.backward()
+    gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    if not math.isfinite(norm):
+        raise Diverged(f"the gradient's norm is {norm} at {where}, where the loss is {value:.4g}", Path(last_good))
+    optimiser.step()
     return value

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from operators import checkpoints
-from operators.errors import ConfigError
+from operators.errors import ConfigError, StageError
 from operators.records import Source
 from pipeline.plots import draw_training
-from pipeline.training.clips import Clips, FrameTruth, make_clips
+from pipeline.training.clips import Clips, FrameTruth, label_numbers, make_clips
 from pipeline.training.frame_cache import FrameCache, Read, ReadMany, open_cache
-from pipeline.training.journal import Journal, Progress, read_metrics
+from pipeline.training.journal import Diverged, Journal, Progress, read_metrics
 from pipeline.training.model import (
     Parts,
     begin_from_files,
@@ -28,6 +28,7 @@ from pipeline.training.model import (
     new_parts,
     save_parts,
     sections_after,
+    with_device,
 )
 from pipeline.training.motion import glance_once, motion_policy, motion_score, new_motion_parts
 from pipeline.training.read_motion import MotionReader
@@ -72,7 +73,6 @@ class Setting:
     """Folder of frame caches; several trainings may share it."""
     read: Read
     read_many: ReadMany | None = None
-    max_cache_bytes: int = 64 << 30
     clock: Callable[[], float]
     commit: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -87,6 +87,7 @@ class _Data:
     val: Clips
     test: Clips | None
     fingerprint: str
+    """Of all that the weights depend on: the cached frames, their labels, the classes' names and order."""
     num_unreadable: int
     glances: dict[str, Any]
     """Subset -> what the resting glance network saw: Glances, or MotionGlances."""
@@ -111,6 +112,7 @@ def run(
                 f"AdaFocus-TSM has no stage {unknown[0]!r}: one place serves all frames, and none is skipped; "
                 f"there are {', '.join(STAGES_OF_MOTION)}"
             )
+    settings = with_device(settings)
     ready = _open(settings, data, setting)
     records: dict[str, dict[str, Any]] = {}
     for stage in [s for s in (*STAGES, FULL) if s in stages]:
@@ -120,8 +122,6 @@ def run(
 
 
 def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Data:
-    side = settings.preprocessing.resize_px if settings.is_cropped else settings.preprocessing.crop_px
-
     def subset(name: str, sources: Sequence[Source], candidates: int) -> tuple[Clips, FrameCache]:
         report = setting.cache_progress
         read = setting.read
@@ -134,9 +134,11 @@ def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Dat
             read,
             num_steps=settings.cached_steps,
             candidates=candidates,
-            size_px=side,
+            size_px=settings.cached_view["crop_px"],
             pad=settings.pad,
-            max_bytes=setting.max_cache_bytes,
+            # AdaFocus-TSM's steps are two samples: how many belong to the first counts too.
+            look=settings.cached_view | {"family": type(settings).__name__, "num_steps": settings.num_steps},
+            max_bytes=int(settings.max_cache_gb * 1e9),
             read_many=setting.read_many,
             progress=None if report is None else lambda done, total: report(name, done, total),
         )
@@ -144,14 +146,22 @@ def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Dat
 
     if not data.train or not data.val:
         raise ConfigError("training needs videos of both subsets, training and validation")
+    # All labels before the first frame: decoding may take hours.
+    labels = {name: label_numbers(getattr(data, name), data.class_names) for name in ("train", "val", "test")}
+    for name in ("train", "val"):
+        if not any(labels[name]):
+            raise ConfigError(f"none of {len(labels[name])} {name} videos has a label: training needs annotations")
     train, train_cache = subset("train", data.train, settings.candidates)
     val, val_cache = subset("val", data.val, 1)
-    test = subset("test", data.test, 1)[0] if data.test else None
+    # A published test subset may come without labels; there is nothing to score then.
+    known = [source for source in data.test if source.truth]
+    test = subset("test", known, 1)[0] if known else None
+    facts = [train_cache.fingerprint, val_cache.fingerprint, list(data.class_names), labels["train"], labels["val"]]
     return _Data(
         train=train,
         val=val,
         test=test,
-        fingerprint=hashlib.sha256((train_cache.fingerprint + val_cache.fingerprint).encode()).hexdigest()[:32],
+        fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32],
         num_unreadable=len(train_cache.errors) + len(val_cache.errors),
         glances={},
     )
@@ -164,6 +174,7 @@ def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: S
     before = _BEFORE[stage]
     parts = _parts(stage, settings, data)
     model_before = ""
+    stages_before: dict[str, Any] = {}
     if stage in ("0a", "0b", "full"):
         # The networks that have not been trained yet; what an earlier stage did train is put over it.
         _begin(parts, settings)
@@ -172,11 +183,13 @@ def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: S
         wanted = ("glancer",) if stage == "full" else sections_after(before, parts.header.family)
         fill_parts(parts, found, wanted, f"stage {stage}")
         model_before = found.model_id
+        stages_before = found.header.training.get("stages", {})
     identity = _identity(stage, settings, ready.fingerprint, model_before)
     path = checkpoint_path(setting.out, stage)
     if path.exists():
         record = checkpoints.load(path).header.training
         if record.get("identity") == identity:
+            _publish(stage, identity, setting.out)
             return record
     journal = Journal(
         folder=setting.out / f"stage_{stage}",
@@ -185,7 +198,10 @@ def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: S
         clock=setting.clock,
         progress=setting.progress,
     )
-    values = _train(stage, parts, settings, ready, journal)
+    try:
+        values = _train(stage, parts, settings, ready, journal)
+    except Diverged as exc:
+        raise StageError(f"{exc}; {_way_back(exc.state, setting.out, before)}") from exc
     record = {
         "stage": stage,
         "identity": identity,
@@ -200,12 +216,38 @@ def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: S
         "scores": {k: round(v, 4) for k, v in values.items()},
     }
     record["scores"] |= _scores(stage, parts, settings, ready)
-    parts.header = dataclasses.replace(parts.header, training=record)
+    # What earlier stages reached ships with the last one.
+    record["stages"] = stages_before | {stage: {"identity": identity, "scores": record["scores"]}}
     save_parts(path, parts, stage=stage, training=record)
-    if stage != "full":
-        save_parts(setting.out / "checkpoint.safetensors", parts, stage=stage, training=record)
+    _publish(stage, identity, setting.out)
     journal.finish()
     return record
+
+
+def _publish(stage: Stage, identity: str, out: Path) -> None:
+    """Leaves a finished stage's checkpoint as `checkpoint.safetensors` too, unless what is there was made from it.
+
+    Asked of stages passed over as well: a kill may have come between the two files.
+    """
+    if stage == "full":
+        return
+    public = out / "checkpoint.safetensors"
+    if public.exists():
+        there = checkpoints.load(public).header.training.get("stages", {})
+        if there.get(stage, {}).get("identity") == identity:
+            return
+    checkpoints.save(public, checkpoints.load(checkpoint_path(out, stage)))
+
+
+def _way_back(state: Path, out: Path, before: str | None) -> str:
+    """What to do about a stage that diverged. `state`: where its own state lies, if an epoch was good."""
+    if state.exists():
+        # Other settings do not go on from this state, but it may be looked at.
+        last, first = str(state), f"delete {state.parent} and begin the stage anew"
+    else:
+        last = "that before training" if before is None else str(checkpoint_path(out, before))
+        first = "begin the stage anew"
+    return f"the last good state is {last}: {first} with a lower learning rate, or with train.amp=off"
 
 
 def _parts(stage: Stage, settings: TrainSettings, data: TrainingData) -> Parts:
@@ -234,7 +276,8 @@ def _identity(stage: str, settings: TrainSettings, fingerprint: str, model_befor
         "full": ("full",),
     }[stage]
     others = {"glance", "focus", "warmup", "policy", "finetune", "skip", "full"} - set(own)
-    values = {k: v for k, v in dataclasses.asdict(settings).items() if k not in others and k != "preset"}
+    silent = others | {"preset", "max_cache_gb"}
+    values = {k: v for k, v in dataclasses.asdict(settings).items() if k not in silent}
     text = json.dumps([stage, values, fingerprint, model_before], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -306,7 +349,7 @@ def _glance_once(parts: Parts, settings: TrainSettings, ready: _Data) -> None:
         if clips is not None and isinstance(settings, MotionSettings):
             ready.glances[name] = glance_once(parts, clips)
         elif clips is not None:
-            ready.glances[name] = glance_at_all(parts, clips.pixels, crop_px)
+            ready.glances[name] = glance_at_all(parts, clips, crop_px)
 
 
 def _scores(stage: Stage, parts: Parts, settings: TrainSettings, ready: _Data) -> dict[str, float]:
