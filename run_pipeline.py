@@ -433,7 +433,7 @@ def train(
     if classes is None and beside.is_file():
         classes = str(beside)
     config = load_config(config_file, settings, classes=classes)
-    with report.counter("videos decoded", quiet=quiet) as decoded, report.epochs(quiet=quiet) as show:
+    with report.training(quiet=quiet) as news:
         records = command.train(
             config,
             inputs,
@@ -444,8 +444,8 @@ def train(
             truth=truth,
             subsets=subsets,
             limit=limit,
-            on_progress=show,
-            on_cache=lambda name, done, total: decoded(done, total),
+            on_progress=news.epoch,
+            on_cache=news.decoded,
         )
     if as_json:
         click.echo(json.dumps(records, default=str))

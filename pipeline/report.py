@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -118,17 +119,61 @@ def counter(what: str, *, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[
         yield say
 
 
+@dataclass(frozen=True)
+class TrainingNews:
+    """What a training tells while it runs."""
+
+    decoded: Callable[[str, int, int], None]
+    """Subset, videos decoded, of how many."""
+    epoch: Callable[[TrainingProgress], None]
+
+
 @contextmanager
-def epochs(*, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[Callable[[TrainingProgress], None]]:
-    """A line per epoch of a training stage."""
+def training(*, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[TrainingNews]:
+    """A bar for each subset and stage on a terminal; elsewhere a line of JSON per epoch, and now and then one of
+    decoding."""
+    if quiet:
+        yield TrainingNews(decoded=lambda subset, done, total: None, epoch=lambda progress: None)
+    elif stream.isatty():
+        with _training_bars(stream) as news:
+            yield news
+    else:
+        with counter("videos decoded", quiet=quiet, stream=stream) as decoded:
 
-    def say(progress: TrainingProgress) -> None:
-        if not quiet:
-            values = {name: round(float(value), 4) for name, value in progress.values.items()}
-            line = {"stage": progress.stage, "done": progress.done, "total": progress.total, **values}
-            print(json.dumps({"progress": line}), file=stream, flush=True)
+            def say(progress: TrainingProgress) -> None:
+                line = {"stage": progress.stage, "done": progress.done, "total": progress.total}
+                values = {name: round(float(value), 4) for name, value in progress.values.items()}
+                print(json.dumps({"progress": line | values}), file=stream, flush=True)
 
-    yield say
+            yield TrainingNews(decoded=lambda subset, done, total: decoded(done, total), epoch=say)
+
+
+@contextmanager
+def _training_bars(stream: TextIO) -> Iterator[TrainingNews]:
+    # Both kinds in one display: two of them would write over each other.
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+        TextColumn("{task.fields[values]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+
+        def show(name: str, unit: str, done: int, total: int, values: str) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total, unit=unit, values="")
+            bar.update(tasks[name], completed=done, total=total, values=values)
+
+        def show_epoch(progress: TrainingProgress) -> None:
+            values = ", ".join(f"{name} {float(value):.4g}" for name, value in progress.values.items())
+            show(f"stage {progress.stage}", "epochs", progress.done, progress.total, values)
+
+        yield TrainingNews(
+            decoded=lambda subset, done, total: show(f"{subset} videos", "decoded", done, total, ""),
+            epoch=show_epoch,
+        )
 
 
 def print_rows(rows: Sequence[tuple[str, str]], *, stream: TextIO = sys.stdout) -> None:
