@@ -555,9 +555,7 @@ def test_a_video_that_is_left_out_does_not_bring_the_others_into_memory():
     clips = make_clips(cache, sources, CLASSES)
     assert np.shares_memory(clips.pixels, pixels)
     assert clips.labels == ((1,), (3,)) and clips.names == ("1", "3")
-    views = load_views(
-        clips, np.array([1, 0]), np.zeros((2, 2), int), augmentation=Augmentation(crop_px=4), rng=None
-    )
+    views = load_views(clips, np.array([1, 0]), np.zeros((2, 2), int), augmentation=Augmentation(crop_px=4), rng=None)
     assert views[:, 0, 0, 0, 0].tolist() == [3, 1]
     dark, bright = (Clips(pixels=pixels[[n]], labels=((0,),)) for n in (1, 3))
     parts = new_parts(make_settings(), CLASSES)

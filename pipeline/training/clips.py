@@ -81,8 +81,7 @@ def label_numbers(sources: Sequence[Source], class_names: Sequence[str]) -> list
         unknown = [name for name in names if name not in numbers]
         if unknown:
             raise ConfigError(
-                f"{source.video_id} is labelled {unknown[0]!r}, which is not among the "
-                f"{len(class_names)} class names"
+                f"{source.video_id} is labelled {unknown[0]!r}, which is not among the {len(class_names)} class names"
             )
         labels.append(tuple(sorted({numbers[name] for name in names})))
     return labels
