@@ -406,6 +406,12 @@ def test_settings_are_changed_by_dotted_names_and_wrong_ones_are_refused():
         changed(train_synth(), {"policy.learning": 1})
     with pytest.raises(ConfigError, match="must be int"):
         changed(train_synth(), {"seed": "seven"})
+    # YAML has read `off` as false.
+    assert changed(train_synth(), {"amp": False}).amp == "off"
+    with pytest.raises(ConfigError, match=r"train\.policy\.reward must be .*random.*, not 'rndom'"):
+        changed(train_synth(), {"policy.reward": "rndom"})
+    with pytest.raises(ConfigError, match=r"train\.warmup\.optimiser\.kind must be sgd or adamw, not 'adam'"):
+        changed(train_synth(), {"warmup.optimiser.kind": "adam"})
     with pytest.raises(ConfigError, match="is a group"):
         changed(train_synth(), {"policy": 3})
     with pytest.raises(ConfigError, match="one glance per frame"):

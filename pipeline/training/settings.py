@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -279,6 +280,11 @@ def _replaced(part: Any, path: list[str], value: Any, name: str) -> Any:
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
         raise ConfigError(f"unknown setting train.{name}{hint}")
     now = getattr(part, path[0])
+    kind = typing.get_type_hints(type(part))[path[0]]
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    if isinstance(now, str) and isinstance(value, bool):
+        # YAML reads on and off so.
+        value = "on" if value else "off"
     if len(path) > 1:
         if not dataclasses.is_dataclass(now):
             raise ConfigError(f"train.{name}: {path[0]} has no parts")
@@ -291,6 +297,8 @@ def _replaced(part: Any, path: list[str], value: Any, name: str) -> Any:
         value = float(value)
     elif now is not None and not isinstance(value, type(now)):
         raise ConfigError(f"train.{name} must be {type(now).__name__}, not {value!r}")
+    elif choices and value not in choices:
+        raise ConfigError(f"train.{name} must be {' or '.join(choices)}, not {value!r}")
     return dataclasses.replace(part, **{path[0]: value})
 
 
