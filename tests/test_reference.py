@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import known_settings
 from pipeline.reference import reference
+from pipeline.training.settings_motion import train_synth_motion
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
@@ -18,3 +22,22 @@ def test_every_setting_is_in_it() -> None:
     text = reference()
     missing = [name for name in known_settings() if name != "train" and f"`{name}`" not in text]
     assert missing == []
+
+
+def test_every_setting_of_training_is_in_it_with_each_presets_value() -> None:
+    text = reference()
+    tree = dataclasses.asdict(train_synth_motion())
+    names = list(_names(tree, "train"))
+    assert "train.warmup.optimiser.kind" in names and "train.policy_std" in names
+    assert [name for name in names if f"| `{name}` |" not in text] == []
+    row = next(line for line in text.splitlines() if line.startswith("| `train.policy.epochs` |"))
+    assert row.split("|")[3:7] == [" `10` ", " `50` ", " `10` ", " `50` "]
+    assert "Learning rate; at 0 a network rests." in text
+
+
+def _names(tree: dict[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}"

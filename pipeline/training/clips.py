@@ -147,7 +147,8 @@ def draw_picks(rows: np.ndarray, clips: Clips, rng: np.random.Generator | None) 
 
 _SCALES = (1.0, 0.875, 0.75, 0.66)
 _PLACES = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
-"""Column and row of a crop in quarters of the room there is, as published."""
+"""Column and row of a crop in quarters of the room there is, as published. The room is that of the cached square:
+published is that of the whole frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,12 +38,17 @@ class Networks:
 
     glance: str = "mobilenet_v2"
     glance_px: int = 224
+    """Side of what the glance network sees."""
     focus: str = "resnet50"
     patch_px: int = 128
+    """Side of a patch."""
     classifier_hidden: int = 1024
+    """State of the classifier's GRU."""
     policy_hidden: int = 1024
     policy_width: int = 32
+    """Channels that the policy makes of the glance's map first."""
     num_actions: int = 49
+    """Places on the policy's grid, a square number."""
     skip_hidden: int = 64
     glance_weights: str | None = None
     """A file of weights to begin from, of any form that checkpoints have; None begins from nothing."""
@@ -70,6 +75,7 @@ class Supervised:
     batch_size: int = 64
     """Clips."""
     lr_glance: float = 0.0
+    """Learning rate; at 0 a network rests."""
     lr_focus: float = 0.0
     lr_classifier: float = 0.0
     dropout: float = 0.0
@@ -96,12 +102,15 @@ class PolicyStage:
     batch_size: int = 64
     lr: float = 3e-4
     gamma: float = 0.7
+    """What a reward of the next step counts."""
     clip: float = 0.2
+    """How far the ratio of old and new probability may leave 1."""
     value_weight: float = 0.5
     entropy_weight: float = 0.01
     passes: int = 1
     """Updates from one roll-out."""
     reward: RewardKind = "random"
+    """The true class's probability against that at a random place, against the step before, or by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +124,7 @@ class SkipStage:
     """Draws per clip and update."""
     lr: float = 8e-3
     price_low: float = 0.001
+    """Prices of a focus are drawn between the two."""
     price_high: float = 0.15
     price: float = 0.01
     """What the checkpoint decides at unless told otherwise."""
@@ -128,9 +138,11 @@ class TrainSettings:
     num_classes: int = 0
     """0: as many as there are class names."""
     num_steps: int = 16
+    """Frames of a clip; those glanced at where others are focused."""
     candidates: int = 3
     """Frames kept for each step: the one that inference takes, and others of its segment to draw from."""
     seed: int = 0
+    """Of first weights, order, draws and augmentation."""
     device: str = "auto"
     """auto: a GPU where torch sees one, else the CPU."""
     amp: Literal["auto", "off"] = "auto"
@@ -138,12 +150,13 @@ class TrainSettings:
     is_flipped: bool = True
     """Flips half of the training clips left to right; wrong where that changes the class."""
     is_cropped: bool = True
-    """Trains on crops of several scales and places, as published; otherwise on the centre, as at inference.
-    """
+    """Trains on crops of several scales and places; otherwise on the centre, as at inference. Published crops may lie
+    anywhere in the frame. Here they lie in its centre square, which is what the frame cache keeps: training never sees
+    the sides of a wide video. Neither does inference."""
     is_glance_cached: bool = False
     """Glances at every frame once after stage 0a. Only where frames are not augmented."""
     validate_every: int = 5
-    """Epochs."""
+    """Epochs between two validations."""
     max_cache_gb: float = 64.0
     """Disk that the decoded frames of one subset may take. It changes no weight."""
     networks: Networks = Networks()
