@@ -129,7 +129,7 @@ def make_settings(**changes) -> TrainSettings:
             epochs=2, batch_size=16, lr_focus=5e-4, lr_classifier=1e-3, blank_share=0.4, dropout=0.2,
             optimiser=ADAMW,
         ),
-        skip=SkipStage(updates=240, batch_size=40),
+        skip=SkipStage(updates=480, batch_size=40),
     )  # fmt: skip
     return changed(settings, changes)
 
