@@ -242,6 +242,16 @@ def test_a_training_that_is_killed_in_every_stage_ends_with_the_same_weights(tmp
     assert [row["done"] for row in rows] == [1, 2, 3]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_all_stages_run_on_a_gpu_in_half_precision(tmp_path):
+    data = make_data(tmp_path, train=32, val=8)
+    settings = changed(short_settings(), {"device": "auto", "amp": "auto"})
+    data = dataclasses.replace(data, test=data.val)
+    records = run(("0a", "0b", "1", "2", "3", "skip"), settings=settings, data=data, setting=make_setting(tmp_path))
+    assert records["3"]["settings"]["device"] == "cuda"
+    assert np.isfinite(records["3"]["scores"]["loss"])
+
+
 def test_a_state_of_other_settings_is_not_gone_on_from(tmp_path):
     data = make_data(tmp_path, train=16, val=4)
 
