@@ -186,7 +186,12 @@ def live(
     )
     if not as_json:
         report.print_rows(report.live_rows(summary, out))
-    return 128 + stop.signal_number if stop.is_set else 0
+    if stop.is_set:
+        # All is closed. Python would go on for 0.6 s of processor time to unload torch, and a stop is to be over in
+        # five seconds on a busy machine too: with ten processes on 2 cores it took 6.8 s, and takes 3.0 like this.
+        sys.stdout.flush()
+        os._exit(128 + stop.signal_number)
+    return 0
 
 
 @cli.command("eval")
