@@ -148,8 +148,10 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, aside, metadata={_HEADER_KEY: checkpoint.header.to_json()})
-        with open(aside, "rb") as file:
+        # Not save_file: what it writes only its owner may read.
+        with open(aside, "wb") as file:
+            file.write(safetensors.torch.save(tensors, metadata={_HEADER_KEY: checkpoint.header.to_json()}))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(aside, target)
     except (OSError, safetensors.SafetensorError) as exc:

@@ -137,6 +137,12 @@ def test_saving_replaces_the_file_whole_and_leaves_nothing_beside_it(tmp_path: P
     assert os.listdir(target.parent) == ["c.safetensors"]
 
 
+def test_who_may_read_a_checkpoint_is_what_the_process_gives_all_its_files(tmp_path: Path):
+    (tmp_path / "any").touch()
+    save(tmp_path / "c.safetensors", small_checkpoint())
+    assert (tmp_path / "c.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="file/c cannot be written"):

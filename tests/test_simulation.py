@@ -17,7 +17,7 @@ def test_focus_workers_are_busy_and_their_batches_full_while_clips_leave_at_any_
 ) -> None:
     run = simulate(
         exits=exits,
-        num_clips=400 * num_focus_workers + 500,
+        num_clips=200 * num_focus_workers + 500,
         num_focus_workers=num_focus_workers,
         steps_per_round=steps_per_round,
     )
