@@ -27,8 +27,6 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray gives its workers niceness 15, which on a machine that does anything else starves them.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Ray's head keeps word of the last 100,000 calls: its memory rises by a MiB a minute for hours while cameras run.
-os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
