@@ -52,8 +52,6 @@ def end_of(executor: RayExecutor, ticket: int) -> Completion:
     raise AssertionError("the call did not end")
 
 
-
-
 def label_all(executor: RayExecutor, names: list[str], *, deadline_s: float = 30.0) -> dict[str, str | None]:
     """A run over null workers: the error code, or None, by name. A row too few or too many fails."""
     for stage in (SOURCE, STREAM, FOCUS):
@@ -135,3 +133,29 @@ def test_an_exception_comes_back_with_its_text(executor: RayExecutor) -> None:
     completion = end_of(executor, executor.submit(Call(stage=STREAM, worker=0, method="nothing", requests=())))
     assert completion.outcome == "failed"
     assert "nothing" in completion.error
+
+
+def private_kib(pid: int) -> int:
+    """Memory that no other process shares."""
+    lines = (Path("/proc") / str(pid) / "smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon"))
+
+
+def test_rays_head_keeps_no_record_of_calls_that_are_over(executor: RayExecutor) -> None:
+    start(executor, STREAM, "null_stream")
+    executor.wait_ready()
+    (head,) = (
+        int(entry.parent.name)
+        for entry in Path("/proc").glob("[0-9]*/cmdline")
+        if "gcs_server" in (line := entry.read_text()) and str(executor._temporary) in line
+    )
+    call = Call(stage=STREAM, worker=0, method="close", requests=("x",))
+
+    def call_often() -> int:
+        for _ in range(800):
+            end_of(executor, executor.submit(call))
+        time.sleep(2.5)  # until word of them would have come
+        return private_kib(head)
+
+    before = call_often()
+    assert call_often() - before < 1200, "each call would leave 4 KB"
