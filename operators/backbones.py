@@ -9,7 +9,7 @@ from torch import Tensor
 
 from operators.errors import CheckpointError
 from operators.mobilenet import MobileNetV2, MobileNetV3Large
-from operators.network import Network
+from operators.network import Network, of_zeros
 from operators.resnet import ResNet50
 from operators.small import small_focus, small_glance
 
@@ -40,6 +40,13 @@ def build(name: str, *, num_segments: int = 0, num_classes: int = 0) -> Network:
     if name not in BACKBONES:
         raise CheckpointError(f"backbone {name!r} is not known; there are {', '.join(BACKBONES)}")
     return BACKBONES[name](num_segments=num_segments, num_classes=num_classes)
+
+
+def empty(name: str, *, num_segments: int = 0, num_classes: int = 0) -> Network:
+    """A backbone of zeros, which takes as long as any other and no time to make."""
+    with torch.device("meta"):
+        network = build(name, num_segments=num_segments, num_classes=num_classes)
+    return of_zeros(network)
 
 
 def restore(name: str, weights: Mapping[str, Tensor], *, num_segments: int = 0, num_classes: int = 0) -> Network:

@@ -7,7 +7,6 @@ as they are published: with their batch norms, though inference folds them.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from operators.backbones import build
+from operators.backbones import empty
 from operators.header import Header
+from operators.network import of_zeros
 
 aten = torch.ops.aten
 
@@ -34,6 +34,11 @@ class _MacCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.macs = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Keeping torch's compiler away from this class would load it first.
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -60,7 +65,7 @@ _apart = torch.inference_mode(False)
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> int:
-    """MACs of one call. With modules and tensors on the meta device nothing is computed and no memory taken."""
+    """MACs of one call, which is made."""
     with torch.no_grad(), _MacCounter() as counter:
         function(*args)
     return counter.macs
@@ -70,38 +75,26 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
 @_apart
 def network_macs(name: str, size_px: int, *, num_classes: int = 0) -> int:
     """MACs of one frame or patch of `size_px` squared; its own head counts where the answer needs it."""
-    with torch.device("meta"):
-        network = build(name, num_classes=num_classes).eval()
-        image = torch.empty(1, 3, size_px, size_px)
+    network = empty(name, num_classes=num_classes).eval()
 
     def look(x: Tensor) -> None:
         _, feature = network(x)
         if network.head is not None:
             network.head(feature)
 
-    return count_macs(look, image)
+    return count_macs(look, torch.zeros(1, 3, size_px, size_px))
 
 
 @_apart
 def module_macs(module: nn.Module, *shapes: tuple[int, ...], method: str = "forward") -> int:
     """MACs of one call of a method over float inputs of these shapes; the module is neither run nor changed."""
-    twin = _meta_copy(module).eval()
-    return count_macs(getattr(twin, method), *(torch.empty(shape, device="meta") for shape in shapes))
+    twin = of_zeros(module).eval()
+    return count_macs(getattr(twin, method), *(torch.zeros(shape) for shape in shapes))
 
 
 def step_macs(module: nn.Module) -> int:
     """MACs of one row through a module of linear layers and GRUs: each weight matrix is used once."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
-
-
-def _meta_copy(module: nn.Module) -> nn.Module:
-    # Entries of the memo are what deepcopy takes for a tensor, so that no weight is ever copied.
-    memo: dict[int, Any] = {}
-    for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-    for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(module, memo)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,10 +6,14 @@ policies read, and the pooled feature, which classifiers read.
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class TemporalShift(nn.Module):
@@ -74,11 +78,27 @@ class Network(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """He initialisation for training from nothing: convolutions by fan-out, batch norm as identity."""
+    """He initialisation for training from nothing: convolutions by fan-out, batch norm as identity.
+
+    A network on the meta device is about to be given weights; drawing none for it there would load torch's compiler.
+    """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             # A depthwise convolution's outputs each see one channel; counting all of them would silence it.
             fan_out = module.weight.shape[0] // module.groups * math.prod(module.kernel_size)
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def of_zeros(module: AnyModule) -> AnyModule:
+    """The same module with weights of zeros on the CPU; none is copied. On the meta device nothing would have to be
+    computed with it, but what torch loads for that takes longer than a pass.
+    """
+    # Entries of the memo are what deepcopy takes for a tensor.
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+    return copy.deepcopy(module, memo)

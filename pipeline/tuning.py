@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from operators.backbones import build
+from operators.backbones import empty
 from operators.compiled import CudaGraphs, can_compile
 from operators.cost import network_macs
 from operators.errors import ConfigError
 from operators.focus import Focuser
 from operators.glance import Glancer
 from operators.header import Header
-from operators.network import Network
 from operators.records import PatchBatch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -226,17 +225,6 @@ def _whole_clips(rows: int, segments: int) -> int:
     return max(segments, rows // segments * segments) if segments else rows
 
 
-def _empty(name: str, num_segments: int) -> Network:
-    """A network of zeros, which takes as long as any other and no time to make."""
-    with torch.device("meta"):
-        network = build(name, num_segments=num_segments)
-    network = network.to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in network.state_dict().values():
-            tensor.zero_()
-    return network
-
-
 @contextlib.contextmanager
 def held_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -261,8 +249,8 @@ class _Bench:
         exact_fp32(device)
         self._work = work
         self._device = device
-        self._glance = _empty(work.glance, work.glance_segments)
-        self._focus = _empty(work.focus, work.focus_segments)
+        self._glance = empty(work.glance, num_segments=work.glance_segments)
+        self._focus = empty(work.focus, num_segments=work.focus_segments)
         self.glance_macs = network_macs(work.glance, work.glance_px)
         self.focus_macs = network_macs(work.focus, work.patch_px)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from pipeline.rules import skip_price
 from pipeline.scheduler import STREAM
 from pipeline.untrained import untrained
 
+ROOT = Path(__file__).parent.parent
 MACHINE = Machine(num_cores=2, memory_bytes=8 << 30)
 PUBLISHED = {
     # family, glance and focus backbone, classes, patch, frames glanced at, frames focused on where they are others
@@ -127,3 +131,19 @@ def test_a_gpu_is_taken_only_by_a_torch_that_can_use_it(monkeypatch, cuda, devic
     monkeypatch.setattr(torch.version, "cuda", cuda)
     config = load("demo", settings=["compute.precision=fp32", "compute.compile=off"])
     assert resolve(config, replace(MACHINE, num_gpus=1)).placement.device == device
+
+
+def test_no_worker_loads_torchs_compiler_which_takes_longer_than_the_rest_of_its_start():
+    program = """
+import sys
+from pipeline.executor import make_worker
+from tests.test_presets import plan_of
+plan = plan_of("demo", "compute.precision=fp32", "compute.compile=on", "skip.kind=learned")
+for spec in plan.worker_specs():
+    if spec.stage in ("stream", "focus"):
+        make_worker(spec.factory, spec.arguments)
+        print(spec.stage, [name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["stream []", "focus []"]
