@@ -8,9 +8,9 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -19,11 +19,18 @@ from operators.passwords import without_password
 from operators.records import Source
 from pipeline.arguments import hide_arguments
 from pipeline.bench.commands import bench
-from pipeline.cli import FAILED, NO_INPUT, SOME_FAILED, USAGE, common_options, load_config, say, stop_on_signals
-
-if TYPE_CHECKING:
-    from pipeline.calibrate import Score
-    from pipeline.config import Config
+from pipeline.cli import (
+    FAILED,
+    NO_INPUT,
+    SOME_FAILED,
+    USAGE,
+    common_options,
+    input_options,
+    load_config,
+    say,
+    stop_on_signals,
+)
+from pipeline.scoring_commands import calibrate, evaluate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -31,14 +38,15 @@ def cli() -> None:
     """Labels video the way an eye looks: glance at every frame, focus on few small patches, stop when sure."""
 
 
+for command in (evaluate, calibrate, bench):
+    cli.add_command(command)
+
+
 @cli.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the labels.")
 @common_options
-@click.option("--videos", type=click.Path(path_type=Path), help="Where the videos of an annotation or split file lie.")
-@click.option("--subset", help="Take one subset of an annotation file.")
-@click.option("--limit", type=click.IntRange(min=0), help="Label at most so many inputs.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done and what it would cost.")
+@input_options
 @click.option("--resume/--no-resume", default=True, help="Go on with the table in OUT, or begin a new one.")
 @click.option("--retry-failed", is_flag=True, help="Label the inputs of failed rows again.")
 @click.option("--allow-failures", is_flag=True, help="Exit with 0 although some items failed.")
@@ -194,207 +202,6 @@ def live(
     return 0
 
 
-@cli.command("eval")
-@click.argument("inputs", nargs=-1, required=True, metavar="LABELS|INPUT...")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for labels and reports.")
-@common_options
-@click.option("--videos", type=click.Path(path_type=Path), help="Where the videos of an annotation or split file lie.")
-@click.option("--subset", help="Take one subset of an annotation file.")
-@click.option("--limit", type=click.IntRange(min=0), help="Take at most so many inputs.")
-@click.option("--dry-run", is_flag=True, help="Say what would be labelled for it and what that would cost.")
-@click.option("--resume/--no-resume", default=True, help="Keep labels that an earlier call left in OUT, or begin anew.")
-@click.option("--compare", default=None, metavar="A,B,...", help="Policies side by side: learned,center,random,full...")
-@click.option("--full-checkpoint", metavar="FILE", help="What --compare full labels with: `train --stage full`'s.")
-@click.option("--truth", type=click.Path(path_type=Path), help="truth.parquet of a synthetic archive: boxes.")
-@click.option("--per-video", is_flag=True, help="Join the clips of a video before scoring.")
-@click.option(
-    "--search",
-    metavar="LABELS",
-    type=click.Path(path_type=Path),
-    help="Labels of other clips, with step_logits: thresholds of the budgeted curve are searched on them.",
-)
-def evaluate(
-    inputs: tuple[str, ...],
-    out: Path,
-    config_file: str | None,
-    checkpoint: str | None,
-    classes: str | None,
-    settings: tuple[str, ...],
-    executor: str | None,
-    ray_address: str | None,
-    as_json: bool,
-    quiet: bool,
-    videos: Path | None,
-    subset: str | None,
-    limit: int | None,
-    dry_run: bool,
-    resume: bool,
-    compare: str | None,
-    full_checkpoint: str | None,
-    truth: Path | None,
-    per_video: bool,
-    search: Path | None,
-) -> int:
-    """Accuracy and mAP against annotations: of labels that are there, or of inputs labelled for it.
-
-    Where there are step_logits, the report has the anytime curve; with --search, or a published GFNet file as
-    --checkpoint, the budgeted one too.
-
-    \b
-    Example:
-      saccade eval out/ -o report/
-      saccade eval test/ -o report/ --search val/
-      saccade eval data/annotations.json --videos data/videos --subset test -o report/ --config demo \\
-          --truth data/truth.parquet --compare learned,center,random
-    """
-    from pipeline import archive, report
-    from pipeline import compare as comparing
-    from pipeline import inputs as listing
-    from pipeline.evaluate import comparison, format_table
-
-    names = None if classes is None else listing.read_class_names(Path(classes))
-    known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
-    if len(inputs) == 1 and comparing.is_labels_table(Path(inputs[0])):
-        if dry_run:
-            click.echo(json.dumps({}) if as_json else "nothing would be labelled: the labels are there")
-            return 0
-        evaluations = {"labels": comparing.evaluate_table(Path(inputs[0]), out, truth=known, checkpoint=checkpoint)}
-    else:
-        config = load_config(
-            config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
-        )
-        policies = compare.split(",") if compare else [config.policy.kind]
-
-        def list_sources(names: Sequence[str]) -> Iterator[Source]:
-            return itertools.islice(listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit)
-
-        if dry_run:
-            configs = comparing.policy_configs(config, policies, full_checkpoint=full_checkpoint)
-            return _tell_estimates(configs, list_sources, as_json=as_json)
-        stop = stop_on_signals()
-        with report.progress(quiet=quiet) as show:
-            evaluations = comparing.evaluate_policies(
-                config,
-                list_sources,
-                policies,
-                out=out,
-                resume=resume,
-                truth=known,
-                stop=stop,
-                told=archive.Told(message=say, progress=show),
-                full_checkpoint=full_checkpoint,
-            )
-        if stop.is_set:
-            return 128 + stop.signal_number
-    if as_json:
-        click.echo(json.dumps({name: e.as_dict() for name, e in evaluations.items()}, default=str))
-    else:
-        click.echo(format_table(*comparison(evaluations)))
-        click.echo(f"reports: {out}")
-    return 0
-
-
-@cli.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for labels and the result.")
-@common_options
-@click.option("--videos", type=click.Path(path_type=Path), help="Where the videos of an annotation or split file lie.")
-@click.option("--subset", help="Take one subset of an annotation file: validation, never test.")
-@click.option("--limit", type=click.IntRange(min=0), help="Take at most so many inputs.")
-@click.option("--dry-run", is_flag=True, help="Say what would be labelled for it and what that would cost.")
-@click.option("--resume/--no-resume", default=True, help="Keep labels that an earlier call left in OUT, or begin anew.")
-@click.option(
-    "--measure",
-    type=click.Choice(["softmax", "logit"]),
-    default="softmax",
-    show_default=True,
-    help="What is compared with the thresholds: the leading class's probability, or its raw logit.",
-)
-@click.option(
-    "--score",
-    type=click.Choice(["accuracy", "map"]),
-    default="accuracy",
-    show_default=True,
-    help="What the curve tells and the two searches compete by.",
-)
-@click.option(
-    "--margin",
-    type=click.FloatRange(min=0),
-    default=0.5,
-    show_default=True,
-    metavar="POINTS",
-    help="By so much the direct search must be better than the published one to be kept.",
-)
-@click.option("--steps-per-round", type=click.IntRange(min=1), default=None, help="Steps between two checks.")
-@click.option("--write", type=click.Path(path_type=Path), help="Also write the checkpoint with the calibration in it.")
-def calibrate(
-    inputs: tuple[str, ...],
-    out: Path,
-    config_file: str | None,
-    checkpoint: str | None,
-    classes: str | None,
-    settings: tuple[str, ...],
-    executor: str | None,
-    ray_address: str | None,
-    as_json: bool,
-    quiet: bool,
-    videos: Path | None,
-    subset: str | None,
-    limit: int | None,
-    dry_run: bool,
-    resume: bool,
-    measure: str,
-    score: Score,
-    margin: float,
-    steps_per_round: int | None,
-    write: Path | None,
-) -> int:
-    """Search thresholds for a whole range of budgets on a labelled validation set.
-
-    \b
-    Example:
-      saccade calibrate data/annotations.json --videos data/videos --subset val -o calibration/ \\
-          --config demo --write calibrated.safetensors
-      saccade label more/ -o out/ --checkpoint calibrated.safetensors \\
-          --set stop.kind=budget --set stop.budget_gmacs=0.05
-    """
-    from pipeline import archive, report
-    from pipeline import inputs as listing
-    from pipeline.calibrate import all_steps, run_calibration
-
-    config = load_config(
-        config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
-    )
-
-    def list_sources(names: Sequence[str]) -> Iterator[Source]:
-        return itertools.islice(listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit)
-
-    if dry_run:
-        return _tell_estimates({"calibration": all_steps(config)}, list_sources, as_json=as_json)
-    stop = stop_on_signals()
-    with report.progress(quiet=quiet) as show:
-        found = run_calibration(
-            config,
-            list_sources,
-            out=out,
-            resume=resume,
-            measure=measure,
-            score=score,
-            margin=margin,
-            steps_per_round=steps_per_round,
-            write=write,
-            stop=stop,
-            told=archive.Told(message=say, progress=show),
-        )
-    if found is None:
-        return 128 + stop.signal_number
-    if as_json:
-        click.echo(json.dumps(found.to_header()))
-    else:
-        report.print_rows(found.rows(out))
-    return 0
-
-
 @cli.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="ANNOTATIONS...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints and curves.")
@@ -532,9 +339,6 @@ def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
     return SOME_FAILED if result.run.failed else 0
 
 
-cli.add_command(bench)
-
-
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @click.option("--ray/--no-ray", default=True, help="Whether Ray is started for a try.")
@@ -554,20 +358,6 @@ def doctor(as_json: bool, ray: bool) -> int:
         for finding in findings:
             click.echo(f"{finding.state:4}  {finding.name:24}{finding.text}")
     return FAILED if worst(findings) == "fail" else 0
-
-
-def _tell_estimates(
-    configs: Mapping[str, Config], list_sources: Callable[[Sequence[str]], Iterator[Source]], *, as_json: bool
-) -> int:
-    """What --dry-run says of the runs that a command would make, by their names."""
-    from pipeline.estimate import estimate
-
-    found = {name: estimate(config, list_sources) for name, config in configs.items()}
-    if as_json:
-        click.echo(json.dumps({name: figures.to_dict() for name, figures in found.items()}))
-    else:
-        click.echo("\n\n".join(f"{name}\n{figures.text()}" for name, figures in found.items()))
-    return 0 if all(figures.inputs for figures in found.values()) else NO_INPUT
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -315,7 +315,7 @@ def build_cost(config: Config, header: Header) -> CostModel:
 def read_truth_at(path: str | None) -> TruthAt:
     """Where the evidence is, from the table that `synth` writes."""
     # The oracle alone needs the library that reads it.
-    from pipeline.evaluate import read_truth
+    from pipeline.labels_table import read_truth
 
     if path is None:
         raise ConfigError("policy.kind=oracle needs policy.truth: the truth.parquet of `synth`")

@@ -23,7 +23,7 @@ from operators.errors import ConfigError
 from operators.records import Source
 from pipeline.archive import Told, label_archive, machine_of
 from pipeline.config import Config
-from pipeline.evaluate import read_predictions
+from pipeline.labels_table import read_predictions
 from pipeline.plots import draw_curves
 from pipeline.resolve import resolve
 from pipeline.rules import calibrated_for, made_for

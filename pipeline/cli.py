@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +27,20 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--ray-address", metavar="ADDR", help="Join a running Ray cluster."),
         click.option("--json", "as_json", is_flag=True, help="Machine-readable summary on stdout."),
         click.option("-q", "--quiet", is_flag=True, help="No progress."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of commands that label inputs."""
+    folder = click.Path(path_type=Path)
+    options = [
+        click.option("--videos", type=folder, help="Where the videos of an annotation or split file lie."),
+        click.option("--subset", help="Take one subset of an annotation file."),
+        click.option("--limit", type=click.IntRange(min=0), help="Take at most so many inputs."),
+        click.option("--dry-run", is_flag=True, help="Say what would be labelled and what it would cost."),
     ]
     for option in reversed(options):
         command = option(command)

@@ -22,11 +22,9 @@ from pipeline.evaluate import (
     evaluate_labels,
     format_table,
     predictions_json,
-    read_predictions,
-    read_truth,
-    truth_array,
     write_report,
 )
+from pipeline.labels_table import read_predictions, read_truth, truth_array
 from pipeline.looks import ClipLooks, TruthBoxes, look_scores
 from pipeline.scores import (
     Predictions,

@@ -15,7 +15,7 @@ from pipeline.archive import label_archive
 from pipeline.bench.figures import Figure, measured
 from pipeline.bench.workloads import CACHE
 from pipeline.config import Config
-from pipeline.evaluate import read_predictions
+from pipeline.labels_table import read_predictions
 from pipeline.placement import this_machine
 from pipeline.scores import Predictions
 from pipeline.synth import SynthSettings, generate

@@ -21,8 +21,8 @@ from pipeline.archive import ask
 from pipeline.batching import Batcher
 from pipeline.bench.figures import Figure, Report, environment, measured, short
 from pipeline.doneset import DoneSet
-from pipeline.evaluate import read_predictions
 from pipeline.executor import Call, Executor, InlineExecutor, WorkerSpec
+from pipeline.labels_table import read_predictions
 from pipeline.messages import Advance, ClipRef, OpenRequest, PieceInfo, ReadReply, ReadRequest, Reply, StepRequest, Work
 from pipeline.metrics import RunMetrics, StageTime
 from pipeline.placement import this_machine

@@ -16,7 +16,7 @@ from operators.records import Source
 from operators.view import Viewer
 from pipeline import inputs
 from pipeline.config import Config
-from pipeline.evaluate import read_truth
+from pipeline.labels_table import read_truth
 from pipeline.placement import this_machine
 from pipeline.training import sequence
 from pipeline.training.clips import FrameTruth
