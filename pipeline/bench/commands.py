@@ -149,7 +149,7 @@ def bench_schedule(cache: Path | None, exits_file: Path | None, **options: Any) 
 @click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="One setting; repeatable.")
 @click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where the stages run.")
 @click.option("--policies", metavar="A,B,...", help="Baselines: center,random,full if not given.")
-@click.option("--sweep", "is_swept", is_flag=True, help="Cost against size instead: about 11 minutes.")
+@click.option("--sweep", "is_swept", is_flag=True, help="Cost against size instead: about 20 minutes.")
 def bench_archive(
     config_file: str,
     checkpoint: str | None,

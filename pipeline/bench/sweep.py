@@ -3,7 +3,7 @@
 Every setting is a run of its own on the short clips, with the networks of the preset. The runs of growing length (3 of
 10 clips, one of 100, one of 1,000) are with small networks, because their 1,130 clips would take those more than
 seven minutes. The other 11 runs (of 12 settings, two being the preset's own) are of 58 clips, of which 18 are timed.
-About 11 minutes on two cores.
+11 to 20 minutes on two cores.
 
 What was measured is kept after every setting, so that a run that fails costs its own figure and no other.
 """
