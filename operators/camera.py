@@ -312,7 +312,7 @@ class CameraReader:
             return None
         if self._lost_packet is not None and packet >= self._lost_packet:
             if not frame.key_frame:
-                self._count(num_before_keyframe=1)
+                self._count(**{"num_after_loss" if self._has_loss else "num_before_keyframe": 1})
                 return None
             self._lost_packet = None
         if not stamp.is_settled:

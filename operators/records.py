@@ -162,7 +162,9 @@ class CameraCounts:
     num_analysed: int = 0
     """Frames that were made into views."""
     num_before_keyframe: int = 0
-    """Packets and frames dropped while waiting for a keyframe, after joining or after a loss."""
+    """Packets and frames dropped while waiting for the first keyframe, after joining in the middle."""
+    num_after_loss: int = 0
+    """Frames dropped while waiting for the next keyframe, after something was lost on the way."""
     num_corrupt: int = 0
     num_joining: int = 0
     """Frames that had been waiting somewhere when the camera was joined: their arrival says nothing of their time."""

@@ -56,6 +56,8 @@ class CameraSpec:
     read_timeout_s: float = 5.0
     gap_s: float = 1.0
     is_loss_a_gap: bool = True
+    phase: float | None = None
+    """Which part of a tick this camera is analysed in; not for files, which are wanted from their first frame on."""
     max_waiting: int = 8
     """Views that wait in the child for the parent; beyond it the oldest is dropped and counted."""
 
@@ -291,7 +293,12 @@ def _read_camera(spec: CameraSpec, outbox: _Outbox) -> tuple[str, bool]:
             ),
             # The frames of a file come when we say so, from the first on.
             repair=ClockRepair(settle_s=0) if is_file else ClockRepair(),
-            sampler=FrameSampler(analysis_fps=spec.analysis_fps, gap_s=spec.gap_s, is_loss_a_gap=spec.is_loss_a_gap),
+            sampler=FrameSampler(
+                analysis_fps=spec.analysis_fps,
+                gap_s=spec.gap_s,
+                is_loss_a_gap=spec.is_loss_a_gap,
+                phase=None if is_file else spec.phase,
+            ),
             transport=spec.transport,
             open_timeout_s=spec.open_timeout_s,
             read_timeout_s=spec.read_timeout_s,

@@ -119,6 +119,8 @@ class Camera:
     """Failures in a row: the backoff goes by it."""
     num_connects: int = 0
     """How often it went live. All but the first are reconnects."""
+    num_misses: int = 0
+    """How often it was opened in vain."""
     last_error: str | None = None
     is_stopping: bool = False
 
@@ -236,5 +238,6 @@ def _lost(camera: Camera, reason: str, now_s: float) -> Camera:
         state=CameraState.LOST,
         since_s=now_s,
         num_failures=camera.num_failures + 1,
+        num_misses=camera.num_misses + (camera.state is CameraState.CONNECTING),
         last_error=reason,
     )

@@ -63,10 +63,10 @@ def _is_password(value: str, address: str) -> bool:
 
 
 def camera_plans(config: Config, cameras: Sequence[Camera]) -> list[CameraPlan]:
-    """Each camera's own settings, or the run's."""
+    """Each camera's own settings, or the run's. Their frames are taken in turn, not all at one moment."""
     live, view = config.live, config.view
     plans = []
-    for camera in cameras:
+    for i, camera in enumerate(cameras):
         spec = CameraSpec(
             name=camera.name,
             uri=camera.url,
@@ -79,6 +79,7 @@ def camera_plans(config: Config, cameras: Sequence[Camera]) -> list[CameraPlan]:
             open_timeout_s=live.open_timeout_s,
             read_timeout_s=live.watchdog_s,
             gap_s=live.gap_s,
+            phase=i / len(cameras) if len(cameras) > 1 else None,
             max_waiting=live.max_waiting_frames,
         )
         plan = CameraPlan(

@@ -29,17 +29,27 @@ class Place:
 class FrameSampler:
     """Takes frames by time: for each tick the first frame that is there. Never by counting frames."""
 
-    def __init__(self, *, analysis_fps: float, gap_s: float = 1.0, is_loss_a_gap: bool = True) -> None:
+    def __init__(
+        self, *, analysis_fps: float, gap_s: float = 1.0, is_loss_a_gap: bool = True, phase: float | None = None
+    ) -> None:
         """`gap_s`: good frames further apart than this have a gap between them.
 
         `is_loss_a_gap`: so have frames between which others were lost or broken, if that cost a tick. Otherwise
         a loss shorter than `gap_s` leaves windows in which a tick is missing.
+
+        `phase`: a segment begins with the first frame that is this share of a tick behind a whole tick of Unix time, so
+        that cameras with phases of their own are not all analysed at one moment. None: with the first frame.
         """
         if analysis_fps <= 0 or gap_s <= 0:
             raise ValueError(f"analysis_fps and gap_s must be positive, not {analysis_fps} and {gap_s}")
+        if phase is not None and not 0 <= phase < 1:
+            raise ValueError(f"phase must be in [0,1), not {phase}")
         self._analysis_fps = analysis_fps
         self._gap_s = gap_s
         self._is_loss_a_gap = is_loss_a_gap
+        self._phase = phase
+        self._begin_s: float | None = None
+        """The next segment begins here; None where there is one."""
         self._start_s = 0.0
         self._last_s: float | None = None
         self._next_tick = 0
@@ -53,6 +63,8 @@ class FrameSampler:
         last_s, self._last_s = self._last_s, time_s
         if last_s is None or starts_anew or time_s <= last_s or time_s - last_s > self._gap_s:
             return self._begin(time_s)
+        if self._begin_s is not None:
+            return self._begin(time_s, self._begin_s)
         tick = math.floor((time_s - self._start_s) * self._analysis_fps + _EARLY_TICKS)
         self._has_loss = self._has_loss or (after_loss and self._is_loss_a_gap)
         if self._has_loss and tick > self._next_tick:
@@ -63,9 +75,20 @@ class FrameSampler:
         self._next_tick = tick + 1
         return Place(segment_start_s=self._start_s, tick=tick)
 
-    def _begin(self, time_s: float) -> Place:
+    def _begin(self, time_s: float, begin_s: float | None = None) -> Place | None:
+        """A segment with this frame, unless it is to begin later: then at `begin_s`, or at the next moment in phase."""
+        if begin_s is None:
+            begin_s = time_s if self._phase is None else self._next_in_phase_s(time_s, self._phase)
+        if time_s < begin_s - _EARLY_TICKS / self._analysis_fps:
+            self._begin_s = begin_s
+            return None
+        self._begin_s = None
         self._start_s, self._next_tick, self._has_loss = time_s, 1, False
         return Place(segment_start_s=time_s, tick=0)
+
+    def _next_in_phase_s(self, time_s: float, phase: float) -> float:
+        ticks = math.ceil(time_s * self._analysis_fps - phase - _EARLY_TICKS)
+        return (ticks + phase) / self._analysis_fps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

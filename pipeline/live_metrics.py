@@ -20,6 +20,7 @@ from pipeline.live import CameraState
 _LATENCY_BUCKETS_S = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 _DROPS = {
     "before_keyframe": "num_before_keyframe",
+    "after_loss": "num_after_loss",
     "corrupt": "num_corrupt",
     "joining": "num_joining",
     "behind": "num_behind",

@@ -95,6 +95,7 @@ class LiveSummary:
                     "state": one.news.state.value,
                     "last_error": one.news.last_error,
                     "reconnects": one.news.num_reconnects,
+                    "misses": one.news.num_misses,
                     "frames_looked_at": one.news.num_looked,
                     "frames_behind": one.news.num_behind,
                     "latency_s": self._latencies(name),
@@ -163,7 +164,7 @@ def watch_cameras(
             return summary
         is_inline = plan.config.run.executor == "inline"
         # In one process workers would only take turns, and all cameras can share one.
-        count = 1 if is_inline else min(len(watched), plan.placement.stream_workers)
+        count = 1 if is_inline else min(len(watched), plan.placement.live_workers)
         executor.start(
             WorkerSpec(
                 stage=WATCH,
@@ -215,7 +216,10 @@ class _Watcher:
     share: tuple[CameraPlan, ...]
     heard_s: float
     """When it last told something, or was made."""
+    is_warm: bool = False
+    """It has made everything that it needs and can begin."""
     is_ready: bool = False
+    """It has told something."""
     is_over: bool = False
     deaths: int = 0
     """In a row, without a word between them."""
@@ -251,6 +255,8 @@ class LiveLoop:
         self._unix_clock = unix_clock
         self._watchers = [_Watcher(share, clock()) for share in shares]
         self._running: dict[int, Call] = {}
+        self._has_begun = False
+        """Every worker has been warm, and cameras are watched."""
         self._waiting: list[ClipLabel] = []
         self._sequence = itertools.count()
         self._sink_deaths = 0
@@ -294,8 +300,19 @@ class LiveLoop:
     def _begin(self, worker: int) -> None:
         share = self._watchers[worker].share
         self._submit(Call(stage=WATCH, worker=worker, method="begin", requests=share))
-        for _ in range(_SLICES_AHEAD):
-            self._submit(_watch(worker))
+
+    def _go(self, worker: int) -> None:
+        """The first slices of a worker that is warm. In the beginning they all start together: where one still makes
+        its networks while others watch, it takes the cores from them.
+        """
+        self._watchers[worker].is_warm = True
+        going = [worker]
+        if not self._has_begun:
+            self._has_begun = all(one.is_warm for one in self._watchers)
+            going = list(range(len(self._watchers))) if self._has_begun else []
+        for one in going:
+            for _ in range(_SLICES_AHEAD):
+                self._submit(_watch(one))
 
     def _look_after(self, now_s: float) -> None:
         """A run is well as long as every worker tells something; one that hangs is ended."""
@@ -342,6 +359,8 @@ class LiveLoop:
                     self._take(call.worker, completion.reply.rows[0])
                     if not self._watchers[call.worker].is_over:
                         self._submit(_watch(call.worker))
+                case "done" if call.method == "begin" and call.stage == WATCH:
+                    self._go(call.worker)
                 case "done" if call.method == "fold":
                     if self._can_fold and not completion.reply.rows[0]:
                         self._can_fold = False
@@ -380,7 +399,7 @@ class LiveLoop:
     def _revive_watcher(self, worker: int) -> None:
         one = self._watchers[worker]
         one.deaths += 1
-        one.is_ready = False
+        one.is_warm = one.is_ready = False
         one.former = {plan.spec.name: self._summary.cameras[plan.spec.name].news for plan in one.share}
         if self._stopped_s is not None:
             one.is_over = True

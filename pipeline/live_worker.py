@@ -48,6 +48,8 @@ class CameraNews:
 
     state: State = State.WAITING
     num_connects: int = 0
+    num_misses: int = 0
+    """How often the camera was opened in vain."""
     last_error: str | None = None
     counts: CameraCounts = field(default_factory=CameraCounts)
     """Of all its readers."""
@@ -73,6 +75,7 @@ class CameraNews:
         return replace(
             self,
             num_connects=former.num_connects + self.num_connects,
+            num_misses=former.num_misses + self.num_misses,
             last_error=self.last_error or former.last_error,
             counts=add_counts(former.counts, self.counts),
             num_looked=former.num_looked + self.num_looked,
@@ -331,6 +334,7 @@ class LiveWorker:
             cameras[name] = CameraNews(
                 state=watched.camera.state,
                 num_connects=watched.camera.num_connects,
+                num_misses=watched.camera.num_misses,
                 last_error=watched.camera.last_error,
                 counts=add_counts(watched.former, watched.counts),
                 num_looked=watched.num_seen,

@@ -304,7 +304,7 @@ def live_rows(summary: LiveSummary, out: Path) -> list[tuple[str, str]]:
             (
                 f"  {name}",
                 f"{camera.labels} labels, {news.num_behind} frames dropped, "
-                f"{news.num_reconnects} reconnects, {news.state.value}",
+                f"{news.num_reconnects} reconnects, {news.num_misses} times opened in vain, {news.state.value}",
             )
         )
     rows.append(("table", f"{out}/labels"))

@@ -63,8 +63,9 @@ def watched() -> tuple[Watch, LiveSummary]:
     watch.looked = [(10.0, {"cam0": 100, "cam1": 50}), (20.0, {"cam0": 140, "cam1": 85})]
     watch.memory = [(0.0, 100.0), (1.0, 100.0)]
     watch.busy = [(10.0, 100.0), (40.0, 160.0)]
-    counts = CameraCounts(num_behind=2, num_corrupt=1, num_before_keyframe=3, num_joining=5)
-    news = {"cam0": CameraNews(dropped=4, counts=counts, num_connects=3), "cam1": CameraNews(num_connects=1)}
+    counts = CameraCounts(num_behind=2, num_corrupt=1, num_after_loss=3, num_before_keyframe=1, num_joining=5)
+    cam0 = CameraNews(dropped=4, counts=counts, num_connects=3, num_misses=7)
+    news = {"cam0": cam0, "cam1": CameraNews(num_connects=1)}
     return watch, LiveSummary({name: CameraSummary(len(news), one, deque()) for name, one in news.items()})
 
 
@@ -72,7 +73,7 @@ def test_figures_are_of_all_cameras_together():
     figures = {figure.name: figure for figure in figures_of(*watched(), wanted_fps=8.0)}
     # 40 and 35 frames in ten seconds.
     assert figures["live.fps_analysed"].value == pytest.approx(7.5) and figures["live.fps_analysed"].limit == 8.0
-    # Four and two for being behind, one broken, three before a keyframe; those at the join are nobody's fault.
+    # Four and two for being behind, one broken, three after a loss; those at the join are nobody's fault.
     assert figures["live.frames_dropped"].value == 10.0 and figures["live.frames_dropped"].met is False
     assert figures["live.reconnects"].value == 2.0
     assert figures["live.start_s"].value == pytest.approx(12.0)
@@ -84,7 +85,7 @@ def test_every_camera_has_a_row():
     header, cam0, cam1 = camera_rows(*watched())
     assert dict(zip(header, cam0, strict=True)) == {
         "camera": "cam0", "fps": "4.00", "labels": "2", "p50_ms": "200", "p95_ms": "290", "p99_ms": "298",
-        "behind": "6", "corrupt": "1", "no_key": "3", "joining": "5", "reconnects": "2",
+        "behind": "6", "corrupt": "1", "lost": "3", "joining": "6", "misses": "7", "reconnects": "2",
     }  # fmt: skip
     assert cam1[:2] == ("cam1", "3.50") and cam1[-1] == "0"
 

@@ -144,7 +144,13 @@ def test_a_camera_that_was_live_for_long_starts_with_the_shortest_wait_again():
         camera, _ = step(camera, [decoded(count)], now_s=now_s, draw=0.0, limits=LIMITS)
     camera, decision = step(camera, [Ended(reason="x"), Gone()], now_s=42.0, draw=0.0, limits=LIMITS)
     assert decision == Wait(until_s=43.0)
-    assert camera.num_reconnects == 3
+    assert camera.num_reconnects == 3 and camera.num_misses == 0
+
+
+def test_a_camera_that_is_opened_in_vain_was_not_reconnected():
+    camera, _ = after((0.0, []), (0.5, [Ended(reason="refused"), Gone()]), (1.5, []), (9.9, []))
+    assert camera.state is CameraState.LOST
+    assert (camera.num_misses, camera.num_connects, camera.num_reconnects) == (2, 0, 0)
 
 
 def test_the_death_of_a_reader_that_nobody_killed_is_a_loss():

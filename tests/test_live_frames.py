@@ -76,10 +76,42 @@ def test_a_clock_that_starts_anew_starts_a_segment():
     assert sampler.take(START_S - 3600, starts_anew=True) == Place(segment_start_s=START_S - 3600, tick=0)
 
 
+def test_cameras_that_begin_at_one_moment_are_analysed_one_after_the_other():
+    frames = at_fps(1000, 3000)
+    taken_at = [list(taken(FrameSampler(analysis_fps=4, phase=i / 4), frames)) for i in range(4)]
+    for i, times_s in enumerate(taken_at):
+        for mine_s, first_s in zip(times_s[1:], taken_at[0][1:], strict=False):
+            # The first segment begins on its tick with the first frame of all, the others a tenth of one before it.
+            assert mine_s - first_s == pytest.approx(i / 16, abs=0.03)
+        # A tick every quarter of three seconds, the first within the first of them.
+        assert len(times_s) in (12, 13) and times_s[0] < 0.25
+
+
+def test_a_segment_in_phase_begins_behind_a_gap_with_the_next_whole_tick():
+    sampler = FrameSampler(analysis_fps=2, gap_s=1.0, phase=0.5)
+    times_s = [0.0, 0.1, 0.2, 0.3, 0.7, 0.8, 2.0, 2.2, 2.4]
+    places = taken(sampler, times_s)
+    # Ticks of this phase lie at 0.25, 0.75, ...; 0.2 and 0.7 are a tenth of a tick early, which is taken.
+    assert places == {
+        0.2: Place(segment_start_s=START_S + 0.2, tick=0),
+        0.7: Place(segment_start_s=START_S + 0.2, tick=1),
+        2.2: Place(segment_start_s=START_S + 2.2, tick=0),
+    }
+
+
+def test_a_phase_is_a_share_of_a_tick():
+    with pytest.raises(ValueError, match=r"phase must be in \[0,1\), not 1"):
+        FrameSampler(analysis_fps=4, phase=1)
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(0.001, 2.0), min_size=1, max_size=100), st.sampled_from([1.0, 4.0, 7.5, 15.0]))
-def test_each_tick_is_taken_once_and_no_frame_lies_off_its_tick(gaps_s, fps):
-    sampler, now_s, seen = FrameSampler(analysis_fps=fps, gap_s=1.0), START_S, set()
+@given(
+    st.lists(st.floats(0.001, 2.0), min_size=1, max_size=100),
+    st.sampled_from([1.0, 4.0, 7.5, 15.0]),
+    st.none() | st.floats(0, 0.999),
+)
+def test_each_tick_is_taken_once_and_no_frame_lies_off_its_tick(gaps_s, fps, phase):
+    sampler, now_s, seen = FrameSampler(analysis_fps=fps, gap_s=1.0, phase=phase), START_S, set()
     for gap_s in gaps_s:
         now_s += gap_s
         place = sampler.take(now_s)

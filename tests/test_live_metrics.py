@@ -48,7 +48,7 @@ def test_all_series_of_a_camera_are_there_before_anything_happens():
     found = scrape(metrics())
     for name in ("decoded", "analysed", "focused", "restamped"):
         assert found[(f"saccade_frames_{name}_total", "door")] == 0
-    for reason in ("before_keyframe", "corrupt", "joining", "behind", "queue"):
+    for reason in ("before_keyframe", "after_loss", "corrupt", "joining", "behind", "queue"):
         assert found[("saccade_frames_dropped_total", "door", reason)] == 0
     assert found[("saccade_up", "door")] == 0 and found[("saccade_reconnects_total", "door")] == 0
 
@@ -56,14 +56,17 @@ def test_all_series_of_a_camera_are_there_before_anything_happens():
 def test_a_readers_totals_become_counters_that_go_on_over_reconnects():
     told = metrics()
     told.observe_reader("door", CameraCounts(num_decoded=100, num_corrupt=2, num_behind=1))
-    told.observe_reader("door", CameraCounts(num_decoded=150, num_corrupt=2, num_behind=4, num_before_keyframe=7))
+    told.observe_reader(
+        "door",
+        CameraCounts(num_decoded=150, num_corrupt=2, num_behind=4, num_before_keyframe=7, num_after_loss=1),
+    )
     told.reader_opened("door")
     told.observe_reader("door", CameraCounts(num_decoded=30, num_joining=5))
     told.dropped("door", count=3)
     found = scrape(told)
     assert found[("saccade_frames_decoded_total", "door")] == 180
     drops = {key[2]: value for key, value in found.items() if key[0] == "saccade_frames_dropped_total"}
-    assert drops == {"corrupt": 2, "behind": 4, "before_keyframe": 7, "joining": 5, "queue": 3}
+    assert drops == {"corrupt": 2, "behind": 4, "before_keyframe": 7, "after_loss": 1, "joining": 5, "queue": 3}
 
 
 def test_the_state_of_a_camera_shows_with_its_reconnects():

@@ -193,7 +193,16 @@ def test_every_label_is_written_once_in_parts_of_less_than_a_second(run):
 def test_workers_have_the_next_slice_before_they_end_one(run):
     run.players.news = steady(run.players)
     run.loop.run(for_s=0.5)
-    assert run.players.methods("live")[:6] == ["begin", "watch", "watch"] * 2
+    assert run.players.methods("live")[:6] == ["begin"] * 2 + ["watch"] * 4
+
+
+def test_cameras_are_watched_once_every_worker_is_warm_and_one_that_dies_before_is_waited_for(run):
+    run.players.news = steady(run.players)
+    run.players.dying = [("live", 1, "begin")]
+    run.loop.run(for_s=0.5)
+    calls = [(call.method, call.worker) for _, call in run.players.calls if call.stage == "live"]
+    assert calls[:3] == [("begin", 0), ("begin", 1), ("begin", 1)] and run.summary.deaths == 1
+    assert sorted(calls[3:7]) == [("watch", 0)] * 2 + [("watch", 1)] * 2
 
 
 def test_a_run_whose_cameras_are_all_over_ends_by_itself(run):
@@ -347,7 +356,7 @@ def test_a_sink_that_dies_at_every_part_ends_the_run(run):
 
 def test_a_bug_in_a_worker_ends_the_run_without_a_password(run):
     error = "Traceback\nValueError: rtsp://eve:s3cret@host/ is odd"
-    run.players.poll = lambda timeout_s: [Completion(ticket=2, outcome="failed", error=error)]
+    run.players.poll = lambda timeout_s: [Completion(ticket=1, outcome="failed", error=error)]
     with pytest.raises(StageError, match="live worker 0 failed: ValueError: rtsp://eve:\\*\\*\\*@host/ is odd"):
         run.loop.run(for_s=None)
 
@@ -487,6 +496,9 @@ def test_a_camera_has_its_own_settings_or_the_runs():
     assert (door.window_s, door.stride_s, door.spec.transport, door.spec.analysis_fps) == (2.0, 1.0, "udp", 5.0)
     assert (yard.window_s, yard.stride_s, yard.spec.transport) == (4.0, 1.0, "tcp")
     assert door.spec.read_timeout_s == 3.0
+    # They are analysed in turn; one alone need not wait for its turn.
+    assert (door.spec.phase, yard.spec.phase) == (0.0, 0.5)
+    assert camera_plans(config, cameras[:1])[0].spec.phase is None
 
 
 def test_a_stride_shorter_than_a_tick_is_refused():

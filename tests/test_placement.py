@@ -44,6 +44,14 @@ def test_cores_become_workers_and_threads(
     assert (placement.batch_size, placement.focus_depth) == (32, 1)
 
 
+@pytest.mark.parametrize(
+    ("num_cores", "num_gpus", "num_workers"), [(1, 0, 1), (2, 0, 2), (8, 0, 2), (32, 0, 4), (16, 1, 1), (16, 4, 4)]
+)
+def test_cameras_have_two_workers_where_there_are_two_cores(num_cores: int, num_gpus: int, num_workers: int) -> None:
+    assert place(machine(num_cores, num_gpus)).live_workers == num_workers
+    assert place(machine(num_cores, num_gpus), stream_workers=3).live_workers == 3
+
+
 @pytest.mark.parametrize("num_cores", [1, 2, 3, 5, 8, 16, 31, 64, 200])
 def test_threads_are_about_as_many_as_cores(num_cores: int) -> None:
     placement = place(machine(num_cores))

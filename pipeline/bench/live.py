@@ -149,7 +149,7 @@ class Watch:
 def figures_of(watch: Watch, summary: LiveSummary, *, wanted_fps: float) -> list[Figure]:
     latencies = [pair for one in watch.latencies_s.values() for pair in one]
     news = [one.news for one in summary.cameras.values()]
-    lost = sum(one.counts.num_corrupt + one.counts.num_before_keyframe for one in news)
+    lost = sum(one.counts.num_corrupt + one.counts.num_after_loss for one in news)
     dropped = sum(one.num_behind for one in news)
     figures = [
         quantile_figure("live.latency_p95_ms", latencies, 0.95, goal=500.0),
@@ -159,7 +159,7 @@ def figures_of(watch: Watch, summary: LiveSummary, *, wanted_fps: float) -> list
             unit="frames",
             goal=0.0,
             goal_is="at_most",
-            about=f"{dropped} for being behind, {lost} broken or before a keyframe; not those while a clock settles",
+            about=f"{dropped} for being behind, {lost} broken or after a loss; not those at the join",
         ),
         quantile_figure("live.latency_p50_ms", latencies, 0.5),
         quantile_figure("live.latency_p99_ms", latencies, 0.99),
@@ -231,7 +231,8 @@ def slope_figure(memory: list[tuple[float, float]]) -> Figure:
 
 
 HEADER = (
-    "camera", "fps", "labels", "p50_ms", "p95_ms", "p99_ms", "behind", "corrupt", "no_key", "joining", "reconnects",
+    "camera", "fps", "labels", "p50_ms", "p95_ms", "p99_ms", "behind", "corrupt", "lost", "joining", "misses",
+    "reconnects",
 )  # fmt: skip
 
 
@@ -241,10 +242,10 @@ def camera_rows(watch: Watch, summary: LiveSummary) -> list[tuple[str, ...]]:
         counts = one.news.counts
         values = [latency_s for _, latency_s in watch.latencies_s.get(name, [])]
         spread = [f"{1000 * np.quantile(values, share):.0f}" if values else "" for share in _SHARES]
-        dropped = (one.news.num_behind, counts.num_corrupt, counts.num_before_keyframe, counts.num_joining)
-        rows.append(
-            (name, f"{watch.fps(name):.2f}", str(one.labels), *spread, *map(str, dropped), str(one.news.num_reconnects))
-        )
+        at_join = counts.num_before_keyframe + counts.num_joining
+        told = (one.news.num_behind, counts.num_corrupt, counts.num_after_loss, at_join)
+        tries = (one.news.num_misses, one.news.num_reconnects)
+        rows.append((name, f"{watch.fps(name):.2f}", str(one.labels), *spread, *map(str, (*told, *tries))))
     return rows
 
 
