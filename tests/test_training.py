@@ -242,6 +242,23 @@ def test_a_training_that_is_killed_in_every_stage_ends_with_the_same_weights(tmp
     assert [row["done"] for row in rows] == [1, 2, 3]
 
 
+def test_no_stage_asks_of_a_gru_what_cudnn_refuses(tmp_path, monkeypatch):
+    forward = torch.nn.GRU.forward
+
+    def as_cudnn(gru, x, hidden=None):
+        out, last = forward(gru, x, hidden)
+        assert gru.training or not out.requires_grad, "cudnn RNN backward can only be called in training mode"
+        assert hidden is None or hidden.is_contiguous(), "rnn: hx is not contiguous"
+        return out, last
+
+    monkeypatch.setattr(torch.nn.GRU, "forward", as_cudnn)
+    stages = ("0a", "0b", "1", "2", "3", "skip")
+    data = make_data(tmp_path, train=32, val=8)
+    records = run(stages, settings=short_settings(), data=data, setting=make_setting(tmp_path))
+    assert records.keys() == set(stages)
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_all_stages_run_on_a_gpu_in_half_precision(tmp_path):
     data = make_data(tmp_path, train=32, val=8)

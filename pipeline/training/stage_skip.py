@@ -61,6 +61,9 @@ def train_skip(
         looks = look(parts, settings, train, parts.policy, glances=train_glances, draw=rng)
         labels = train.draw_labels(np.arange(len(train)), rng).to(parts.device)
         parts.freeze(head)
+        # The gradient goes through the classifier, which rests: cuDNN gives one only through a GRU in training mode. It
+        # has no dropout of its own, so it computes the same; the dropout after it stays off.
+        parts.classifier.gru.train()
         sums = np.zeros(3)
         for update in range(per_epoch):
             done = (epoch * per_epoch + update) / (_EPOCHS * per_epoch)
