@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +269,13 @@ def test_all_stages_run_on_a_gpu_in_half_precision(tmp_path):
     records = run(("0a", "0b", "1", "2", "3", "skip"), settings=settings, data=data, setting=make_setting(tmp_path))
     assert records["3"]["settings"]["device"] == "cuda"
     assert np.isfinite(records["3"]["scores"]["loss"])
+
+
+def test_stages_can_be_trained_where_there_is_no_decoder():
+    code = "import sys; sys.modules |= dict.fromkeys(('av', 'cv2', 'ray')); import pipeline.training.sequence"
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_state_of_other_settings_is_not_gone_on_from(tmp_path):

@@ -10,14 +10,18 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from operators.decode import FileReader, Limits, Sampling
 from operators.errors import SourceError, StageError
+from operators.plan import Sampling
 from operators.records import FrameBatch, Source
 from operators.view import Viewer
 from pipeline.training.frame_cache import ClipFrames, Read
+
+if TYPE_CHECKING:
+    from operators.decode import Limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +36,9 @@ class ClipReader:
     clock: Callable[[], float] = time.time
 
     def __call__(self, source: Source) -> ClipFrames:
+        # Stages can be trained where there is no decoder, from frames that are there already.
+        from operators.decode import FileReader
+
         # Two samples cost one decode: inference's frames, and a denser one to draw from.
         dense = self.num_steps * self.candidates if self.candidates > 1 else None
         sampling = Sampling(num_frames=self.num_steps, num_focus_frames=dense, pad=self.pad)

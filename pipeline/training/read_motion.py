@@ -6,14 +6,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from operators.decode import FileReader, Limits, Sampling
+from operators.plan import Sampling
 from operators.records import Source
 from operators.view import Viewer
 from pipeline.training.frame_cache import ClipFrames, choose_candidates
 from pipeline.training.read_clips import only_batch
+
+if TYPE_CHECKING:
+    from operators.decode import Limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +33,9 @@ class MotionReader:
     clock: Callable[[], float] = time.time
 
     def __call__(self, source: Source) -> ClipFrames:
+        # Stages can be trained where there is no decoder, from frames that are there already.
+        from operators.decode import FileReader
+
         sampling = Sampling(num_frames=self.num_glance, num_focus_frames=self.num_focus, pad=self.pad)
         if self.candidates > 1:
             # Every frame of a short video, and of a long one enough that the nearest may stand in for any. Padding
