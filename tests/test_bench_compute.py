@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from operators.compiled import CudaGraphs
 from operators.cost import network_macs
 from pipeline import config as configuration
 from pipeline.bench.archive import QUICK_SETTINGS
-from pipeline.bench.compute import Lab, _planned, _stages, bench_compute
+from pipeline.bench.compute import Lab, Side, _planned, _stages, _turns, bench_compute
 from pipeline.bench.figures import Report, read, told, write
 from pipeline.bench.precision import compared
 from pipeline.resolve import network_work
@@ -35,7 +36,9 @@ SMALL = {
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     cache = tmp_path_factory.mktemp("cache")
     config = configuration.parse(SMALL)
-    return bench_compute(say=lambda text: None, quick=True, work=PUBLISHED, full_px=224, config=config, cache=cache)
+    # What is held here are a CPU's goals and sizes, on a machine with a GPU too.
+    how = {"config": config, "cache": cache, "device": "cpu"}
+    return bench_compute(say=lambda text: None, quick=True, work=PUBLISHED, full_px=224, **how)
 
 
 @pytest.mark.parametrize(("network", "goal"), [("focus", 0.9), ("glance", 0.6)])
@@ -143,6 +146,21 @@ def test_a_side_counts_the_multiplications_of_all_its_images():
     assert (alone.images, alone.macs) == (4, 4 * network_macs("small_glance", 16))
     alone.run()
     assert lab.product("fp32").macs == 2048**3
+
+
+@pytest.mark.parametrize(("device", "warm_ups"), [("cpu", 1), ("cuda", CudaGraphs.RECORDED_AT + 1)])
+def test_nothing_is_recorded_while_it_is_timed(device, warm_ups):
+    ran: list[str] = []
+    sides = {name: Side(run=lambda name=name: ran.append(name), macs=1.0) for name in "ab"}
+
+    class Watched(Lab):
+        def seconds(self, side: Side):
+            ran.append("timed")
+            return lambda: 1.0
+
+    lab = Watched(PUBLISHED, device=device, threads=1, frames=4)
+    _turns(lab, sides, 1, 60.0, lambda text: None)
+    assert ran == ["a", "b"] * warm_ups + ["timed"] * 2
 
 
 def test_where_frames_share_what_they_see_whole_clips_are_timed():
