@@ -88,8 +88,9 @@ def rows_of(parts: Sequence[np.ndarray], start: int, stop: int) -> list[np.ndarr
     return rows
 
 
-# Kept, because nothing may be copied to a GPU while a graph is recorded there.
-@functools.lru_cache(maxsize=16)
+# Kept, because nothing may be copied to a GPU while a graph is recorded there; and for good, because the graph goes on
+# reading them where they lay then.
+@functools.cache
 @torch.inference_mode(False)
 def mean_and_scale(normalisation: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
     """float32 [3] each, for pixels of 0..255: normalised is (x - mean) * scale."""
@@ -131,8 +132,14 @@ def to_tensor(
     channels_last: bool = True,
 ) -> Tensor:
     """uint8 [N,H,W,3] -> normalised [N,3,H,W] on the device. The pixels are copied once on this side of it."""
-    x = normalise(Upload(device)(pixels), normalisation, dtype)
+    x = normalise(_upload(torch.device(device))(pixels), normalisation, dtype)
     return x if channels_last else x.contiguous()
+
+
+@functools.cache
+def _upload(device: torch.device) -> Upload:
+    """One per device: each has a stream, and the memory that a stream has freed is used again by that stream alone."""
+    return Upload(device)
 
 
 def to_array(x: Tensor) -> np.ndarray:

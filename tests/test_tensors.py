@@ -13,7 +13,17 @@ from operators.backbones import build
 from operators.focus import Focuser
 from operators.glance import Glancer, resize_views
 from operators.records import PatchBatch
-from operators.tensors import Normalisation, Upload, fold_batchnorm, ready, rows_of, split_batch, to_array, to_tensor
+from operators.tensors import (
+    Normalisation,
+    Upload,
+    fold_batchnorm,
+    mean_and_scale,
+    ready,
+    rows_of,
+    split_batch,
+    to_array,
+    to_tensor,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +58,15 @@ def test_pixels_are_divided_by_255_and_normalised_per_channel():
     x = to_tensor(one, normalisation=norm)
     assert x.shape == (1, 3, 1, 1)
     np.testing.assert_allclose(x.flatten(), [1.0, -0.5, 0.0], atol=1e-6)
+
+
+def test_what_pixels_are_normalised_with_stays_where_a_recorded_graph_reads_it():
+    cpu = torch.device("cpu")
+    mean, scale = mean_and_scale(Normalisation(), cpu)
+    for number in range(50):
+        mean_and_scale(Normalisation(mean=(0.1, 0.2, number / 100)), cpu)
+    again = mean_and_scale(Normalisation(), cpu)
+    assert again[0] is mean and again[1] is scale
 
 
 def test_tensors_lie_channels_last_without_another_copy_unless_asked_otherwise():
