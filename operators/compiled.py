@@ -323,13 +323,17 @@ class CudaGraphs:
 
     def _record(self, x: Tensor) -> _Recording:
         given = x.clone(memory_format=torch.preserve_format)
-        stream = torch.cuda.Stream(x.device)
-        stream.wait_stream(torch.cuda.current_stream(x.device))
+        current, stream = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             self._forward([given])
-        torch.cuda.current_stream(x.device).wait_stream(stream)
+        current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            seen = self._forward([given])
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                seen = self._forward([given])
+        finally:
+            # Where a recording cannot be ended, torch leaves the stream that it was made on the current one.
+            torch.cuda.set_stream(current)
         self._pool = graph.pool()
         return graph, given, seen
