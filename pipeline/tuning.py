@@ -358,6 +358,10 @@ def _measure(
         if has_time():
             most = _rows(sizes[-1], bench.focus_macs, _BATCH_MACS[device])
             focus_batch = best_size(sizes, most, lambda rows: bench.focus_s(*chosen, rows), has_time)
+    if device == "cuda":
+        # Who measures is the driver, which lives as long as the run. What torch keeps of the GPU's memory would be
+        # missing to the workers in their processes.
+        torch.cuda.empty_cache()
     return Choice(
         precision=chosen[0],
         compile=chosen[1],

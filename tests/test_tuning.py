@@ -150,6 +150,15 @@ def test_a_gpu_gets_batches_of_its_own_size(timed, monkeypatch):
         assert (choice.glance_batch, choice.focus_batch) == (glance_batch, focus_batch)
 
 
+@pytest.mark.parametrize(("device", "times"), [("cpu", 0), ("cuda", 1)])
+def test_what_measuring_took_of_a_gpu_is_there_for_the_workers(timed, monkeypatch, device, times):
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    options = {"threads": 1, "precision": "bf16", "compile": "auto", "limit_s": 60.0}
+    tuning._measure(SMALL, by_rule(SMALL, device=device), device=device, **options)
+    assert len(emptied) == times
+
+
 def test_a_gpu_is_probed_with_more_than_its_launches():
     rows: list[int] = []
     bench = object.__new__(tuning._Bench)
