@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from operators.classify import GRUClassifier, join_features
+from operators.compiled import CudaGraphs
 from operators.cost import CostModel
 from operators.focus import Focuser
 from operators.glance import Glancer
@@ -89,7 +90,9 @@ class LiveGaze:
         grey = _grey_frame(self._view_px)
         streams = [Stream(name=f"warm-up {i}") for i in range(num_cameras)]
         seen: list[Seen] = []
-        for count in warm_up_sizes(num_cameras):
+        # What a GPU records it records when a size comes again: that is over too when cameras are opened.
+        times = CudaGraphs.RECORDED_AT if self._glancer.device.type == "cuda" else 1
+        for count in (size for size in warm_up_sizes(num_cameras) for _ in range(times)):
             seen = self.look(streams[:count], [grey] * count)
             # A policy need not ask for a patch of a grey frame.
             self._focus(grey.pixels[None], np.zeros(count, np.int64), np.zeros((count, 2), np.int64))

@@ -12,9 +12,11 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
+import torch
 from looking import NAMES, look, make_checkpoint, make_config, make_frames
 
 from operators import checkpoints
+from operators.compiled import CudaGraphs
 from operators.focus import Focuser
 from operators.glance import Glancer
 from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchBatch, SourceFacts
@@ -468,6 +470,24 @@ def test_labels_are_told_of_at_once(studio):
 )
 def test_networks_are_warmed_up_in_the_sizes_that_come(num_cameras, sizes):
     assert warm_up_sizes(num_cameras) == sizes
+
+
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("cuda", CudaGraphs.RECORDED_AT)])
+def test_what_a_gpu_records_is_recorded_before_cameras_are_opened(tmp_path, device, times):
+    gaze = made_worker(make_config(), tmp_path)._gaze
+    glancer, sizes = gaze._glancer, []
+
+    class Watched:
+        def __init__(self) -> None:
+            self.device = torch.device(device)
+
+        def __call__(self, pixels: np.ndarray):
+            sizes.append(len(pixels))
+            return glancer(pixels)
+
+    gaze._glancer = Watched()  # type: ignore[assignment]
+    gaze.warm_up(num_cameras=2, window_frames=[2])
+    assert sizes == [1] * times + [2] * times
 
 
 def test_random_choices_of_a_stream_follow_from_the_seed_the_camera_and_the_segment(studio):
