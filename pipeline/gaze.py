@@ -97,9 +97,9 @@ class FrameGaze:
 
     @torch.inference_mode()
     def step(self, clips: Sequence[OpenClip], features: Sequence[PatchFeatures]) -> None:
-        device = self._glancer.device
-        local = [torch.from_numpy(np.array(f.feature, np.float32)).to(device) for f in features]
-        self._classify(clips, local)
+        # All clips' in one copy: a GPU waits for each.
+        together = torch.from_numpy(np.concatenate([f.feature for f in features], dtype=np.float32))
+        self._classify(clips, together.to(self._glancer.device).split([len(f.feature) for f in features]))
         self._look_on([clip for clip in clips if not clip.is_finished])
 
     def _look_on(self, clips: Sequence[OpenClip]) -> None:
@@ -161,7 +161,7 @@ class FrameGaze:
         places = corners(actions.offsets, view_px=self._view_px, patch_px=self.patch_px).tolist()
         is_focused = actions.focus.tolist()
         for i, clip in enumerate(clips):
-            clip.memory.policy_state = state.select([i])
+            clip.memory.policy_state = state.row(i)
             for step in range(start, stop):
                 self._take(clip, step, is_focused[i][step - start], places[i][step - start])
             clip.memory.round_end = stop
@@ -187,7 +187,7 @@ class FrameGaze:
         places = corners(actions.offsets, view_px=self._view_px, patch_px=self.patch_px).tolist()
         is_focused = actions.focus.tolist()
         for i, clip in enumerate(clips):
-            clip.memory.policy_state = state.select([i])
+            clip.memory.policy_state = state.row(i)
             self._take(clip, step, is_focused[i], places[i])
             clip.memory.round_end = step + 1
 
@@ -227,6 +227,8 @@ class FrameGaze:
         memory: _Memory = clip.memory
         steps = range(memory.next_step, memory.round_end)
         glance = torch.stack([memory.seen[int(memory.rows[step])][1] for step in steps])
+        if len(memory.focused) == len(steps):
+            return join_features(glance, local, self._focus_features)
         focus = glance.new_zeros((len(steps), self._focus_features))
         if memory.focused:
             focus[[step - steps.start for step in memory.focused]] = local

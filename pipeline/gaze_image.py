@@ -122,7 +122,7 @@ class ImageGaze:
         )
         places = corners(actions.offsets, view_px=self._view_px, patch_px=self.patch_px).tolist()
         for i, clip in enumerate(clips):
-            clip.memory.policy_state = state.select([i])
+            clip.memory.policy_state = state.row(i)
             clip.focus(step=look, row=_row(clip), corner=(places[i][0], places[i][1]), patch_px=self.patch_px)
 
     def _settle(self, clip: OpenClip) -> None:

@@ -125,7 +125,7 @@ class LiveGaze:
             generators=[stream.generator for stream in streams],
         )
         for i, stream in enumerate(streams):
-            stream.policy_state = state.select([i])
+            stream.policy_state = state.row(i)
         is_focused = actions.focus.cpu().numpy()
         places = corners(actions.offsets, view_px=self._view_px, patch_px=self._patch_px).cpu().numpy()
         local = glance.feature.new_zeros((len(frames), self._focuser.num_features))

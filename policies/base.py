@@ -51,13 +51,10 @@ class PolicyState:
     num_clips: int
     tensors: Mapping[str, torch.Tensor]
 
-    def select(self, rows: torch.Tensor | Sequence[int]) -> PolicyState:
-        """The state of some of the clips, in the order of `rows` (a bool mask, or row numbers)."""
-        index = torch.as_tensor(rows)
-        if index.dtype == torch.bool:
-            index = index.nonzero().flatten()
-        index = index.long()
-        return PolicyState(num_clips=len(index), tensors={k: v[index.to(v.device)] for k, v in self.tensors.items()})
+    def row(self, number: int) -> PolicyState:
+        """The state of one clip, as a view: the number of a row would have to be sent to a GPU first."""
+        rows = slice(number, number + 1)
+        return PolicyState(num_clips=1, tensors={k: v[rows] for k, v in self.tensors.items()})
 
 
 def join(states: Sequence[PolicyState]) -> PolicyState:

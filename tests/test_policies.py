@@ -226,12 +226,13 @@ def test_clips_can_be_regrouped_between_two_steps():
     maps = make_maps(3, 2, 3, 2, 2)
     together, _ = act_all(policy, maps, policy.initial_state(3))
     _, after_first = policy.act(Observation(feature_map=maps[:, 0]), policy.initial_state(3))
-    regrouped = join([after_first.select([2]), after_first.select(torch.tensor([True, True, False]))])
+    regrouped = join([after_first.row(number) for number in (2, 0, 1)])
     order = [2, 0, 1]
     second, _ = policy.act(Observation(feature_map=maps[order, 1]), regrouped)
     assert regrouped.num_clips == 3
     assert second.choice is not None and together.choice is not None
     assert second.choice.tolist() == together.choice[order, 1].tolist()
+    assert after_first.row(1).num_clips == 1
 
 
 def test_encoding_up_front_changes_nothing():
