@@ -77,7 +77,9 @@ def label_archive(
         opened = open_sink(executor, told.message, stop)
         if opened is None:
             return _not_begun(plan, out, run_id)
-        plan = resolve(config, machine, remembered=remembered(opened.identity), cache=cache_folder())
+        if (found := remembered(opened.identity)) != known:
+            # Another run had the table until now, and left other settings in it.
+            plan = resolve(config, machine, remembered=found, cache=cache_folder())
         identity = identity_of(plan)
         done = ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0].done
         write_run(out, plan, run_id)

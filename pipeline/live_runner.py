@@ -152,7 +152,9 @@ def watch_cameras(
         opened = open_sink(executor, told.message, stop)
         if opened is None:
             return summary
-        plan = resolve(config, machine, remembered=remembered(opened.identity), cache=cache_folder())
+        if (found := remembered(opened.identity)) != known:
+            # Another run had the table until now, and left other settings in it.
+            plan = resolve(config, machine, remembered=found, cache=cache_folder())
         identity = {
             "model_id": plan.model_id,
             "config_id": plan.config.config_id(live=True),
