@@ -15,6 +15,7 @@ from pipeline.doneset import DoneSet
 from pipeline.executor import InlineExecutor, WorkerSpec
 from pipeline.messages import Reply
 from pipeline.metrics import RunMetrics, StageTime
+from pipeline.placement import Machine, Placement
 from pipeline.resolve import Plan, resolve
 from pipeline.runner import Runner, SourceFeed, StopRequest
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
@@ -93,11 +94,20 @@ def estimate(
         gmacs_per_clip=gmacs,
         gmacs=gmacs * clips,
         seconds_per_clip=seconds,
-        wall_s=None if seconds is None else seconds * clips / machine.num_cores,
+        wall_s=None if seconds is None else wall_s(metrics, busy_s, machine, workers) * clips / metrics.labelled,
         memory_bytes=memory,
         sampled=len(head),
         is_trained=plan.is_trained,
     )
+
+
+def wall_s(metrics: RunMetrics, busy_s: float, machine: Machine, workers: Placement) -> float:
+    """Of the clips that were tried, with all workers at work. What a GPU does is not shared out among cores."""
+    if workers.device == "cpu":
+        return busy_s / machine.num_cores
+    times = metrics.stages
+    on_gpus_s = (times[STREAM].busy_s + times[FOCUS].busy_s) / max(1, machine.num_gpus)
+    return max(times[SOURCE].busy_s / workers.source_workers, on_gpus_s)
 
 
 def _try_out(plan: Plan, sources: list[Source]) -> tuple[RunMetrics, float]:
