@@ -64,7 +64,7 @@ class Executor(Protocol):
         """Hands a call over and returns its ticket. Calls to one worker run in order."""
 
     def poll(self, timeout_s: float) -> list[Completion]:
-        """The calls that ended since; waits up to timeout_s for the first one."""
+        """The calls that ended since, those of one worker in their order; waits up to timeout_s for the first one."""
 
     def is_ready(self, stage: str, worker: int) -> bool:
         """Whether a worker has been made: before that, its calls wait and are not late."""

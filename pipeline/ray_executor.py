@@ -20,6 +20,7 @@ import tempfile
 import threading
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,12 @@ class RayExecutor:
         self._pids: dict[tuple[str, int], int] = {}
         self._stillborn: dict[tuple[str, int], int] = {}
         self._making: dict[Any, tuple[str, int]] = {}
-        self._running: dict[Any, tuple[int, Any]] = {}
+        self._running: dict[Any, tuple[int, Any, deque[Any]]] = {}
+        """Of a call's reply: its ticket, what it hands on, and the line that it stands in."""
+        self._lines: dict[tuple[str, int], deque[Any]] = {}
+        """The replies that a worker owes, in their order."""
+        self._early: set[Any] = set()
+        """Replies that are there before one that was asked for earlier: Ray tells of one call in twenty too soon."""
         self._tickets = itertools.count()
 
     def start(self, spec: WorkerSpec) -> None:
@@ -145,6 +151,7 @@ class RayExecutor:
         host: Any = ray.remote(type(f"saccade-{spec.stage}", (_Host,), {}))
         actor = host.options(**options).remote()
         self._actors[spec.stage, worker] = actor
+        self._lines[spec.stage, worker] = deque()
         self._making[actor.make.remote(spec.factory, dict(spec.arguments))] = (spec.stage, worker)
 
     def wait_ready(self) -> None:
@@ -179,11 +186,13 @@ class RayExecutor:
         actor = self._actors[call.stage, call.worker]
         reply, payload = actor.call.options(num_returns=2).remote(call.method, call.requests, *call.payloads)
         ticket = next(self._tickets)
-        self._running[reply] = (ticket, payload)
+        line = self._lines[call.stage, call.worker]
+        line.append(reply)
+        self._running[reply] = (ticket, payload, line)
         return ticket
 
     def poll(self, timeout_s: float) -> list[Completion]:
-        pending = [*self._running, *self._making]
+        pending = [*(ref for ref in self._running if ref not in self._early), *self._making]
         if not pending:
             return []
         ready, rest = ray.wait(pending, num_returns=1, timeout=timeout_s, fetch_local=False)
@@ -195,8 +204,13 @@ class RayExecutor:
             if ref in self._making:
                 self._made(ref)
                 continue
-            ticket, payload = self._running.pop(ref)
-            completions.append(_completion(ticket, ref, payload))
+            self._early.add(ref)
+            line = self._running[ref][2]
+            while line and line[0] in self._early:
+                first = line.popleft()
+                self._early.remove(first)
+                ticket, payload, _ = self._running.pop(first)
+                completions.append(_completion(ticket, first, payload))
         return completions
 
     def kill(self, stage: str, worker: int) -> None:
@@ -218,6 +232,7 @@ class RayExecutor:
 
     def close(self) -> None:
         self._running.clear()
+        self._early.clear()
         self._actors.clear()
         ray.shutdown()
         self._reap()

@@ -116,6 +116,15 @@ class NullSink:
         return Reply(rows=()), None
 
 
+class NullCounter:
+    def __init__(self) -> None:
+        self._num_calls = 0
+
+    def count(self, requests: Any, payloads: Any) -> tuple[Reply, None]:
+        self._num_calls += 1
+        return Reply(rows=(self._num_calls,)), None
+
+
 def refused() -> None:
     raise CheckpointError("weights.pt: no such file; give --checkpoint")
 
@@ -130,6 +139,10 @@ def null_stream() -> NullStream:
 
 def null_focus() -> NullFocus:
     return NullFocus()
+
+
+def null_counter() -> NullCounter:
+    return NullCounter()
 
 
 def null_sink(*, written: list[ClipLabel]) -> NullSink:
