@@ -318,8 +318,10 @@ class CameraReader:
         if not stamp.is_settled:
             self._count(num_joining=1)
             return None
-        place = self._sampler.take(stamp.time_unix_s, after_loss=self._has_loss, starts_anew=stamp.starts_anew)
-        self._has_loss = False
+        # A frame from before a loss may be shown while those behind it still wait for their keyframe.
+        is_after_loss = self._has_loss and self._lost_packet is None
+        place = self._sampler.take(stamp.time_unix_s, after_loss=is_after_loss, starts_anew=stamp.starts_anew)
+        self._has_loss = self._has_loss and not is_after_loss
         if place is None:
             return None
         orientation = orientation_of(frame, self._stream.codec_context.sample_aspect_ratio)

@@ -76,6 +76,9 @@ def estimate(
     plan = resolve(config, machine, cache=cache_folder())
     sources = list_sources(plan.class_names)
     head = list(itertools.islice(sources, sample))
+    if plan.placement.device == "cuda":
+        # A GPU's first passes take many times as long as all others.
+        _try_out(plan, head[:1])
     metrics, busy_s = _try_out(plan, head)
     num_inputs = len(head) + sum(1 for _ in sources)
     per_source = max(1.0, (metrics.labelled + metrics.failed) / len(head)) if head else 0.0

@@ -61,10 +61,13 @@ class FrameSampler:
         `after_loss`: frames were lost or dropped as broken since the last call. `starts_anew`: the clock did.
         """
         last_s, self._last_s = self._last_s, time_s
-        if last_s is None or starts_anew or time_s <= last_s or time_s - last_s > self._gap_s:
+        if last_s is None or starts_anew or time_s <= last_s:
             return self._begin(time_s)
         if self._begin_s is not None:
+            # No gap can cut off what has not begun.
             return self._begin(time_s, self._begin_s)
+        if time_s - last_s > self._gap_s:
+            return self._begin(time_s)
         tick = math.floor((time_s - self._start_s) * self._analysis_fps + _EARLY_TICKS)
         self._has_loss = self._has_loss or (after_loss and self._is_loss_a_gap)
         if self._has_loss and tick > self._next_tick:

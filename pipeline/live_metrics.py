@@ -60,6 +60,9 @@ class LiveMetrics:
         self._reconnects = Counter(
             "saccade_reconnects", "How often a camera went live again", ["camera"], registry=registry
         )
+        self._misses = Counter(
+            "saccade_misses", "How often a camera was opened in vain", ["camera"], registry=registry
+        )
         self._up = Gauge("saccade_up", "1 while a camera is live", ["camera"], registry=registry)
         self._state = Gauge(
             "saccade_camera_state", "1 for the state a camera is in", ["camera", "state"], registry=registry
@@ -81,15 +84,25 @@ class LiveMetrics:
         self._share = Gauge(
             "saccade_focus_share", "Share of the analysed frames that were focused on", ["camera"], registry=registry
         )
+        self._of_a_camera = (
+            self._decoded,
+            self._analysed,
+            self._restamped,
+            self._focused,
+            self._labels,
+            self._reconnects,
+            self._misses,
+        )
         self._num_analysed: dict[str, int] = {}
         self._num_focused: dict[str, int] = {}
-        self._num_reconnects: dict[str, int] = {}
+        self._num_opened: dict[str, tuple[int, int]] = {}
+        """(reconnects, misses)"""
         # A scrape reads while the loop writes: what is more than one number is kept consistent by this.
         self._lock = threading.Lock()
 
     def add_camera(self, camera: str) -> None:
         """Makes all of a camera's series, so that they are there, at 0, before anything happens."""
-        for counter in (self._decoded, self._analysed, self._restamped, self._focused, self._labels, self._reconnects):
+        for counter in self._of_a_camera:
             counter.labels(camera)
         for reason in (*_DROPS, "queue"):
             self._dropped.labels(camera, reason)
@@ -101,10 +114,9 @@ class LiveMetrics:
         with self._lock:
             for kept in (self._states, self._newest_s, self._reader_counts):
                 kept.pop(camera, None)
-            for totals in (self._num_analysed, self._num_focused, self._num_reconnects):
+            for totals in (self._num_analysed, self._num_focused, self._num_opened):
                 totals.pop(camera, None)
-        single = (self._decoded, self._analysed, self._restamped, self._focused, self._labels, self._reconnects)
-        for metric in (*single, self._up, self._latency, self._age, self._share):
+        for metric in (*self._of_a_camera, self._up, self._latency, self._age, self._share):
             metric.remove_by_labels({"camera": camera})
         for metric in (self._dropped, self._state):
             metric.remove_by_labels({"camera": camera})
@@ -113,16 +125,16 @@ class LiveMetrics:
         """The loop goes on."""
         self._beat_s = now_s
 
-    def set_state(self, camera: str, state: CameraState, num_reconnects: int = 0) -> None:
+    def set_state(self, camera: str, state: CameraState, num_reconnects: int = 0, num_misses: int = 0) -> None:
         with self._lock:
             self._states[camera] = state
         self._up.labels(camera).set(state is CameraState.LIVE)
         for one in CameraState:
             self._state.labels(camera, one.value).set(one is state)
-        before = self._num_reconnects.get(camera, 0)
-        if num_reconnects > before:
-            self._reconnects.labels(camera).inc(num_reconnects - before)
-            self._num_reconnects[camera] = num_reconnects
+        reconnects, misses = self._num_opened.get(camera, (0, 0))
+        self._num_opened[camera] = max(reconnects, num_reconnects), max(misses, num_misses)
+        self._reconnects.labels(camera).inc(max(0, num_reconnects - reconnects))
+        self._misses.labels(camera).inc(max(0, num_misses - misses))
 
     def reader_opened(self, camera: str) -> None:
         """A new reader: its counts begin at 0 again."""

@@ -174,7 +174,7 @@ def watch_cameras(
                 arguments={**plan.live_arguments(), "num_threads": max(1, plan.placement.num_threads // count)},
                 count=count,
                 num_cpus=0,
-                num_gpus=plan.placement.stream_gpus + plan.placement.focus_gpus,
+                num_gpus=plan.placement.live_gpus,
             )
         )
         told.started(
@@ -220,6 +220,7 @@ class _Watcher:
     """When it last told something, or was made."""
     is_warm: bool = False
     """It has made everything that it needs and can begin."""
+    is_watching: bool = False
     is_ready: bool = False
     """It has told something."""
     is_over: bool = False
@@ -257,8 +258,10 @@ class LiveLoop:
         self._unix_clock = unix_clock
         self._watchers = [_Watcher(share, clock()) for share in shares]
         self._running: dict[int, Call] = {}
+        self._warm_s: float | None = None
+        """When the first worker was warm."""
         self._has_begun = False
-        """Every worker has been warm, and cameras are watched."""
+        """Cameras are watched."""
         self._waiting: list[ClipLabel] = []
         self._sequence = itertools.count()
         self._sink_deaths = 0
@@ -289,6 +292,7 @@ class LiveLoop:
             if is_over and not self._waiting and not self._sink_is_busy():
                 break
             self._collect()
+            self._go()
             self._look_after(self._clock())
         self._summary.wall_s = self._clock() - begun_s
 
@@ -303,18 +307,25 @@ class LiveLoop:
         share = self._watchers[worker].share
         self._submit(Call(stage=WATCH, worker=worker, method="begin", requests=share))
 
-    def _go(self, worker: int) -> None:
-        """The first slices of a worker that is warm. In the beginning they all start together: where one still makes
-        its networks while others watch, it takes the cores from them.
+    def _go(self) -> None:
+        """The first slices of workers that are warm. In the beginning they all start together: one that still makes its
+        networks while others watch takes the cores from them. But nobody waits for one that hangs.
         """
-        self._watchers[worker].is_warm = True
-        going = [worker]
+        warm = [worker for worker, one in enumerate(self._watchers) if one.is_warm]
+        if not warm or self._stopped_s is not None:
+            return
+        self._warm_s = self._clock() if self._warm_s is None else self._warm_s
         if not self._has_begun:
-            self._has_begun = all(one.is_warm for one in self._watchers)
-            going = list(range(len(self._watchers))) if self._has_begun else []
-        for one in going:
-            for _ in range(_SLICES_AHEAD):
-                self._submit(_watch(one))
+            is_late = self._clock() - self._warm_s > _HANG_S
+            if is_late:
+                self._told.message(f"{len(self._watchers) - len(warm)} live worker(s) are not ready; the others begin")
+            self._has_begun = is_late or len(warm) == len(self._watchers)
+        for worker in warm if self._has_begun else []:
+            one = self._watchers[worker]
+            if not one.is_watching:
+                one.is_watching, one.heard_s = True, self._clock()
+                for _ in range(_SLICES_AHEAD):
+                    self._submit(_watch(worker))
 
     def _look_after(self, now_s: float) -> None:
         """A run is well as long as every worker tells something; one that hangs is ended."""
@@ -327,7 +338,7 @@ class LiveLoop:
             self._sink_heard_s = now_s
             self._executor.kill(SINK, 0)
         for worker, one in at_work:
-            if self._can_kill and one.is_ready and now_s - one.heard_s > _HANG_S:
+            if self._can_kill and one.is_watching and now_s - one.heard_s > _HANG_S:
                 self._told.message(f"live worker {worker} has said nothing for {_HANG_S:g} s and is ended")
                 one.heard_s = now_s
                 self._executor.kill(WATCH, worker)
@@ -362,7 +373,7 @@ class LiveLoop:
                     if not self._watchers[call.worker].is_over:
                         self._submit(_watch(call.worker))
                 case "done" if call.method == "begin" and call.stage == WATCH:
-                    self._go(call.worker)
+                    self._watchers[call.worker].is_warm = True
                 case "done" if call.method == "fold":
                     if self._can_fold and not completion.reply.rows[0]:
                         self._can_fold = False
@@ -401,7 +412,7 @@ class LiveLoop:
     def _revive_watcher(self, worker: int) -> None:
         one = self._watchers[worker]
         one.deaths += 1
-        one.is_warm = one.is_ready = False
+        one.is_warm = one.is_watching = one.is_ready = False
         one.former = {plan.spec.name: self._summary.cameras[plan.spec.name].news for plan in one.share}
         if self._stopped_s is not None:
             one.is_over = True
@@ -418,7 +429,7 @@ class LiveLoop:
         one.heard_s, one.is_ready, one.is_over, one.deaths = self._clock(), True, news.is_over, 0
         for name, told in news.cameras.items():
             camera = told.after(one.former[name]) if one.former else told
-            metrics.set_state(name, camera.state, camera.num_reconnects)
+            metrics.set_state(name, camera.state, camera.num_reconnects, camera.num_misses)
             metrics.observe_reader(name, camera.counts)
             metrics.dropped(name, count=camera.dropped - summary.cameras[name].news.dropped)
             for time_unix_s, was_focused in camera.analysed:

@@ -40,6 +40,7 @@ class Placement:
     device: str
     stream_gpus: float = 0.0
     focus_gpus: float = 0.0
+    live_gpus: float = 0.0
     clips_per_call: int = 1
     max_open_clips: int = 8
     max_pieces: int = 16
@@ -102,6 +103,7 @@ def place(
         per_gpu = -(-(streams + focuses) // machine.num_gpus) if machine.num_gpus else 0
         stream_gpus = focus_gpus = 1 / per_gpu if per_gpu else 0.0
         lives = streams
+        live_gpus = 1 / -(-lives // machine.num_gpus) if machine.num_gpus else 0.0
         source_threads, stream_threads, focus_threads = 1, 1, 1
         batch, together, depth = batch_size or 256, clips_per_call or 8, 2
     else:
@@ -113,7 +115,7 @@ def place(
         # Threads of one worker wait for each other after every layer, and for readers that take their core. 8 cameras
         # at 2 fps on 2 cores, full-size networks: labels after 191 ms (median) from two workers, 492 from one.
         lives = stream_workers or max(min(budget, 2), budget // 8)
-        stream_gpus = focus_gpus = 0.0
+        stream_gpus = focus_gpus = live_gpus = 0.0
         source_threads = max(1, budget // 2 // sources)
         stream_threads = max(1, budget // 4 // streams)
         focus_threads = max(1, budget // 2 // focuses)
@@ -133,6 +135,7 @@ def place(
         device="cuda" if use_gpu else "cpu",
         stream_gpus=stream_gpus,
         focus_gpus=focus_gpus,
+        live_gpus=live_gpus,
         clips_per_call=together,
         max_open_clips=min(open_clips, pieces),
         max_pieces=pieces,

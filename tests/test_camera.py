@@ -168,6 +168,14 @@ def test_after_a_frame_that_was_lost_as_a_whole_frames_wait_for_a_keyframe(video
     read.assert_on_time(camera)
 
 
+def test_a_loss_is_a_gap_although_a_frame_from_before_it_is_shown_after_it(videos):
+    with serve(videos["b_frames"], loses=lambda n, i: n % 30 == 13, num_frames=60) as camera:
+        read = Read(camera.url)
+    assert read.counts.num_after_loss >= 3 and read.counts.num_before_keyframe == 0
+    assert read.segments == 2
+    read.assert_on_time(camera)
+
+
 def test_a_loss_can_be_left_as_missing_ticks_instead_of_a_gap(videos):
     with serve(videos["plain"], loses=lambda n, i: n % 30 == 13, num_frames=60) as camera:
         read = Read(camera.url, is_loss_a_gap=False)

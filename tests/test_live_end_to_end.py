@@ -103,6 +103,10 @@ def readers(*cameras: str) -> dict[int, str]:
     return found
 
 
+def parent_of(pid: int) -> int:
+    return int(read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()[1])
+
+
 def read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -244,7 +248,7 @@ def test_on_ray_readers_and_workers_that_are_killed_come_back(
     (tmp_path / "cameras.yaml").write_text("\n".join(["cameras:", *lines]))
     monkeypatch.setenv("DOOR_PASSWORD", SECRETS[0])
     out = tmp_path / "out"
-    live = Live(tmp_path / "cameras.yaml", "-o", out, *QUICK)
+    live = Live(tmp_path / "cameras.yaml", "-o", out, *QUICK, "--set", "run.threads=2")
     live.wait_for_labels(2, *names)
     folders = set(re.findall(r"/tmp/saccade-\w+", " ".join(live.command.family().values())))
     assert folders
@@ -256,13 +260,17 @@ def test_on_ray_readers_and_workers_that_are_killed_come_back(
     assert pid not in readers(*names)
 
     workers = [pid for pid, title in live.command.family().items() if "saccade-live" in title]
-    old_readers = readers(*names)
-    assert len(workers) == 1 and len(old_readers) == 2
-    os.kill(workers[0], signal.SIGKILL)
+    old_readers = {name: pid for pid, name in readers(*names).items()}
+    assert len(workers) == 2 and len(old_readers) == 2
+    worker = parent_of(old_readers[names[0]])
+    assert worker in workers
+    os.kill(worker, signal.SIGKILL)
     begun_unix_s = time.time()
     live.wait_until(lambda: all(any(one["start_s"] > begun_unix_s for one in live.of(name)) for name in names))
     assert "live worker 0 died and is replaced" in live.text["err"]
-    assert not set(old_readers) & set(readers(*names))
+    assert old_readers[names[0]] not in readers(*names)
+    # The other worker's camera has noticed nothing.
+    assert readers(*names)[old_readers[names[1]]] == names[1]
 
     files = (path for folder in folders for path in Path(folder).rglob("*") if path.is_file())
     logs = "".join(read(path).decode(errors="replace") for path in files)

@@ -99,6 +99,13 @@ def test_a_segment_in_phase_begins_behind_a_gap_with_the_next_whole_tick():
     }
 
 
+def test_a_segment_begins_however_often_a_camera_stalls_before_its_tick():
+    # The tick of this phase lies at 0.8 of each second: the camera is never there then.
+    times_s = [second + n / 15 for second in range(0, 20, 2) for n in range(9)]
+    places = taken(FrameSampler(analysis_fps=1, gap_s=1.0, phase=0.8), times_s)
+    assert ticks(places) == {float(second): 0 for second in range(2, 20, 4)}
+
+
 def test_a_phase_is_a_share_of_a_tick():
     with pytest.raises(ValueError, match=r"phase must be in \[0,1\), not 1"):
         FrameSampler(analysis_fps=4, phase=1)
@@ -112,14 +119,18 @@ def test_a_phase_is_a_share_of_a_tick():
 )
 def test_each_tick_is_taken_once_and_no_frame_lies_off_its_tick(gaps_s, fps, phase):
     sampler, now_s, seen = FrameSampler(analysis_fps=fps, gap_s=1.0, phase=phase), START_S, set()
+    taken_s = START_S
     for gap_s in gaps_s:
         now_s += gap_s
         place = sampler.take(now_s)
         if place is not None:
             assert (place.segment_start_s, place.tick) not in seen
             seen.add((place.segment_start_s, place.tick))
+            taken_s = now_s
             # At most a tenth of a tick early, and less than a tick late.
             assert -0.1001 <= (now_s - place.segment_start_s) * fps - place.tick <= 1.0
+        # However frames come, one is taken again before long.
+        assert now_s - taken_s <= 2 / fps + 2 * max(gaps_s)
 
 
 def cut(cutter: WindowCutter[int], numbers: list[int], start_s: float = START_S) -> list[CutWindow[int]]:

@@ -51,6 +51,7 @@ def test_all_series_of_a_camera_are_there_before_anything_happens():
     for reason in ("before_keyframe", "after_loss", "corrupt", "joining", "behind", "queue"):
         assert found[("saccade_frames_dropped_total", "door", reason)] == 0
     assert found[("saccade_up", "door")] == 0 and found[("saccade_reconnects_total", "door")] == 0
+    assert found[("saccade_misses_total", "door")] == 0
 
 
 def test_a_readers_totals_become_counters_that_go_on_over_reconnects():
@@ -73,11 +74,11 @@ def test_the_state_of_a_camera_shows_with_its_reconnects():
     told = metrics()
     told.set_state("door", CameraState.LIVE, 0)
     told.set_state("door", CameraState.WAITING, 0)
-    told.set_state("door", CameraState.LIVE, 2)
-    told.set_state("door", CameraState.LIVE, 2)
+    told.set_state("door", CameraState.LIVE, 2, 3)
+    told.set_state("door", CameraState.LIVE, 2, 3)
     found = scrape(told)
     assert found[("saccade_up", "door")] == 1
-    assert found[("saccade_reconnects_total", "door")] == 2
+    assert (found[("saccade_reconnects_total", "door")], found[("saccade_misses_total", "door")]) == (2, 3)
     states = {key[2]: value for key, value in found.items() if key[0] == "saccade_camera_state"}
     assert states == {"connecting": 0, "live": 1, "lost": 0, "waiting": 0, "stopped": 0}
 

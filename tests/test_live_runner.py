@@ -205,6 +205,36 @@ def test_cameras_are_watched_once_every_worker_is_warm_and_one_that_dies_before_
     assert sorted(calls[3:7]) == [("watch", 0)] * 2 + [("watch", 1)] * 2
 
 
+def test_a_worker_that_never_gets_warm_does_not_keep_the_others_waiting_for_ever(run):
+    run.players.news = steady(run.players)
+    run.players.hanging = {("live", 1)}
+    run.loop.run(for_s=70.0)
+    begun_s = min(now_s for now_s, call in run.players.calls if call.method == "watch")
+    assert 1060.0 < begun_s < 1062.0 and run.summary.cameras["door"].labels > 10
+    assert run.said == ["1 live worker(s) are not ready; the others begin"]
+    assert {call.worker for _, call in run.players.calls if call.method == "watch"} == {0}
+
+
+def test_a_stop_before_all_are_warm_opens_no_camera(run):
+    run.players.hanging, run.stop.is_set = {("live", 1)}, True
+    run.loop.run(for_s=None)
+    assert "watch" not in run.players.methods("live") and run.players.now_s < 1005.0
+
+
+def test_a_worker_that_hangs_in_its_first_slice_is_ended(run):
+    run.players.news = steady(run.players)
+    poll = run.players.poll
+
+    def hang_once(timeout_s: float) -> list[Completion]:
+        if run.players.methods("live").count("watch") == 4 and not run.players.killed:
+            run.players.hanging = {("live", 0)}
+        return poll(timeout_s)
+
+    run.players.poll = hang_once
+    run.loop.run(for_s=65.0)
+    assert run.players.killed == [("live", 0)] == run.players.replaced
+
+
 def test_a_run_whose_cameras_are_all_over_ends_by_itself(run):
     run.players.news = steady(run.players, over_after_s=2.0)
     run.loop.run(for_s=None)

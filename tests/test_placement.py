@@ -52,6 +52,12 @@ def test_cameras_have_two_workers_where_there_are_two_cores(num_cores: int, num_
     assert place(machine(num_cores, num_gpus), stream_workers=3).live_workers == 3
 
 
+@pytest.mark.parametrize(("num_gpus", "num_workers", "share"), [(1, 1, 1.0), (1, 2, 0.5), (2, 3, 0.5), (4, 3, 1.0)])
+def test_what_cameras_ask_of_gpus_fits_on_them(num_gpus: int, num_workers: int, share: float) -> None:
+    placement = place(machine(16, num_gpus), stream_workers=num_workers)
+    assert (placement.live_workers, placement.live_gpus) == (num_workers, share)
+
+
 @pytest.mark.parametrize("num_cores", [1, 2, 3, 5, 8, 16, 31, 64, 200])
 def test_threads_are_about_as_many_as_cores(num_cores: int) -> None:
     placement = place(machine(num_cores))
