@@ -42,7 +42,7 @@ def _machine(machine: Machine) -> Finding:
         "cores",
         "ok",
         f"{machine.num_cores}: {placement.source_workers} source, {placement.stream_workers} stream, "
-        f"{placement.focus_workers} focus worker(s)",
+        f"{placement.focus_workers} focus worker(s); {placement.live_workers} for cameras",
     )
 
 
