@@ -21,7 +21,7 @@ class GRUClassifier(nn.Module):
         self.in_features = in_features
         self.hidden = hidden
         self.num_classes = num_classes
-        self.gru = nn.GRU(in_features, hidden, batch_first=True)
+        self.gru = nn.GRU(in_features, hidden)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(hidden, num_classes)
 
@@ -36,9 +36,18 @@ class GRUClassifier(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All steps at once: [B,T,D] -> logits [B,T,K] and the state after the last. Equal to T steps."""
+        states = self._states(x, state)
+        return self.fc(self.dropout(states)).transpose(0, 1), states[-1]
+
+    def states(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+        """[B,T,D] -> the state after each step, [B,T,hidden]"""
+        return self._states(x, state).transpose(0, 1)
+
+    def _states(self, x: Tensor, state: Tensor | None) -> Tensor:
+        """[T,B,hidden]. Steps lie first: only then does torch multiply those of all clips by the input's weights at
+        once (two clips of 16 steps, 3328 features: 21 ms a clip, and 52 where clips lie first)."""
         hidden = None if state is None else state[None].contiguous()
-        out, hidden = self.gru(x, hidden)
-        return self.fc(self.dropout(out)), hidden[0]
+        return self.gru(x.transpose(0, 1).contiguous(), hidden)[0]
 
 
 class CascadedClassifier(nn.Module):

@@ -148,16 +148,15 @@ class RecurrentPolicy(nn.Module):
     def act_ahead(self, codes: torch.Tensor, state: PolicyState) -> tuple[Actions, PolicyState]:
         """One call of the GRU for all steps: its input products then share one pass over its weights, which at 1024
         units are 12.6 MB and else are read anew for every frame."""
-        hidden, last = self.gru(codes.transpose(0, 1), state.tensors["hidden"].unsqueeze(0))
-        hidden = hidden.transpose(0, 1)
-        choice = self._choose(self.actor(hidden), greedy=True, generators=None)
+        hidden = self._states(codes, state.tensors["hidden"])
+        choice = self._choose(self.actor(hidden), greedy=True, generators=None).transpose(0, 1)
         actions = Actions(
             offsets=self.offsets[choice] if self.kind == "grid" else choice,
             focus=torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device),
             choice=choice,
-            context=hidden,
+            context=hidden.transpose(0, 1),
         )
-        return actions, PolicyState(num_clips=state.num_clips, tensors={"hidden": last.squeeze(0)})
+        return actions, PolicyState(num_clips=state.num_clips, tensors={"hidden": hidden[-1]})
 
     def evaluate(
         self, feature_maps: torch.Tensor, choices: torch.Tensor
@@ -168,7 +167,7 @@ class RecurrentPolicy(nn.Module):
         """
         clips, steps = feature_maps.shape[:2]
         codes = self.encode(feature_maps.flatten(0, 1)).unflatten(0, (clips, steps))
-        hidden = self.gru(codes.transpose(0, 1))[0].transpose(0, 1)
+        hidden = self._states(codes).transpose(0, 1)
         log_prob, entropy = self._score(self.actor(hidden), choices)
         return log_prob, entropy, self.critic(hidden).squeeze(-1)
 
@@ -176,7 +175,13 @@ class RecurrentPolicy(nn.Module):
         """[B,T,C,h,w] -> the actor's output before softmax or sigmoid, [B,T,A] or [B,T,2]."""
         clips, steps = feature_maps.shape[:2]
         codes = self.encode(feature_maps.flatten(0, 1)).unflatten(0, (clips, steps))
-        return self.actor(self.gru(codes.transpose(0, 1))[0].transpose(0, 1))
+        return self.actor(self._states(codes)).transpose(0, 1)
+
+    def _states(self, codes: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """[B,T,hidden] -> the GRU's state after each step, [T,B,hidden]. Steps lie first: only then does torch
+        multiply those of all clips by the input's weights at once."""
+        before = None if hidden is None else hidden.unsqueeze(0)
+        return self.gru(codes.transpose(0, 1).contiguous(), before)[0]
 
     def _choose(self, raw: torch.Tensor, *, greedy: bool, generators: Generators) -> torch.Tensor:
         if self.kind == "continuous":

@@ -141,8 +141,7 @@ def _features(parts: Parts, settings: TrainSettings, views: np.ndarray, places: 
 
 def _classify(parts: Parts, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [B,T,K] of the steps of [B,T,D], and the classifier's state before each, [B,T,hidden]."""
-    # The GRU's outputs are its states.
-    after, _ = parts.classifier.gru(inputs)
+    after = parts.classifier.states(inputs)
     before = torch.cat((torch.zeros_like(after[:, :1]), after[:, :-1]), dim=1)
     return parts.classifier.fc(after), before
 
