@@ -190,11 +190,11 @@ def bench_compute(
         figures = _shares(lab, choice, rounds, minutes * 60 * 0.35, say)
         if not quick:
             figures += _sizes(lab, choice, full_px, rounds, minutes * 60 * 0.2, say)
-            figures += _batches(lab, choice, rounds, minutes * 60 * 0.15, say)
+            figures += _batches(lab, choice, rounds, minutes * 60 * 0.1, say)
         figures += _small(lab, choice, rounds, minutes * 60 * 0.05, say)
         if device == "cuda":
             figures += _standalone(lab, choice, rounds, minutes * 60 * 0.1, say)
-        if config is not None and (device == "cuda" or quick):
+        if config is not None:
             figures += _pipeline_share(lab, choice, config, rounds, minutes * 60 * 0.1, say)
     if device == "cpu" and machine.num_cores > threads and not quick:
         with held_threads(machine.num_cores):
@@ -423,17 +423,20 @@ def _standalone(lab: Lab, choice: Choice, rounds: int, budget_s: float, say: Say
 
 
 def _pipeline_share(lab: Lab, choice: Choice, config: Config, rounds: int, budget_s: float, say: Say) -> list[Figure]:
-    """The stream and the focus worker, as a run makes them, against both networks alone."""
+    """The stream and the focus worker, as a run makes them, against both networks alone: what is lost is what it takes
+    to decide, to cut patches out and to classify. On a GPU "alone" means without the way there and back, too."""
     plan = _planned(config, choice, lab.device)
     # The model's own, which need not be what the other figures are of.
     work = network_work(plan.config, plan.header)
     bare = Lab(work, device=lab.device, threads=lab.threads, frames=work.glances)
     stages = _stages(plan, work, lab.threads)
-    sides = {
-        "glance": bare.standalone(choice.precision, batch=choice.glance_batch, glance=True),
-        "focus": bare.standalone(choice.precision, batch=choice.focus_batch),
-        "stages": stages,
-    }
+    sides = {"stages": stages}
+    if lab.device == "cuda":
+        sides["glance"] = bare.standalone(choice.precision, batch=choice.glance_batch, glance=True)
+        sides["focus"] = bare.standalone(choice.precision, batch=choice.focus_batch)
+    else:
+        sides["glance"] = bare.glance(choice.precision, compiled=choice.is_compiled, batch=choice.glance_batch)
+        sides["focus"] = bare.focus(choice.precision, compiled=choice.is_compiled, batch=choice.focus_batch)
     with fastest_convolutions():
         took = _turns(lab, sides, rounds, budget_s, say)
     per_image = {name: [s / sides[name].images for s in samples] for name, samples in took.items()}
@@ -443,7 +446,7 @@ def _pipeline_share(lab: Lab, choice: Choice, config: Config, rounds: int, budge
     ]
     about = (
         f"{stages.images} clips of {work.glances} glances and {work.patches} patches from frames to labels, in one "
-        f"process; alone: {choice.glance_batch} views and {choice.focus_batch} patches that lie on the device"
+        f"process; alone: {choice.glance_batch} views and {choice.focus_batch} patches at a time"
     )
     return [
         ratio(
