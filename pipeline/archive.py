@@ -80,7 +80,7 @@ def label_archive(
         if (found := remembered(opened.identity)) != known:
             # Another run had the table until now, and left other settings in it.
             plan = resolve(config, machine, remembered=found, cache=cache_folder())
-        identity = identity_of(plan)
+        identity = plan.identity()
         done = ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0].done
         write_run(out, plan, run_id)
         for spec in plan.worker_specs():
@@ -132,7 +132,7 @@ def label_archive(
         ended_early=runner.ended_early,
         is_trained=plan.is_trained,
         model_id=plan.model_id,
-        config_id=plan.config_id,
+        config_id=plan.identity()["config_id"],
     )
     text = json.dumps(summary.to_dict(), indent=1)
     write_durably(out / "run" / f"summary-{run_id}.json", text.encode())
@@ -178,10 +178,6 @@ def make_executor(plan: Plan, machine: Machine) -> Iterator[Executor]:
         yield executor
     finally:
         executor.close()
-
-
-def identity_of(plan: Plan) -> dict[str, Any]:
-    return {"model_id": plan.model_id, "config_id": plan.config_id, "config": plan.config.identity()}
 
 
 def write_run(out: Path, plan: Plan, run_id: str) -> None:
@@ -245,5 +241,5 @@ def _not_begun(plan: Plan, out: Path, run_id: str) -> RunSummary:
         ended_early=None,
         is_trained=plan.is_trained,
         model_id=plan.model_id,
-        config_id=plan.config_id,
+        config_id=plan.identity()["config_id"],
     )

@@ -7,8 +7,6 @@ a person gave is never overruled; one that nobody gave is taken from the checkpo
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import math
 import os
 import re
@@ -231,10 +229,6 @@ class Config(Section):
             own = {k: v for k, v in own.items() if not k.startswith(("sampling.", "stop."))}
             own |= {f"live.{name}": getattr(self.live, name) for name in ("analysis_fps", "window_s", "stride_s")}
         return own
-
-    def config_id(self, *, live: bool = False) -> str:
-        text = json.dumps(self.identity(live=live), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -155,11 +155,7 @@ def watch_cameras(
         if (found := remembered(opened.identity)) != known:
             # Another run had the table until now, and left other settings in it.
             plan = resolve(config, machine, remembered=found, cache=cache_folder())
-        identity = {
-            "model_id": plan.model_id,
-            "config_id": plan.config.config_id(live=True),
-            "config": plan.config.identity(live=True),
-        }
+        identity = plan.identity(live=True)
         ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,)))
         write_run(out, plan, run_id)
         if stop.is_set:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -19,10 +21,11 @@ from pipeline.batching import SHAPES
 from pipeline.config import Config
 from pipeline.executor import WorkerSpec
 from pipeline.placement import Machine, Placement, place
-from pipeline.rules import check, skip_sees
+from pipeline.rules import check, skip_price, skip_sees, steps_per_round, stop_rule
 from pipeline.scheduler import FOCUS, SOURCE, STREAM, Limits
 from pipeline.tuning import Choice, Work, by_rule, choose, work_of
 from pipeline.untrained import untrained
+from policies.stopping import Confidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,32 @@ class Plan:
     tuned: Choice
     class_names: tuple[str, ...]
 
+    def identity(self, *, live: bool = False) -> dict[str, Any]:
+        """What labels are made with. They lie in one table only with labels of the same `model_id` and `config_id`."""
+        settings = self._deciding_settings(live=live)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return {"model_id": self.model_id, "config_id": digest[:16], "config": settings}
+
+    def _deciding_settings(self, *, live: bool) -> dict[str, Any]:
+        """The settings that a label depends on; where a file decides, what it says and not where it lies."""
+        own = self.config.identity(live=live)
+        config = self._live_config if live else self.config
+        if config.model.classes is not None:
+            digest = hashlib.sha256("\n".join(self.class_names).encode("utf-8", "surrogateescape")).hexdigest()
+            own["model.classes"] = f"{len(self.class_names)} names, {digest[:16]}"
+        if config.skip.kind == "learned":
+            own["skip.price"] = skip_price(config, self.header)
+        if config.stop.kind == "budget" and not live:
+            rule = stop_rule(config, self.header)
+            assert isinstance(rule, Confidence)
+            own["stop.thresholds"], own["stop.confidence"] = list(rule.thresholds), rule.measure
+            own["stop.steps_per_round"] = steps_per_round(config, self.header)
+        return own
+
     @property
-    def config_id(self) -> str:
-        return self.config.config_id()
+    def _live_config(self) -> Config:
+        """A camera's frames are decided one by one: what is skipped cannot wait for the classifier."""
+        return self.config.replaced({"skip.sees": "glance"}) if self.config.skip.kind == "learned" else self.config
 
     def opening_line(self) -> str:
         """What a run says of itself before it begins."""
@@ -54,9 +80,8 @@ class Plan:
     def live_arguments(self) -> dict[str, Any]:
         """What a worker that watches cameras is made with: it has the machine for itself."""
         place = self.placement
-        skip = {"skip.sees": "glance"} if self.config.skip.kind == "learned" else {}
         return {
-            "config": self.config.replaced(skip).model_dump(mode="json", exclude_unset=True),
+            "config": self._live_config.model_dump(mode="json", exclude_unset=True),
             "model_id": self.model_id,
             "device": place.device,
             "num_threads": place.num_threads,
@@ -198,7 +223,7 @@ def resolve(
         "compute.compile": tuned.compile,
     }
     # Workers need not run in the folder that the command was given in.
-    for name in ("model.checkpoint", "policy.truth"):
+    for name in ("model.checkpoint", "policy.truth", "stop.calibration"):
         if (path := config.flat()[name]) is not None:
             auto[name] = os.path.abspath(path)
     return Plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
@@ -303,7 +304,43 @@ def test_paths_hold_wherever_a_worker_runs(tmp_path: Path, monkeypatch: pytest.M
     plan = resolved(Path("model"))
     assert plan.config.model.checkpoint == str(tmp_path / "model")
     assert os.path.isabs(plan.worker_specs()[1].arguments["config"]["model"]["checkpoint"])
-    assert plan.config_id == resolved(tmp_path / "model").config_id
+    assert plan.identity() == resolved(tmp_path / "model").identity()
+
+
+def test_labels_are_told_apart_by_the_names_of_their_classes_and_not_by_where_the_names_lie(tmp_path: Path):
+    save(tmp_path / "model", trained())
+    names = [f"name {n}" for n in range(trained().header.num_classes)]
+    for file, first in (("a.txt", "name 0"), ("b.txt", "name 0"), ("c.txt", "another")):
+        (tmp_path / file).write_text("\n".join([first, *names[1:]]))
+
+    def identity(file: str) -> dict:
+        return resolved(tmp_path / "model", model__classes=str(tmp_path / file)).identity()
+
+    assert identity("a.txt") == identity("b.txt")
+    assert identity("a.txt")["config_id"] != identity("c.txt")["config_id"]
+
+
+def test_labels_are_told_apart_by_thresholds_wherever_they_come_from(tmp_path: Path):
+    _, header = shipped()
+    found = header.thresholds["calibrations"][0]
+    raised = [{**point, "thresholds": [0.5 + x / 2 for x in point["thresholds"]]} for point in found["points"]]
+    (tmp_path / "same.json").write_text(json.dumps(found))
+    (tmp_path / "raised.json").write_text(json.dumps({**found, "points": raised}))
+
+    def config_id(**settings: object) -> str:
+        return resolved(SHIPPED, **BUDGET, **settings).identity()["config_id"]
+
+    assert config_id() == config_id(stop__calibration=str(tmp_path / "same.json"))
+    assert config_id() != config_id(stop__calibration=str(tmp_path / "raised.json"))
+
+
+def test_labels_with_the_learned_skip_are_told_apart_by_its_price(tmp_path: Path):
+    def identity(**settings: object) -> dict:
+        return resolved(SHIPPED, skip__kind="learned", **settings).identity()
+
+    own = shipped()[1].skip.price
+    assert identity() == identity(skip__price=own)
+    assert identity()["config_id"] != identity(skip__price=own * 2)["config_id"]
 
 
 @pytest.mark.parametrize(("batch_size", "rows"), [(32, 30), (6, 6), (4, 6), (13, 12)])

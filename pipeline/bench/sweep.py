@@ -11,6 +11,7 @@ What was measured is kept after every setting, so that a run that fails costs it
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def bench_sweep(
         keep(so_far())
     for name, settings in _ways(quick):
         changed = config.replaced(settings)
-        key = changed.config_id() if not {"run.source_workers"} & set(settings) else name
+        key = json.dumps(changed.identity()) if not {"run.source_workers"} & set(settings) else name
         try:
             if key not in known:
                 known[key] = _steady(make_session(changed), paths, quick=quick)
