@@ -24,6 +24,7 @@ from operators.records import Source
 from pipeline.archive import Told, label_archive, machine_of
 from pipeline.config import Config
 from pipeline.labels_table import read_predictions
+from pipeline.metrics import RunSummary
 from pipeline.plots import draw_curves
 from pipeline.resolve import resolve
 from pipeline.rules import calibrated_for, made_for
@@ -264,16 +265,18 @@ def run_calibration(
     write: Path | None,
     stop: StopRequest,
     told: Told,
-) -> Calibration | None:
-    """Labels the set once with all steps, searches, and writes what was found; None when it was stopped."""
+) -> tuple[Calibration | None, RunSummary]:
+    """Labels the set once with all steps, searches, and writes what was found: nothing where it was stopped, or no
+    label was made. Says how the labelling went, too.
+    """
     labels_as = all_steps(config)
     assert config.model.checkpoint is not None
     every = steps_per_round or config.stop.steps_per_round or 1
     # Rounds that the model cannot go in are refused before anything is labelled.
     plan = resolve(labels_as.replaced({"stop.steps_per_round": every}), machine_of(config))
-    label_archive(labels_as, list_sources, out=out, resume=resume, stop=stop, told=told)
-    if stop.is_set:
-        return None
+    run = label_archive(labels_as, list_sources, out=out, resume=resume, stop=stop, told=told)
+    if stop.is_set or not run.has_labels:
+        return None, run
     predictions = read_predictions(out, class_names=plan.header.class_names)
     calibration = search(
         table_of(predictions, measure=measure, score=score),
@@ -292,4 +295,4 @@ def run_calibration(
     draw_curves(out / "calibration.png", curves, x_label="GMACs per clip", y_label=f"{NAMES[score]} (%)")
     if write is not None:
         write_into(Path(config.model.checkpoint), write, told_as)
-    return calibration
+    return calibration, run

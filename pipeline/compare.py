@@ -13,6 +13,7 @@ from operators.records import Source
 from pipeline.archive import Told, label_archive
 from pipeline.config import Config
 from pipeline.evaluate import Evaluation, evaluate_labels, write_report
+from pipeline.metrics import RunSummary
 from pipeline.runner import StopRequest
 from pipeline.scores import Predictions
 
@@ -32,10 +33,8 @@ class Truth:
 
 
 def is_labels_table(path: Path) -> bool:
-    """Whether a path is the OUT of `label`, its labels folder, or a Parquet file of labels."""
-    if path.is_dir():
-        return (path / "labels").is_dir() or bool(list(path.glob("*.parquet")))
-    return False
+    """Whether a path is the OUT of `label`, or its labels folder. A Parquet file may as well be a list of inputs."""
+    return (path / "labels").is_dir() or (path.is_dir() and any(path.glob("*.parquet")))
 
 
 def evaluate_table(labels: Path, out: Path, *, truth: Truth, checkpoint: str | None = None) -> Evaluation:
@@ -56,14 +55,15 @@ def evaluate_policies(
     told: Told,
     full_checkpoint: str | None = None,
     resume: bool = True,
-) -> dict[str, Evaluation]:
-    """Labels the same inputs under each policy, into a folder each, and scores them. With `resume` labels that are
-    there are kept.
+) -> tuple[dict[str, Evaluation], list[RunSummary]]:
+    """Labels the same inputs under each policy, into a folder each, and scores them; says how each run went. With
+    `resume` labels that are there are kept. A run that ends without a label has no scores, and is the last.
     """
     configs = policy_configs(config, policies, full_checkpoint=full_checkpoint)
     if truth.search is not None and len(configs) > 1:
         raise ConfigError(f"--search holds labels of one policy, but {', '.join(configs)} are compared: give one")
-    evaluations = {}
+    evaluations: dict[str, Evaluation] = {}
+    runs: list[RunSummary] = []
     known: list[str] = []
 
     def listed(names: Sequence[str]) -> Iterator[Source]:
@@ -72,14 +72,14 @@ def evaluate_policies(
 
     for name, labels_as in configs.items():
         folder = out / name
-        label_archive(labels_as, listed, out=folder, resume=resume, stop=stop, told=told)
-        if stop.is_set:
+        runs.append(label_archive(labels_as, listed, out=folder, resume=resume, stop=stop, told=told))
+        if stop.is_set or not runs[-1].has_labels:
             break
         # Of few labels not all classes are among the answers; the checkpoint knows them.
         scored_with = truth if truth.class_names is not None else dataclasses.replace(truth, class_names=tuple(known))
         predictions, evaluations[name] = _scored(folder, scored_with, labels_as.model.checkpoint)
         write_report(folder / "report", predictions, evaluations[name])
-    return evaluations
+    return evaluations, runs
 
 
 def policy_configs(

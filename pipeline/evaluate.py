@@ -56,7 +56,23 @@ class Evaluation:
     budgeted: tuple[CurvePoint, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON can hold it."""
+        return _json(asdict(self))
+
+    def remarks(self) -> list[str]:
+        """What a reader of the figures has to know."""
+        lines = []
+        if self.num_failed:
+            lines.append(f"{self.num_failed} clips failed and are in no figure")
+        if self.num_without_truth:
+            lines.append(f"{self.num_without_truth} clips have no truth and are in no figure")
+        if self.unknown_labels:
+            first, more = ", ".join(self.unknown_labels[:5]), len(self.unknown_labels) - 5
+            also = f" and {more} more" if more > 0 else ""
+            lines.append(f"the truth has labels that are no class, which count as wrong: {first}{also}")
+        if not self.is_exact:
+            lines.append("mAP is from the best few answers of each clip: label with output.logits=true for all")
+        return lines
 
 
 def evaluate(
@@ -179,7 +195,7 @@ def write_report(out: str | Path, predictions: Predictions, evaluation: Evaluati
     written = [folder / name for name in ("scores.json", "classes.csv", "predictions.json", "confusion.png")]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written[0].write_text(json.dumps(_json(evaluation.as_dict()), indent=1) + "\n", encoding="utf-8")
+        written[0].write_text(json.dumps(evaluation.as_dict(), indent=1) + "\n", encoding="utf-8")
         with written[1].open("w", newline="", encoding="utf-8") as file:
             rows = [asdict(row) for row in score_classes(predictions)]
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))

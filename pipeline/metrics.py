@@ -143,6 +143,11 @@ class RunSummary:
     model_id: str
     config_id: str
 
+    @property
+    def has_labels(self) -> bool:
+        """Some clip has its label, from this run or an earlier one."""
+        return self.clips + self.done_before > 0
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 

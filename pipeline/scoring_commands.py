@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from operators.records import Source
-from pipeline.cli import NO_INPUT, common_options, input_options, load_config, say, stop_on_signals
+from pipeline.cli import NO_INPUT, SOME_FAILED, common_options, input_options, load_config, say, stop_on_signals
 
 if TYPE_CHECKING:
     from pipeline.calibrate import Score
     from pipeline.config import Config
+    from pipeline.inputs import Tally
+    from pipeline.metrics import RunSummary
 
 
 @click.command("eval")
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 @common_options
 @input_options
 @click.option("--resume/--no-resume", default=True, help="Keep labels that an earlier call left in OUT, or begin anew.")
+@click.option("--allow-failures", is_flag=True, help="Exit with 0 although some items failed.")
 @click.option("--compare", default=None, metavar="A,B,...", help="Policies side by side: learned,center,random,full...")
 @click.option("--full-checkpoint", metavar="FILE", help="What --compare full labels with: `train --stage full`'s.")
 @click.option("--truth", type=click.Path(path_type=Path), help="truth.parquet of a synthetic archive: boxes.")
@@ -50,6 +53,7 @@ def evaluate(
     limit: int | None,
     dry_run: bool,
     resume: bool,
+    allow_failures: bool,
     compare: str | None,
     full_checkpoint: str | None,
     truth: Path | None,
@@ -73,6 +77,8 @@ def evaluate(
     from pipeline import inputs as listing
     from pipeline.evaluate import comparison, format_table
 
+    tally = listing.Tally()
+    runs: list[RunSummary] = []
     names = None if classes is None else listing.read_class_names(Path(classes))
     known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
     if len(inputs) == 1 and comparing.is_labels_table(Path(inputs[0])):
@@ -87,14 +93,15 @@ def evaluate(
         policies = compare.split(",") if compare else [config.policy.kind]
 
         def list_sources(names: Sequence[str]) -> Iterator[Source]:
-            return itertools.islice(listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit)
+            found = listing.sources(inputs, videos=videos, subset=subset, class_names=names, tally=tally)
+            return itertools.islice(found, limit)
 
         if dry_run:
             configs = comparing.policy_configs(config, policies, full_checkpoint=full_checkpoint)
             return _tell_estimates(configs, list_sources, as_json=as_json)
         stop = stop_on_signals()
         with report.progress(quiet=quiet) as show:
-            evaluations = comparing.evaluate_policies(
+            evaluations, runs = comparing.evaluate_policies(
                 config,
                 list_sources,
                 policies,
@@ -108,11 +115,14 @@ def evaluate(
         if stop.is_set:
             return 128 + stop.signal_number
     if as_json:
-        click.echo(json.dumps({name: e.as_dict() for name, e in evaluations.items()}, default=str))
-    else:
+        click.echo(json.dumps({name: e.as_dict() for name, e in evaluations.items()}))
+    elif evaluations:
         click.echo(format_table(*comparison(evaluations)))
+        for name, evaluation in evaluations.items():
+            for remark in evaluation.remarks():
+                click.echo(f"{name}: {remark}")
         click.echo(f"reports: {out}")
-    return 0
+    return _exit_code(inputs, tally, runs, allow_failures=allow_failures) if runs else 0
 
 
 @click.command()
@@ -121,6 +131,7 @@ def evaluate(
 @common_options
 @input_options
 @click.option("--resume/--no-resume", default=True, help="Keep labels that an earlier call left in OUT, or begin anew.")
+@click.option("--allow-failures", is_flag=True, help="Exit with 0 although some items failed.")
 @click.option(
     "--measure",
     type=click.Choice(["softmax", "logit"]),
@@ -161,6 +172,7 @@ def calibrate(
     limit: int | None,
     dry_run: bool,
     resume: bool,
+    allow_failures: bool,
     measure: str,
     score: Score,
     margin: float,
@@ -180,18 +192,20 @@ def calibrate(
     from pipeline import inputs as listing
     from pipeline.calibrate import all_steps, run_calibration
 
+    tally = listing.Tally()
     config = load_config(
         config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
     )
 
     def list_sources(names: Sequence[str]) -> Iterator[Source]:
-        return itertools.islice(listing.sources(inputs, videos=videos, subset=subset, class_names=names), limit)
+        found = listing.sources(inputs, videos=videos, subset=subset, class_names=names, tally=tally)
+        return itertools.islice(found, limit)
 
     if dry_run:
         return _tell_estimates({"calibration": all_steps(config)}, list_sources, as_json=as_json)
     stop = stop_on_signals()
     with report.progress(quiet=quiet) as show:
-        found = run_calibration(
+        calibration, run = run_calibration(
             config,
             list_sources,
             out=out,
@@ -204,13 +218,27 @@ def calibrate(
             stop=stop,
             told=archive.Told(message=say, progress=show),
         )
-    if found is None:
+    if stop.is_set:
         return 128 + stop.signal_number
-    if as_json:
-        click.echo(json.dumps(found.to_header()))
-    else:
-        report.print_rows(found.rows(out))
-    return 0
+    if calibration is not None and as_json:
+        click.echo(json.dumps(calibration.to_header()))
+    elif calibration is not None:
+        report.print_rows(calibration.rows(out))
+    return _exit_code(inputs, tally, [run], allow_failures=allow_failures)
+
+
+def _exit_code(inputs: Sequence[str], tally: Tally, runs: Sequence[RunSummary], *, allow_failures: bool) -> int:
+    """How the labelling went, on stderr where not all went well."""
+    for problem in dict.fromkeys((*tally.empty_patterns, *tally.unreadable)):
+        say(f"nothing could be listed: {problem}")
+    if not tally.num_sources:
+        say("no input found: " + ", ".join(inputs))
+        return NO_INPUT
+    worst = max(runs, key=lambda run: run.failed)
+    if worst.failed:
+        reasons = ", ".join(f"{n} {code}" for code, n in worst.errors.items())
+        say(f"{worst.failed} items failed ({reasons})")
+    return SOME_FAILED if worst.failed and not allow_failures else 0
 
 
 def _tell_estimates(
