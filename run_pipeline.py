@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from operators.errors import ConfigError, PipelineError
+from operators.errors import CheckpointError, ConfigError, PipelineError
 from operators.passwords import without_password
 from operators.records import Source
 from pipeline.arguments import hide_arguments
@@ -376,7 +376,7 @@ def main(arguments: list[str] | None = None) -> None:
         exc.show(told)
         print(without_password(told.getvalue()), file=sys.stderr, end="")
         code = USAGE
-    except ConfigError as exc:
+    except (ConfigError, CheckpointError) as exc:
         print(f"error: {without_password(str(exc))}", file=sys.stderr)
         code = USAGE
     except PipelineError as exc:

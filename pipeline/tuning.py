@@ -354,10 +354,12 @@ def _measure(
         glance_batch, focus_batch = rule.glance_batch, rule.focus_batch
         if has_time():
             most = _rows(sizes[-1], bench.glance_macs, _BATCH_MACS[device])
-            glance_batch = best_size(sizes, most, lambda rows: bench.glance_s(*chosen, rows), has_time)
+            found = best_size(sizes, most, lambda rows: bench.glance_s(*chosen, rows), has_time)
+            glance_batch = found or rule.glance_batch
         if has_time():
             most = _rows(sizes[-1], bench.focus_macs, _BATCH_MACS[device])
-            focus_batch = best_size(sizes, most, lambda rows: bench.focus_s(*chosen, rows), has_time)
+            found = best_size(sizes, most, lambda rows: bench.focus_s(*chosen, rows), has_time)
+            focus_batch = found or rule.focus_batch
     if device == "cuda":
         # Who measures is the driver, which lives as long as the run. What torch keeps of the GPU's memory would be
         # missing to the workers in their processes.
@@ -374,12 +376,15 @@ def _measure(
 
 def best_size(
     sizes: tuple[int, ...], most: int, time_per_row: Callable[[int], float], has_time: Callable[[], bool]
-) -> int:
-    """The first size that no larger one betters by enough. Larger ones are tried until two in a row are no better."""
+) -> int | None:
+    """The first size that no larger one betters by enough. Larger ones are tried until two in a row are no better;
+    None where time was up before."""
     best, best_s, misses = sizes[0], time_per_row(sizes[0]), 0
     for size in sizes[1:]:
-        if size > most or misses == 2 or not has_time():
+        if size > most or misses == 2:
             break
+        if not has_time():
+            return None
         per_row_s = time_per_row(size)
         if per_row_s < WORTH_WAITING * best_s:
             best, best_s, misses = size, per_row_s, 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from operators.encode import write_video
-from run_pipeline import cli
+from run_pipeline import cli, main
 
 FAST = ("--config", "demo", "--executor", "inline", "-q")
 
@@ -66,3 +66,10 @@ def test_where_there_is_no_input_it_exits_with_4(command, tmp_path, capsys):
     (tmp_path / "nothing").mkdir()
     assert run(command, tmp_path / "nothing", "-o", tmp_path / "out", *FAST) == 4
     assert f"no input found: {tmp_path / 'nothing'}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_not_there_is_wrong_usage(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(["eval", str(tmp_path), "-o", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "mistyped.pth")])
+    assert exited.value.code == 2
+    assert "mistyped.pth cannot be read" in capsys.readouterr().err

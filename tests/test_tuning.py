@@ -268,8 +268,8 @@ def test_a_batch_is_as_small_as_it_may_be_without_losing_speed(seconds, most, be
     assert best_size((4, 8, 16, 32, 64), most, seconds.__getitem__, lambda: True) == best
 
 
-def test_no_larger_batch_is_tried_once_time_is_up():
-    assert best_size((4, 8), 64, {4: 1.0}.__getitem__, lambda: False) == 4
+def test_where_time_is_up_before_the_best_size_is_known_the_rule_says_it():
+    assert best_size((4, 8), 64, {4: 1.0}.__getitem__, lambda: False) is None
 
 
 def test_measurements_lie_in_the_users_cache_folder(monkeypatch, tmp_path):
