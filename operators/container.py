@@ -75,8 +75,9 @@ class Irregular(Exception):
 
 @dataclass(kw_only=True, slots=True)
 class Tally:
-    """What went wrong while everything was decoded."""
+    """What came of decoding everything, and what went wrong."""
 
+    num_packets: int = 0
     num_errors: int = 0
     num_corrupt: int = 0
 
@@ -222,6 +223,10 @@ class Decoder:
             self._peeked: Packet | None = None
             self._at: int | None = 0
             """Place of the next packet in the table; None where only a seek would tell."""
+            self.has_failed = False
+            """An error in reading has ended the file before its end."""
+            self._num_bytes = 0
+            """Where the farthest packet that was read ends, as far as packets say where they are."""
         except BaseException:
             self.container.close()
             raise
@@ -249,12 +254,17 @@ class Decoder:
     def next_packet(self) -> Packet | None:
         """The next one of the stream. An error in reading ends the file, as its end does."""
         packet, self._peeked = self._peeked, None
-        if packet is not None:
-            return packet
+        return packet if packet is not None else self._read()
+
+    def _read(self) -> Packet | None:
         try:
-            return next(self._packets, None)
+            packet = next(self._packets, None)
         except av.FFmpegError:
+            self.has_failed = True
             return None
+        if packet is not None and packet.pos is not None:
+            self._num_bytes = max(self._num_bytes, packet.pos + packet.size)
+        return packet
 
     def shot(self, frame: VideoFrame, wanted: int, shown: int, unix_s: float) -> Shot:
         if frame.width * frame.height > self.limits.max_pixels:
@@ -437,6 +447,8 @@ class Decoder:
             if len(columns) % 1000 == 0:
                 yield None
         self._at = None
+        if self.has_failed:
+            trouble = trouble or "reading it fails before its end"
         return _table(columns), trouble
 
     def index_table(self, shape: bitstream.FileShape, sampling: Sampling) -> Generator[None, None, PacketTable | None]:
@@ -491,10 +503,15 @@ class Decoder:
         return table if irregularity(table) is None else None
 
     def promised(self, shape: bitstream.FileShape, num_packets: int) -> float:
-        """How many times as many packets there would be had the file not been cut short; 1 where it was not."""
+        """How many times as many packets as the `num_packets` that were read there would be in the whole file.
+
+        1 where it was neither cut short nor failed to be read to its end.
+        """
         if self.container.format.name == _MOV and not shape.is_fragmented:
             return max(1.0, len(self.stream.index_entries) / num_packets)
-        return max(1.0, shape.promised_bytes / os.path.getsize(self.path))
+        size = os.path.getsize(self.path)
+        there = self._num_bytes if self.has_failed and self._num_bytes else size
+        return max(1.0, max(shape.promised_bytes, size) / there)
 
     def refuse_encrypted(self, packet: Packet) -> None:
         if packet.has_sidedata("encryption_info") or packet.has_sidedata("encryption_init_info"):
@@ -502,7 +519,7 @@ class Decoder:
 
     def everything(self, tally: Tally) -> Iterator[tuple[int, VideoFrame] | None]:
         """(number, frame) of all frames from the file's start, None as a sign of life; errors go to the tally."""
-        number = handed = 0
+        number = 0
 
         def decoded(packet: Packet | None) -> list[VideoFrame]:
             try:
@@ -511,20 +528,17 @@ class Decoder:
                 tally.num_errors += 1
                 return []
 
-        packets = self._demux()
         while True:
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError:
+            packet = self._read()
+            if packet is None and self.has_failed:
                 tally.num_errors += 1
-                packet = None
             for frame in decoded(packet):
                 yield number, frame
                 number += 1
             if packet is None:
                 return
-            handed += 1
-            if handed % _FRAMES_PER_TICK == 0:
+            tally.num_packets += 1
+            if tally.num_packets % _FRAMES_PER_TICK == 0:
                 yield None
 
 

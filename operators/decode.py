@@ -194,13 +194,15 @@ class FileReader:
         if table is None:
             decoder = self._decoder(1)
             table, trouble = yield from decoder.read_table()
+            if not len(table) and decoder.has_failed:
+                raise SourceError(f"{path} cannot be read: not one of its pictures comes", "corrupt")
             if not len(table):
                 raise SourceError(f"{path} has a video stream without a single picture", "no_frames")
             promised = decoder.promised(shape, len(table))
             if promised > 1.0:
                 trouble = trouble or "the file breaks off"
             trouble = trouble or irregularity(table)
-        if self._sampling.seek == "keyframe" and (yield from self._try_keyframes(decoder, table)):
+        if self._sampling.seek == "keyframe" and (yield from self._try_keyframes(decoder, table, promised)):
             return
         if trouble is None and table.pts[0] != NO_PTS:
             try:
@@ -208,7 +210,7 @@ class FileReader:
                 return
             except Irregular:
                 pass
-        yield from self._everything(table, promised)
+        yield from self._everything(table, shape, promised)
 
     def _decoder(self, num_threads: int) -> Decoder:
         decoder = Decoder(self._source.uri, self._limits, self._viewer, num_threads=num_threads)
@@ -325,8 +327,11 @@ class FileReader:
         finally:
             self._stop_threads()
 
-    def _try_keyframes(self, decoder: Decoder, table: PacketTable) -> Generator[FrameBatch | None, None, bool]:
+    def _try_keyframes(
+        self, decoder: Decoder, table: PacketTable, promised: float
+    ) -> Generator[FrameBatch | None, None, bool]:
         """Batches of keyframes; whether there were any."""
+        num_failures = int(decoder.has_failed)
         tick = decoder.seconds_per_tick
         times, duration_s = table_times(table, tick)
         plans = self._plans(table.num_frames, times, duration_s)
@@ -353,7 +358,8 @@ class FileReader:
             num_frames=table.num_frames,
             duration_s=duration_s,
             seconds=lambda shot: float(times[shot.shown]),
-            num_corrupt=lambda: missing,
+            promised_frames=self._promised_frames(promised, table.num_frames),
+            num_corrupt=lambda: missing + num_failures,
         )
         try:
             yield from self._cut(plans, shots(), timeline)
@@ -362,7 +368,13 @@ class FileReader:
             return False
         return True
 
-    def _everything(self, table: PacketTable, promised: float) -> Iterator[FrameBatch | None]:
+    def _promised_frames(self, promised: float, num_frames: int) -> int:
+        """A window is one of what there is, and complete; of the whole a part may be missing."""
+        return round(promised * num_frames) if self._sampling.kind == "whole" else 0
+
+    def _everything(
+        self, table: PacketTable, shape: bitstream.FileShape, promised: float
+    ) -> Iterator[FrameBatch | None]:
         """Decodes all frames, so that they can be counted; always right."""
         path = self._source.uri
         tally = Tally()
@@ -400,11 +412,14 @@ class FileReader:
         if not found.keys() >= set(wanted):
             shots = self._pick(set(wanted))
         num_lost = max(0, table.num_frames - len(pts)) if tally.num_errors else 0
+        if tally.num_packets > len(table):
+            # This time reading went farther.
+            promised = decoder.promised(shape, tally.num_packets)
         timeline = Timeline(
             num_frames=len(pts),
             duration_s=duration_s,
             seconds=lambda shot: float(times[shot.shown]),
-            promised_frames=round(max(promised, 1.0) * (len(pts) + num_lost)) if self._sampling.kind == "whole" else 0,
+            promised_frames=self._promised_frames(promised, len(pts) + num_lost),
             num_corrupt=lambda: tally.num_errors + tally.num_corrupt,
         )
         yield from self._cut(plans, shots, timeline)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import itertools
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.packet import Packet
 from PIL import Image
 
 from operators.bitstream import is_unreferenced
@@ -661,6 +665,63 @@ def test_a_file_that_breaks_off_is_not_called_complete(tmp_path, ending):
     # Spread over all that is there, and honest about what is not.
     assert batch.frame_index[-1] > there * 0.9
     assert batch.windows[0].coverage == pytest.approx(there / 60, abs=0.13)
+
+
+@pytest.fixture
+def unreadable(monkeypatch) -> Callable[..., None]:
+    """Reading fails behind so many packets, as of a disk or a server that does not answer."""
+
+    def fail_after(num_packets: int, *, times: int = 1000) -> None:
+        demux, failures = Decoder._demux, itertools.count(1)
+
+        def failing(decoder: Decoder) -> Iterator[Packet]:
+            for number, packet in enumerate(demux(decoder)):
+                if number == num_packets and next(failures) <= times:
+                    raise av.FFmpegError(errno.EIO, "Input/output error")
+                yield packet
+
+        monkeypatch.setattr(Decoder, "_demux", failing)
+
+    return fail_after
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("seek", ["exact", "keyframe"])
+@pytest.mark.parametrize("name", ["movie.mkv", "movie.ts", "movie.avi", "pieces.mp4"])
+def test_a_file_that_cannot_be_read_to_its_end_is_not_called_complete(tmp_path, unreadable, name, seek):
+    codec = "mpeg4" if name.endswith("avi") else "libx264"
+    path = plain(tmp_path / name, codec=codec, gop=6, b_frames=0, bit_rate=900_000)
+    if name == "pieces.mp4":
+        path = copied(path, "fragments.mp4", "-movflags", "frag_keyframe+empty_moov")
+    unreadable(36)
+    batch = the_batch(path, num_frames=10, seek=seek)
+    assert batch.frame_index[-1] < 36
+    assert batch.facts.num_corrupt == 1
+    # 36 of 60 frames, as far as bytes tell.
+    assert batch.windows[0].coverage == pytest.approx(0.6, abs=0.11)
+
+
+@needs_ffmpeg
+def test_a_file_that_can_be_read_the_second_time_lacks_nothing(movie, unreadable):
+    path = copied(movie, "flaky.mkv")
+    unreadable(20, times=1)
+    batch = the_batch(path, num_frames=16)
+    assert (batch.facts.num_frames, batch.facts.num_corrupt, batch.windows[0].coverage) == (60, 0, 1.0)
+
+
+@needs_ffmpeg
+def test_a_file_of_which_not_one_picture_can_be_read_is_corrupt(movie, unreadable):
+    path = copied(movie, "unreadable.mkv")
+    unreadable(0)
+    assert code_of(path) == code_of(path, seek="keyframe") == "corrupt"
+
+
+@needs_ffmpeg
+def test_keyframes_of_a_file_that_breaks_off_are_not_called_all(movie):
+    whole = copied(movie, "whole.mkv")
+    path = movie.with_name("half.mkv")
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert the_batch(path, num_frames=16, seek="keyframe").windows[0].coverage == pytest.approx(0.5, abs=0.13)
 
 
 # What stays behind
