@@ -111,6 +111,12 @@ class _Watched:
     """Of those before it."""
     dropped: int = 0
     seen: dict[int, Seen] = field(default_factory=dict)
+    corrupt_before: dict[int, int] = field(default_factory=dict)
+    """Of each frame in `seen`: frames of all readers that were corrupt up to the one analysed before it."""
+    num_corrupt: int = 0
+    """Likewise up to the newest one that was analysed."""
+    num_corrupt_told: int = 0
+    """Likewise up to the newest window."""
     num_seen: int = 0
     facts: Any = None
     analysed: list[tuple[float, bool]] = field(default_factory=list)
@@ -218,6 +224,9 @@ class LiveWorker:
         polled = handle.poll()
         counts = watched.counts = polled.counts
         for frame in polled.frames:
+            # It may wait until another reader counts from 0.
+            num_corrupt = watched.former.num_corrupt + frame.facts.num_corrupt
+            frame = replace(frame, facts=replace(frame.facts, num_corrupt=num_corrupt))
             watched.dropped += self._buffer.put(name, frame) is not None
         events: list[Event] = [
             Progress(num_packets=counts.num_packets, num_decoded=counts.num_decoded)
@@ -270,23 +279,36 @@ class LiveWorker:
             return 0
         members = [(self._watched[name], frame) for name, frame in taken]
         seen = self._gaze.look([watched.stream for watched, _ in members], [frame for _, frame in members])
-        cut: list[tuple[_Watched, CutWindow[int], list[Seen]]] = []
+        cut: list[tuple[_Watched, CutWindow[int], list[Seen], int]] = []
         for (watched, frame), one in zip(members, seen, strict=True):
             key = watched.num_seen
             watched.num_seen += 1
             watched.seen[key] = one
+            watched.corrupt_before[key] = watched.num_corrupt
+            watched.num_corrupt = frame.facts.num_corrupt
             watched.facts = frame.facts
             watched.analysed.append((frame.time_unix_s, one.box_yxyx is not None))
             for window in watched.cutter.push(segment_start_s=frame.segment_start_s, tick=frame.tick, key=key):
-                cut.append((watched, window, [watched.seen[k] for k in window.keys]))
+                # From the frame before its first one on; but none that came since the last window is left out.
+                since = min(watched.corrupt_before[window.keys[0]], watched.num_corrupt_told)
+                watched.num_corrupt_told = watched.num_corrupt
+                cut.append((watched, window, [watched.seen[k] for k in window.keys], watched.num_corrupt - since))
             for unwanted in watched.cutter.forget():
                 watched.seen.pop(unwanted, None)
-        logits = self._gaze.classify([frames for _, _, frames in cut])
-        for (watched, window, frames), found in zip(cut, logits, strict=True):
-            self._labels.append(self._label(watched, window, frames, found))
+                watched.corrupt_before.pop(unwanted, None)
+        logits = self._gaze.classify([frames for _, _, frames, _ in cut])
+        for (watched, window, frames, num_corrupt), found in zip(cut, logits, strict=True):
+            self._labels.append(self._label(watched, window, frames, found, num_corrupt))
         return len(taken)
 
-    def _label(self, watched: _Watched, window: CutWindow[int], members: list[Seen], logits: torch.Tensor) -> ClipLabel:
+    def _label(
+        self,
+        watched: _Watched,
+        window: CutWindow[int],
+        members: list[Seen],
+        logits: torch.Tensor,
+        num_corrupt: int,
+    ) -> ClipLabel:
         spec, facts = watched.plan.spec, watched.facts
         shown = without_password(spec.uri)
         scores = torch.softmax(logits[-1], dim=0)
@@ -323,7 +345,7 @@ class LiveWorker:
             width=facts.width,
             height=facts.height,
             rotation=facts.rotation,
-            num_corrupt=watched.counts.num_corrupt,
+            num_corrupt=num_corrupt,
             coverage=window.coverage,
         )
 

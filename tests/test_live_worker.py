@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -150,9 +150,16 @@ VIEW_YXHW = (0.0, 0.25, 1.0, 0.5)
 
 
 def stream(
-    *ticks: int, views: np.ndarray = PICTURES[0], pictures: Sequence[int] | None = None, start_s: float = START_S
+    *ticks: int,
+    views: np.ndarray = PICTURES[0],
+    pictures: Sequence[int] | None = None,
+    start_s: float = START_S,
+    num_corrupt: int = 0,
 ) -> list[CameraFrame]:
-    """Frames of these ticks of one segment. Each shows the view of its tick, or the one that `pictures` says."""
+    """Frames of these ticks of one segment. Each shows the view of its tick, or the one that `pictures` says.
+
+    `num_corrupt`: that their reader has met so far.
+    """
     return [
         CameraFrame(
             pixels=views[number],
@@ -162,7 +169,7 @@ def stream(
             segment_start_s=start_s,
             tick=tick,
             view_yxhw=VIEW_YXHW,
-            facts=SourceFacts(width=128, height=64),
+            facts=SourceFacts(width=128, height=64, num_corrupt=num_corrupt),
         )
         for tick, number in zip(ticks, ticks if pictures is None else pictures, strict=True)
     ]
@@ -261,6 +268,29 @@ def test_a_new_connection_begins_a_segment_of_its_own(studio):
     door.reader().sends(*stream(0, 1, 2, 3, start_s=START_S + 0.75))
     door.watch_all()
     assert [label.start_s for label in door.labels] == [START_S + 0.75]
+
+
+def test_a_corrupt_frame_counts_in_the_windows_that_it_came_in_and_in_no_later_one(studio):
+    door = studio(plan={"window_s": 1.0, "stride_s": 0.5})
+    # Two come between the ticks 4 and 5, which costs none.
+    door.reader().sends(*stream(*range(5)), *stream(*range(5, 12), num_corrupt=2))
+    door.watch_all()
+    assert [label.num_corrupt for label in door.labels] == [0, 2, 2, 0, 0]
+
+
+def test_a_corrupt_frame_before_a_window_counts_once_and_a_new_reader_counts_from_0(studio):
+    door = studio(plan={"window_s": 1.0, "stride_s": 1.0})
+    # What broke off the first segment lies in no window, and what came before the second in none yet.
+    door.reader().sends(*stream(0, 1), *stream(2, num_corrupt=1))
+    door.reader().sends(*stream(*range(8), start_s=START_S + 5, num_corrupt=4))
+    # Another reader is there before these frames are looked at.
+    door.reader().ends("lost")
+    door.reader().counts = replace(door.reader().counts, num_corrupt=4)
+    door.watch_until(lambda _: len(door.readers["door"]) == 2)
+    door.reader().sends(*stream(*range(4), start_s=START_S + 9))
+    door.reader().sends(*stream(*range(4, 8), start_s=START_S + 9, num_corrupt=1))
+    door.watch_all()
+    assert [label.num_corrupt for label in door.labels] == [4, 0, 0, 1]
 
 
 def test_what_a_frame_costs_counts_in_the_first_window_that_has_it(studio):
