@@ -224,6 +224,8 @@ class RayExecutor:
     def replace(self, stage: str, worker: int) -> None:
         for ref in [ref for ref, place in self._making.items() if place == (stage, worker)]:
             del self._making[ref]
+        # The next one may be on another machine; this process id may soon be anybody's here.
+        self._pids.pop((stage, worker), None)
         self._make(self._specs[stage], worker)
 
     def pids(self) -> dict[tuple[str, int], int]:

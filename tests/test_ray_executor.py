@@ -124,6 +124,7 @@ def test_a_killed_worker_s_call_comes_back_as_died_and_a_new_one_takes_its_place
     call = Call(stage=STREAM, worker=0, method="close", requests=("x",))
     assert end_of(executor, executor.submit(call)).outcome == "died"
     executor.replace(STREAM, 0)
+    assert (STREAM, 0) not in executor.pids(), "until the new one is there, nobody may be killed in its name"
     assert end_of(executor, executor.submit(call)).outcome == "done"
     assert executor.pids()[STREAM, 0] != pid
 
