@@ -23,7 +23,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """Read a source, or go on with it. `first_window` is where a resumed source begins."""
+    """Read a source from `first_window` on, or go on with it if the window that comes next is that one."""
 
     source: Source
     first_window: int = 0

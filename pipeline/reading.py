@@ -29,6 +29,7 @@ class Reading:
     is_suspect: bool = False
     deaths: int = 0
     losses: int = 0
+    """How often what was read of it went with the machine that held it."""
     has_clips: bool = False
     num_clips: int = 0
     """Clips under way."""
@@ -124,10 +125,17 @@ class ReadQueue:
             self._fail(reading, row.failed, now_s)
         elif row.is_done:
             self._end(reading, now_s)
-        elif self._is_draining:
-            self._leave(reading)
         else:
-            self._going_on[worker].append(reading)
+            self._go_on(reading, worker)
+
+    def unanswered(self, reading: Reading, *, worker: int, now_s: float) -> None:
+        """The answer was lost on its way, which is nobody's fault: the same is asked of the same worker again."""
+        reading.losses += 1
+        if reading.losses >= MAX_DEATHS:
+            message = f"what was read of it was lost {reading.losses} times"
+            self._fail(reading, self._label(reading, "worker_died", message), now_s)
+        else:
+            self._go_on(reading, worker)
 
     def died(self, reading: Reading, *, is_alone: bool, timed_out: bool, now_s: float) -> None:
         reading.is_suspect = True
@@ -162,6 +170,12 @@ class ReadQueue:
             self._end(reading, now_s)
 
     # Ends
+
+    def _go_on(self, reading: Reading, worker: int) -> None:
+        if self._is_draining:
+            self._leave(reading)
+        else:
+            self._going_on[worker].append(reading)
 
     def _label(self, reading: Reading, code: str, message: str) -> ClipLabel:
         start_s = reading.first_window * self._stride_s

@@ -9,6 +9,7 @@ What happens when things die:
   at a time per stage. A death alone counts against an item; after three it becomes a row with `worker_died`.
 - Calls that only queued behind that call, and clips that had state on that worker, start again unblamed.
 - An exception from our own code is no reason to try again: alone, it makes a row with `internal`.
+- What went with the machine that held it is nobody's fault and is made again; but what is lost three times is a row.
 """
 
 from __future__ import annotations
@@ -447,7 +448,7 @@ class Scheduler:
                     self._clips.lost_patches(stay, now_s)
             case "read":
                 for reading in planned.readings:
-                    self._reading.died(reading, is_alone=planned.is_alone, timed_out=False, now_s=now_s)
+                    self._reading.unanswered(reading, worker=planned.call.worker, now_s=now_s)
 
     def _leave(self, planned: Planned) -> None:
         self._stages[planned.call.stage].leave(planned)

@@ -82,6 +82,10 @@ class SourceWorker:
         since_s = self._clock()
         try:
             source = self._open.get(key)
+            if source is not None and source.next_window != request.first_window:
+                # What it gave last did not arrive.
+                self._close(key)
+                source = None
             if source is None:
                 source = self._open[key] = _OpenSource(self._open_reader, request)
             while True:

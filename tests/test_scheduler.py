@@ -532,6 +532,35 @@ def test_lost_frames_are_read_again_from_the_first_clip_that_has_no_label() -> N
     assert desk.scheduler.num_bytes_held == 0
 
 
+def test_a_source_whose_answer_is_lost_is_read_again_from_the_same_window_without_blame() -> None:
+    desk = Desk(sources_per_call=2)
+    for number in range(2):
+        desk.scheduler.add_source(source(number))
+    desk.answer_read(desk.next("read"), is_done=False)
+    desk.answer_label(desk.next("open"))
+    desk.answer_label(desk.next("open"))
+    for _ in range(2):
+        read = desk.next("read")
+        # Whoever is to blame would be read alone.
+        assert [request.first_window for request in read.call.requests] == [1, 1]
+        desk.scheduler.on_lost(read, 0.0)
+    desk.answer_read(desk.next("read"))
+    desk.answer_label(desk.next("open"))
+    desk.answer_label(desk.next("open"))
+    assert [label.error_code for label in desk.labels] == [None] * 4
+    assert len(desk.scheduler.finished_sources) == 2
+
+
+def test_a_source_whose_answers_are_lost_again_and_again_is_a_row() -> None:
+    desk = Desk()
+    desk.scheduler.add_source(source())
+    for _ in range(3):
+        desk.scheduler.on_lost(desk.next("read"), 0.0)
+    (label,) = desk.labels
+    assert (label.error_code, label.error) == ("worker_died", "what was read of it was lost 3 times")
+    assert desk.is_waiting()
+
+
 def test_labels_go_out_when_a_part_is_full_or_old_or_nothing_more_comes() -> None:
     desk = Desk(rows_per_part=2, part_age_s=5.0, pieces_per_call=4)
     scheduler = desk.scheduler

@@ -89,8 +89,8 @@ def worker(
     return made, log
 
 
-def requests(*names: str) -> tuple[ReadRequest, ...]:
-    return tuple(ReadRequest(source=source(name)) for name in names)
+def requests(*names: str, first_window: int = 0) -> tuple[ReadRequest, ...]:
+    return tuple(ReadRequest(source=source(name), first_window=first_window) for name in names)
 
 
 def test_a_short_source_is_done_in_one_call_and_closed() -> None:
@@ -107,11 +107,18 @@ def test_a_long_source_comes_back_after_a_slice_and_goes_on_where_it_was() -> No
     first, one = made.read(requests("a"), ())
     assert not first.rows[0].is_done
     assert [clip.start_s for info in first.rows[0].pieces for clip in info.clips] == [0.0]
-    second, two = made.read(requests("a"), ())
+    second, two = made.read(requests("a", first_window=1), ())
     assert second.rows[0].is_done
     assert [(clip.start_s, clip.window) for info in second.rows[0].pieces for clip in info.clips] == [(2.0, 1)]
     assert (len(one), len(two)) == (1, 1)
     assert log == ["open a", "close a"]
+
+
+def test_what_was_read_is_read_again_if_it_did_not_arrive() -> None:
+    made, log = worker({"a": [0.6, "frames", 0.6, 0.6, "frames"]}, slice_s=1.0)
+    answers = [made.read(requests("a"), ())[0].rows[0] for _ in range(2)]
+    assert [[clip.window for info in row.pieces for clip in info.clips] for row in answers] == [[0], [0]]
+    assert log == ["open a", "close a", "open a"]
 
 
 def test_sources_behind_a_slow_one_wait_for_the_next_call_unopened() -> None:
