@@ -16,6 +16,7 @@ import errno
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -177,11 +178,11 @@ class CameraParts:
         return self.can_fold
 
     def _hours_there(self) -> Iterable[tuple[Path, str]]:
+        """Those of which some parts can be folded into one."""
         for folder in self._labels.glob("camera=*/date=*"):
-            hours = {name[:2] for name in os.listdir(folder) if _PART.fullmatch(name)}
-            yield from (
-                (folder, hour) for hour in hours if any(map(_is_many, _parts_of(folder, hour).values()))
-            )
+            matches = (match for name in os.listdir(folder) if (match := _PART.fullmatch(name)))
+            counts = Counter((match["hour"], match["failed"]) for match in matches)
+            yield from {(folder, hour) for (hour, _), count in counts.items() if count > 1}
 
 
 def swap_parts(
@@ -246,10 +247,6 @@ def _parts_of(folder: Path, hour: str) -> dict[str, list[str]]:
         if match and match["hour"] == hour:
             kinds[match["failed"] or ""].append(name)
     return kinds
-
-
-def _is_many(names: Sequence[str]) -> bool:
-    return len(names) > 1
 
 
 def _end_unix_s(folder: Path, hour: str) -> float:

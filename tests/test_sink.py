@@ -610,6 +610,21 @@ def test_the_next_run_folds_what_a_killed_one_left(tmp_path: Path) -> None:
     assert seconds(tmp_path) == [0, 1, 2]
 
 
+def test_a_run_that_begins_lists_each_day_once_for_what_is_left_to_fold(tmp_path: Path, monkeypatch) -> None:
+    with sink(tmp_path, segment_s=0) as table:
+        for hour in range(6):
+            for sequence in (2 * hour, 2 * hour + 1):
+                table.write(sequence, [seen(NOON + 3600 * hour + sequence)])
+    day, listed = tmp_path / "labels/camera=door/date=2024-05-01", []
+    list_folder = os.listdir
+    monkeypatch.setattr("operators.fold.os.listdir", lambda path: listed.append(path) or list_folder(path))
+    with sink(tmp_path, "run2", fold_after_s=1e9) as later:
+        assert not later.fold_next()
+        assert listed.count(day) == 1
+    with sink(tmp_path, "run3") as later:
+        assert [later.fold_next() for _ in range(7)] == [True] * 6 + [False]
+
+
 def test_a_folder_that_was_folded_away_is_kept_for_those_who_are_listing_it(tmp_path: Path) -> None:
     now_s = [NOON + 86_400]
     with sink(tmp_path, clock=lambda: now_s[0], segment_s=0, grace_s=10) as table:
