@@ -19,9 +19,9 @@ from typing import Any, Protocol, cast
 import av
 import av.error
 
-from operators.container import Painter, orientation_of
 from operators.errors import SourceError
 from operators.h264 import FrameNumbers
+from operators.painter import Painter, orientation_of
 from operators.passwords import without_password
 from operators.records import CameraCounts, CameraFrame, SourceFacts
 from operators.view import Viewer

@@ -1,33 +1,26 @@
-"""Containers and decoders: opening files safely, tables of packets, frames of groups of packets, and of everything.
+"""One open file and its decoder: its table of packets, frames of groups of packets, and of everything.
 
-The only home of PyAV for files. What to do with the frames says decode.py.
+What to do with the frames says decode.py.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import stat
-import struct
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, cast
 
 import av
 import numpy as np
-from av.container.input import InputContainer
 from av.packet import Packet
-from av.sidedata.sidedata import SideDataContainer
-from av.stream import Discard, Disposition
+from av.stream import Discard
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 
 from operators import bitstream
 from operators.cut import Shot
 from operators.errors import SourceError
-from operators.passwords import without_password
+from operators.opening import Limits, first_video, open_media
+from operators.painter import Painter, orientation_of
 from operators.plan import (
     NO_PTS,
     Group,
@@ -38,16 +31,8 @@ from operators.plan import (
     irregularity,
     whole_plan,
 )
-from operators.view import UPRIGHT, Orientation, Viewer
+from operators.view import Viewer
 
-# PyAV's log callback wants the interpreter lock from inside native code: with it off, nothing can wait on it.
-av.logging.set_level(None)
-
-FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,dv,ivf,nut,gif,h264,hevc,m4v,"
-    "obu,yuv4mpegpipe,rm,wtv"
-)
-"""Containers that may be opened: none of them names other files. Playlists, scripts and session descriptions do."""
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _SEEKS_BY_TIME = frozenset((_MOV, "matroska,webm", "avi", "flv"))
 _SEEKS_BY_BYTE = frozenset(("mpegts",))
@@ -56,17 +41,6 @@ come out on other packets (tried)."""
 _FRAMES_PER_TICK = 8
 PROGRESSIVE = (0, 1)
 """FFmpeg's field orders: unknown, progressive."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What a source may demand; more is `too_large`."""
-
-    max_pixels: int = 1 << 26
-    max_duration_s: float = 86_400.0
-    max_streams: int = 64
-    max_batch_bytes: int = 64 << 20
-    """Views in one FrameBatch; a single clip's views may exceed it."""
 
 
 class Irregular(Exception):
@@ -80,124 +54,6 @@ class Tally:
     num_packets: int = 0
     num_errors: int = 0
     num_corrupt: int = 0
-
-
-def open_media(path: str, limits: Limits) -> InputContainer:
-    """Opens a local file and nothing else, whatever is written in it. Raises SourceError."""
-    options = {
-        "protocol_whitelist": "file",
-        "format_whitelist": FORMATS,
-        "max_streams": str(limits.max_streams),
-        "max_pixels": str(limits.max_pixels),
-    }
-    try:
-        # The prefix keeps a name like "concat:a|b" a name.
-        return av.open(f"file:{path}", options=options, metadata_errors="replace")
-    except FileNotFoundError as exc:
-        raise SourceError(f"{path} does not exist", "missing") from exc
-    except MemoryError as exc:
-        raise SourceError(f"{path} has more than {limits.max_streams} streams", "too_large") from exc
-    except OSError as exc:
-        raise SourceError(f"{path} cannot be read: {exc.strerror}", "missing") from exc
-    except (av.FFmpegError, UnicodeError) as exc:
-        if bitstream.file_shape(path).is_media:
-            raise SourceError(f"{path} is a container whose index is missing or broken", "corrupt") from exc
-        raise SourceError(f"{path} is not a video of a known kind", "not_media") from exc
-
-
-def missing_decoders(names: Iterable[str]) -> list[str]:
-    """The codecs of these, by FFmpeg's names, that cannot be decoded here."""
-    missing = []
-    for name in names:
-        try:
-            av.Codec(name, "r")
-        except ValueError:
-            missing.append(name)
-    return missing
-
-
-def head_of(path: str) -> bytes:
-    """The first bytes of a file that is there and has some. Raises SourceError."""
-    if "://" in path:
-        raise SourceError(f"{without_password(path)} is not a local file; download it first", "missing")
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise SourceError(f"{path} is not a file", "not_media")
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise SourceError(f"{path} does not exist", "missing") from exc
-    except (OSError, ValueError) as exc:
-        raise SourceError(f"{path} cannot be read: {exc}", "missing") from exc
-    if not head:
-        raise SourceError(f"{path} is empty", "empty")
-    return head
-
-
-def first_video(container: InputContainer, path: str, limits: Limits) -> VideoStream:
-    """The first video stream that is not an attached picture. Raises SourceError."""
-    if len(container.streams) > limits.max_streams:
-        raise SourceError(f"{path} has {len(container.streams)} streams, more than {limits.max_streams}", "too_large")
-    for stream in container.streams.video:
-        if stream.disposition & Disposition.attached_pic:
-            continue
-        context = stream.codec_context
-        if context is None:
-            raise SourceError(f"{path} holds video in a codec that FFmpeg cannot decode here", "unsupported_codec")
-        if context.width * context.height > limits.max_pixels:
-            raise SourceError(
-                f"{path} is {context.width}x{context.height}, more than {limits.max_pixels} pixels",
-                "too_large",
-            )
-        return stream
-    raise SourceError(f"{path} has no video, only {_kinds(container)}", "no_video")
-
-
-def _kinds(container: InputContainer) -> str:
-    kinds = sorted({"cover art" if stream.type == "video" else stream.type for stream in container.streams})
-    return " and ".join(kinds) or "no streams at all"
-
-
-def orientation_of(frame: VideoFrame, pixel_aspect: Fraction | None) -> Orientation:
-    """How a decoded frame is to be shown."""
-    rotation, is_mirrored = 0, False
-    try:
-        matrix = None
-        # Not frame.side_data: the frame would keep it, and it the frame, so that full-size frames pile up by the
-        # hundred until the garbage collector finds them.
-        for data in cast(Iterable[Any], SideDataContainer(frame)):  # type: ignore[call-arg]
-            if data.type.name == "DISPLAYMATRIX":
-                matrix = bytes(data)
-    except ValueError:
-        # PyAV knows not every kind of side data, and one that it does not know hides all others.
-        rotation = round(-frame.rotation / 90) % 4 * 90
-    else:
-        if matrix is not None:
-            a, b, _, c, d = struct.unpack_from("<5i", matrix)
-            is_mirrored = a * d - b * c < 0
-            if is_mirrored:
-                a, b = -a, -b
-            rotation = round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90
-    if not rotation and not is_mirrored and (pixel_aspect is None or pixel_aspect == 1):
-        return UPRIGHT
-    return Orientation(rotation=rotation, is_mirrored=is_mirrored, pixel_aspect=pixel_aspect or Fraction(1))
-
-
-class Painter:
-    """Decoded frames -> full-size RGB -> views. One per thread: it keeps a converter."""
-
-    def __init__(self, *, viewer: Viewer) -> None:
-        self._viewer = viewer
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: VideoFrame, orientation: Orientation) -> np.ndarray:
-        """The view of a frame, uint8 RGB. Colour as tagged; untagged means BT.601, limited range."""
-        # One thread: the default takes every core of the machine for a third of a millisecond's work.
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        plane = rgb.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        pixels = rows[: rgb.height, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
-        return self._viewer(pixels, orientation)
 
 
 class Decoder:

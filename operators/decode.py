@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from operators import bitstream, stills
-from operators.container import PROGRESSIVE, Decoder, Irregular, Limits, Tally, head_of, missing_decoders
+from operators.container import PROGRESSIVE, Decoder, Irregular, Tally
 from operators.cut import Shot, Timeline, cut_batches
 from operators.errors import SourceError
+from operators.opening import Limits, head_of, missing_decoders
 from operators.plan import (
     NO_PTS,
     Group,

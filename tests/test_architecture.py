@@ -16,6 +16,8 @@ HOMES = {
         "operators/camera.py",
         "operators/encode.py",
         "operators/container.py",
+        "operators/opening.py",
+        "operators/painter.py",
         "pipeline/bench/plain.py",
     },
     "cv2": {"operators/stills.py", "pipeline/synth.py", "pipeline/synth_scene.py", "pipeline/bench/plain.py"},
