@@ -1,12 +1,11 @@
-"""One open file and its decoder: its table of packets, frames of groups of packets, and of everything.
+"""One open file and its decoder: packets, frames of groups of packets, and of everything.
 
-What to do with the frames says decode.py.
+Which packets there are says indexing.py, what to do with the frames decode.py.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,26 +20,13 @@ from operators.cut import Shot
 from operators.errors import SourceError
 from operators.opening import Limits, first_video, open_media
 from operators.painter import Painter, orientation_of
-from operators.plan import (
-    NO_PTS,
-    Group,
-    PacketTable,
-    Restart,
-    Sampling,
-    groups_of_pictures,
-    irregularity,
-    whole_plan,
-)
+from operators.plan import NO_PTS, Group, PacketTable
 from operators.view import Viewer
 
-_MOV = "mov,mp4,m4a,3gp,3g2,mj2"
-_SEEKS_BY_TIME = frozenset((_MOV, "matroska,webm", "avi", "flv"))
-_SEEKS_BY_BYTE = frozenset(("mpegts",))
+SEEKS_BY_BYTE = frozenset(("mpegts",))
 """Their packets say where they begin. MPEG program streams do too, but not in the middle of a pack: after a seek times
 come out on other packets (tried)."""
 _FRAMES_PER_TICK = 8
-PROGRESSIVE = (0, 1)
-"""FFmpeg's field orders: unknown, progressive."""
 
 
 class Irregular(Exception):
@@ -81,7 +67,7 @@ class Decoder:
             """Place of the next packet in the table; None where only a seek would tell."""
             self.has_failed = False
             """An error in reading has ended the file before its end."""
-            self._num_bytes = 0
+            self.num_bytes_read = 0
             """Where the farthest packet that was read ends, as far as packets say where they are."""
         except BaseException:
             self.container.close()
@@ -107,7 +93,7 @@ class Decoder:
             if packet.size:
                 yield packet
 
-    def next_packet(self) -> Packet | None:
+    def _next_packet(self) -> Packet | None:
         """The next one of the stream. An error in reading ends the file, as its end does."""
         packet, self._peeked = self._peeked, None
         return packet if packet is not None else self._read()
@@ -119,7 +105,7 @@ class Decoder:
             self.has_failed = True
             return None
         if packet is not None and packet.pos is not None:
-            self._num_bytes = max(self._num_bytes, packet.pos + packet.size)
+            self.num_bytes_read = max(self.num_bytes_read, packet.pos + packet.size)
         return packet
 
     def shot(self, frame: VideoFrame, wanted: int, shown: int, unix_s: float) -> Shot:
@@ -141,7 +127,7 @@ class Decoder:
         """Lets the next packet be the one at `place`, which is a keyframe."""
         if self._at == place:
             return
-        if self.container.format.name in _SEEKS_BY_BYTE:
+        if self.container.format.name in SEEKS_BY_BYTE:
             targets, by_byte = [int(table.pos[place])], True
         else:
             keys = np.flatnonzero(table.restart[:place])
@@ -162,7 +148,7 @@ class Decoder:
             except (av.FFmpegError, OSError, OverflowError) as exc:
                 raise Irregular(f"cannot seek: {exc}") from exc
             self._packets, self._peeked, self._at = self._demux(), None, None
-            while (packet := self.next_packet()) is not None:
+            while (packet := self._next_packet()) is not None:
                 if _is_at(table, place, packet):
                     self._peeked, self._at = packet, place
                     return
@@ -170,12 +156,18 @@ class Decoder:
                     break
         raise Irregular("the keyframe is not where the index says")
 
+    def rest(self) -> Iterator[Packet]:
+        """The packets from where the file stands to its end; then only a seek tells where it stands."""
+        self._at = None
+        while (packet := self._next_packet()) is not None:
+            yield packet
+
     def take(self, table: PacketTable, stop: int) -> Iterator[tuple[int, Packet]]:
         """(place, packet) from where the file stands to `stop`, each checked against the table."""
         if self._at is None:
             raise ValueError("seek first")
         while self._at < stop:
-            packet = self.next_packet()
+            packet = self._next_packet()
             if packet is None or not _is_at(table, self._at, packet):
                 self._at = None
                 raise Irregular("packets are not those of the table")
@@ -262,117 +254,6 @@ class Decoder:
             if number is not None:
                 yield self.shot(frame, number, number, clock())
 
-    def trouble(self) -> str | None:
-        """Why packets of this container and codec cannot be planned with; None if they can."""
-        name = self.container.format.name
-        if not bitstream.can_plan(self.codec):
-            return f"{self.codec} is not known well enough"
-        if name not in _SEEKS_BY_TIME and name not in _SEEKS_BY_BYTE:
-            return f"{name} is not known well enough"
-        if name == "avi" and bitstream.reorders(self.codec):
-            return "AVI does not say when reordered frames are shown"
-        if self.codec in ("h264", "hevc") and self.context.field_order not in PROGRESSIVE:
-            return "a frame may be two packets, one for each field"
-        return None
-
-    def read_table(self) -> Generator[None, None, tuple[PacketTable, str | None]]:
-        """(all packets of the stream, why they cannot be planned with or None), by reading the file once."""
-        trouble = self.trouble()
-        codec, extradata = self.codec, self.context.extradata
-        needs_data = not bitstream.shows_by_size(codec)
-        columns: list[tuple[int, int, int, int, bool]] = []
-        while (packet := self.next_packet()) is not None:
-            if not columns:
-                self.refuse_encrypted(packet)
-            data = memoryview(packet) if packet.is_keyframe or needs_data else None
-            shows = bitstream.gives_frame(codec, packet.size, data)
-            if shows is None:
-                trouble = trouble or "a packet may give no frame"
-            if packet.is_corrupt:
-                trouble = trouble or "a packet is corrupt"
-            start = bitstream.restart(codec, packet.is_keyframe, data, extradata)
-            columns.append(
-                (
-                    NO_PTS if packet.pts is None else packet.pts,
-                    NO_PTS if packet.dts is None else packet.dts,
-                    -1 if packet.pos is None else packet.pos,
-                    int(start),
-                    bool(shows is not False and not packet.is_discard),
-                )
-            )
-            if len(columns) % 1000 == 0:
-                yield None
-        self._at = None
-        if self.has_failed:
-            trouble = trouble or "reading it fails before its end"
-        return _table(columns), trouble
-
-    def index_table(self, shape: bitstream.FileShape, sampling: Sampling) -> Generator[None, None, PacketTable | None]:
-        """The table from the file's own index, with times only where one clip of the whole file needs them.
-
-        Only MP4 and MOV list every packet, and with the time of decoding only: the groups of pictures that matter
-        are read for the time of showing. None where the index will not do.
-        """
-        if self.container.format.name != _MOV or shape.is_fragmented or self.trouble() is not None:
-            return None
-        if not bitstream.shows_by_size(self.codec):
-            return None
-        is_intra_only = bitstream.restart(self.codec, False, None, None) == Restart.CLOSED
-        may_be_empty = bitstream.gives_frame(self.codec, 0, None) is None
-        columns, stop = [], 0
-        for entry in self.stream.index_entries:
-            flags, pos, size = entry.flags, entry.pos, entry.size
-            if may_be_empty and bitstream.gives_frame(self.codec, size, None) is None:
-                return None
-            columns.append((NO_PTS, entry.timestamp, pos, flags & 1, not flags & 2))
-            if pos + size > stop:
-                stop = pos + size
-        yield None
-        table = _table(columns)
-        # What the container calls keyframes is asked for its true kind where it is needed.
-        table.restart[(table.restart > 0) | is_intra_only] = Restart.CLOSED
-        if table.num_frames == 0 or stop > os.path.getsize(self.path) or np.any(np.diff(table.dts) <= 0):
-            return None
-        try:
-            for _, packet in self.take(table, 1):
-                self.refuse_encrypted(packet)
-                table.pts[0] = NO_PTS if packet.pts is None else packet.pts
-            if sampling.seek == "keyframe":
-                return table
-            frames = whole_plan(table.num_frames, 0.0, sampling).frames
-            spans = groups_of_pictures(table, [0, *frames.tolist()])
-            begins = {begin for begin, _ in spans}
-            for begin, end in spans:
-                self.seek(table, begin)
-                # With the keyframe that follows: its group is shown after this one only if it cuts.
-                for place, packet in self.take(table, min(end + (end not in begins), len(table))):
-                    if place in (begin, end):
-                        data = memoryview(packet)
-                        if bitstream.restart(self.codec, True, data, self.context.extradata) != Restart.CLOSED:
-                            return None
-                    if place < end:
-                        table.pts[place] = NO_PTS if packet.pts is None else packet.pts
-                    if place % 1000 == 0:
-                        yield None
-        except Irregular:
-            return None
-        return table if irregularity(table) is None else None
-
-    def promised(self, shape: bitstream.FileShape, num_packets: int) -> float:
-        """How many times as many packets as the `num_packets` that were read there would be in the whole file.
-
-        1 where it was neither cut short nor failed to be read to its end.
-        """
-        if self.container.format.name == _MOV and not shape.is_fragmented:
-            return max(1.0, len(self.stream.index_entries) / num_packets)
-        size = os.path.getsize(self.path)
-        there = self._num_bytes if self.has_failed and self._num_bytes else size
-        return max(1.0, max(shape.promised_bytes, size) / there)
-
-    def refuse_encrypted(self, packet: Packet) -> None:
-        if packet.has_sidedata("encryption_info") or packet.has_sidedata("encryption_init_info"):
-            raise SourceError(f"{self.path} is encrypted", "encrypted")
-
     def everything(self, tally: Tally) -> Iterator[tuple[int, VideoFrame] | None]:
         """(number, frame) of all frames from the file's start, None as a sign of life; errors go to the tally."""
         number = 0
@@ -396,18 +277,6 @@ class Decoder:
             tally.num_packets += 1
             if tally.num_packets % _FRAMES_PER_TICK == 0:
                 yield None
-
-
-def _table(columns: Sequence[tuple[int, int, int, int, bool]]) -> PacketTable:
-    """Of (pts, dts, pos, restart, is_shown)."""
-    values = np.array(columns, np.int64).reshape(-1, 5)
-    return PacketTable(
-        pts=values[:, 0].copy(),
-        dts=values[:, 1].copy(),
-        pos=values[:, 2].copy(),
-        restart=values[:, 3].astype(np.int8),
-        is_shown=values[:, 4].astype(bool),
-    )
 
 
 def _is_at(table: PacketTable, place: int, packet: Packet) -> bool:

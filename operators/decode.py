@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from operators import bitstream, stills
-from operators.container import PROGRESSIVE, Decoder, Irregular, Tally
+from operators.container import Decoder, Irregular, Tally
 from operators.cut import Shot, Timeline, cut_batches
 from operators.errors import SourceError
+from operators.indexing import PROGRESSIVE, index_table, read_table, read_times, times_promised
 from operators.opening import Limits, head_of, missing_decoders
 from operators.plan import (
     NO_PTS,
@@ -191,15 +192,18 @@ class FileReader:
         trouble: str | None = None
         promised = 1.0
         if self._sampling.kind == "whole":
-            table = yield from decoder.index_table(shape, self._sampling)
+            table = yield from index_table(decoder, shape)
+            if table is not None and self._sampling.seek == "exact":
+                frames = whole_plan(table.num_frames, 0.0, self._sampling).frames.tolist()
+                table = table if (yield from read_times(decoder, table, frames)) else None
         if table is None:
             decoder = self._decoder(1)
-            table, trouble = yield from decoder.read_table()
+            table, trouble = yield from read_table(decoder)
             if not len(table) and decoder.has_failed:
                 raise SourceError(f"{path} cannot be read: not one of its pictures comes", "corrupt")
             if not len(table):
                 raise SourceError(f"{path} has a video stream without a single picture", "no_frames")
-            promised = decoder.promised(shape, len(table))
+            promised = times_promised(decoder, shape, len(table))
             if promised > 1.0:
                 trouble = trouble or "the file breaks off"
             trouble = trouble or irregularity(table)
@@ -415,7 +419,7 @@ class FileReader:
         num_lost = max(0, table.num_frames - len(pts)) if tally.num_errors else 0
         if tally.num_packets > len(table):
             # This time reading went farther.
-            promised = decoder.promised(shape, tally.num_packets)
+            promised = times_promised(decoder, shape, tally.num_packets)
         timeline = Timeline(
             num_frames=len(pts),
             duration_s=duration_s,

@@ -16,6 +16,7 @@ HOMES = {
         "operators/camera.py",
         "operators/encode.py",
         "operators/container.py",
+        "operators/indexing.py",
         "operators/opening.py",
         "operators/painter.py",
         "pipeline/bench/plain.py",
