@@ -20,8 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from operators.container import Decoder, Limits
+from operators.container import Decoder
 from operators.decode import FileReader
+from operators.indexing import read_table
+from operators.opening import Limits
 from operators.plan import Sampling, decode_plan, keyframe_plan, sample_indices
 from operators.records import Source, source_id
 from operators.view import Viewer
@@ -161,7 +163,7 @@ class Planned:
 def planned(path: str, *, seek: str = "exact") -> Planned:
     decoder = Decoder(path, Limits(), _viewer(), num_threads=1)
     try:
-        steps = decoder.read_table()
+        steps = read_table(decoder)
         while True:
             try:
                 next(steps)
