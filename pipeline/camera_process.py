@@ -55,7 +55,6 @@ class CameraSpec:
     open_timeout_s: float = 5.0
     read_timeout_s: float = 5.0
     gap_s: float = 1.0
-    is_loss_a_gap: bool = True
     phase: float | None = None
     """Which part of a tick this camera is analysed in; not for files, which are wanted from their first frame on."""
     max_waiting: int = 8
@@ -296,7 +295,6 @@ def _read_camera(spec: CameraSpec, outbox: _Outbox) -> tuple[str, bool]:
             sampler=FrameSampler(
                 analysis_fps=spec.analysis_fps,
                 gap_s=spec.gap_s,
-                is_loss_a_gap=spec.is_loss_a_gap,
                 phase=None if is_file else spec.phase,
             ),
             transport=spec.transport,
