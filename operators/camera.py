@@ -67,16 +67,13 @@ _PROTOCOLS = {
     CameraKind.FILE: "file",
 }
 _FORMATS = {
-    CameraKind.RTSP: "rtsp",
-    CameraKind.RTMP: "flv,live_flv",
     CameraKind.HTTP: "mpjpeg,mjpeg,jpeg_pipe,mpegts,flv,live_flv,matroska,webm",
-    CameraKind.STREAM: "mpegts",
-    CameraKind.DEVICE: "v4l2,video4linux2,avfoundation,dshow",
     CameraKind.FILE: (
         "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,h264,hevc,"
         "ogg,asf,mjpeg,mpjpeg,ivf,obu,mxf,m4v,nut,dv,swf,rm,y4m,yuv4mpegpipe,gif"
     ),
 }
+"""What may be guessed; of the other kinds the format is known."""
 _CLOCKLESS = {"mpjpeg", "mjpeg", "jpeg_pipe"}
 """Formats whose stamps FFmpeg makes up from a frame rate that nobody announced."""
 

@@ -262,15 +262,6 @@ def _geometry(
     )
 
 
-def patch_corners(offsets: np.ndarray, *, view_px: int, patch_px: int) -> np.ndarray:
-    """int64 [N,2] (row, column) of patches whose offsets, float32 [N,2], lie in [0,1] of the free play."""
-    if not 0 < patch_px <= view_px:
-        raise ValueError(f"need 0 < patch_px <= view_px, not {patch_px} and {view_px}")
-    # float32 as published: in float64 some grid offsets floor to the pixel before.
-    free = np.float32(view_px - patch_px)
-    return np.floor(np.asarray(offsets, np.float32) * free).astype(np.int64)
-
-
 def crop_patches(views: np.ndarray, rows: np.ndarray, corners: np.ndarray, *, patch_px: int) -> np.ndarray:
     """uint8 [N,P,P,3]: patch i is cut out of views[rows[i]], uint8 [F,S,S,3], at corners[i] (row, column)."""
     num = len(rows)

@@ -29,13 +29,9 @@ class Place:
 class FrameSampler:
     """Takes frames by time: for each tick the first frame that is there. Never by counting frames."""
 
-    def __init__(
-        self, *, analysis_fps: float, gap_s: float = 1.0, is_loss_a_gap: bool = True, phase: float | None = None
-    ) -> None:
-        """`gap_s`: good frames further apart than this have a gap between them.
-
-        `is_loss_a_gap`: so have frames between which others were lost or broken, if that cost a tick. Otherwise
-        a loss shorter than `gap_s` leaves windows in which a tick is missing.
+    def __init__(self, *, analysis_fps: float, gap_s: float = 1.0, phase: float | None = None) -> None:
+        """`gap_s`: good frames further apart than this have a gap between them; so have frames between which others
+        were lost or broken, if that cost a tick.
 
         `phase`: a segment begins with the first frame that is this share of a tick behind a whole tick of Unix time, so
         that cameras with phases of their own are not all analysed at one moment. None: with the first frame.
@@ -46,7 +42,6 @@ class FrameSampler:
             raise ValueError(f"phase must be in [0,1), not {phase}")
         self._analysis_fps = analysis_fps
         self._gap_s = gap_s
-        self._is_loss_a_gap = is_loss_a_gap
         self._phase = phase
         self._begin_s: float | None = None
         """The next segment begins here; None where there is one."""
@@ -69,7 +64,7 @@ class FrameSampler:
         if time_s - last_s > self._gap_s:
             return self._begin(time_s)
         tick = math.floor((time_s - self._start_s) * self._analysis_fps + _EARLY_TICKS)
-        self._has_loss = self._has_loss or (after_loss and self._is_loss_a_gap)
+        self._has_loss = self._has_loss or after_loss
         if self._has_loss and tick > self._next_tick:
             return self._begin(time_s)
         self._has_loss = False
@@ -222,10 +217,6 @@ class FairBuffer(Generic[Item]):
             taken.append((camera, waiting.popleft()))
             self._waiting[camera] = waiting
         return taken
-
-    def remove(self, camera: str) -> list[Item]:
-        """Forgets a camera; returns what waited."""
-        return list(self._waiting.pop(camera, ()))
 
     def sizes(self) -> dict[str, int]:
         return {camera: len(waiting) for camera, waiting in self._waiting.items()}

@@ -109,18 +109,6 @@ class LiveMetrics:
         self._latency.labels(camera)
         self.set_state(camera, CameraState.WAITING)
 
-    def remove_camera(self, camera: str) -> None:
-        """Forgets a camera that is not watched any more, and its series."""
-        with self._lock:
-            for kept in (self._states, self._newest_s, self._reader_counts):
-                kept.pop(camera, None)
-            for totals in (self._num_analysed, self._num_focused, self._num_opened):
-                totals.pop(camera, None)
-        for metric in (*self._of_a_camera, self._up, self._latency, self._age, self._share):
-            metric.remove_by_labels({"camera": camera})
-        for metric in (self._dropped, self._state):
-            metric.remove_by_labels({"camera": camera})
-
     def beat(self, now_s: float) -> None:
         """The loop goes on."""
         self._beat_s = now_s
@@ -136,12 +124,8 @@ class LiveMetrics:
         self._reconnects.labels(camera).inc(max(0, num_reconnects - reconnects))
         self._misses.labels(camera).inc(max(0, num_misses - misses))
 
-    def reader_opened(self, camera: str) -> None:
-        """A new reader: its counts begin at 0 again."""
-        self._reader_counts.pop(camera, None)
-
     def observe_reader(self, camera: str, counts: CameraCounts) -> None:
-        """The totals of the present reader, however often."""
+        """The totals of all readers that a camera has had, however often."""
         before = self._reader_counts.get(camera, CameraCounts())
         self._reader_counts[camera] = counts
         self._decoded.labels(camera).inc(counts.num_decoded - before.num_decoded)

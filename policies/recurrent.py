@@ -205,32 +205,6 @@ class RecurrentPolicy(nn.Module):
         return gaussian_log_prob(mean, choice, std=self.std), gaussian_entropy(mean, std=self.std)
 
 
-def policy_shape(weights: Mapping[str, torch.Tensor]) -> dict[str, int | str]:
-    """The constructor's sizes, read from a checkpoint's tensors: kind, encoder, map_channels, map_side,
-    hidden, width, num_actions. Raises KeyError where a tensor that every form has is missing."""
-    first = weights["state_encoder.0.weight"]
-    hidden = weights["gru.weight_hh_l0"].shape[1]
-    outputs = weights["actor.0.weight"].shape[0]
-    shape: dict[str, int | str] = {"kind": "continuous" if outputs == 2 else "grid", "hidden": int(hidden)}
-    if outputs != 2:
-        shape["num_actions"] = int(outputs)
-    if first.dim() == 4:
-        has_norm = "state_encoder.1.running_mean" in weights
-        linear = weights["state_encoder.4.weight" if has_norm else "state_encoder.3.weight"]
-        shape["encoder"] = "clip" if has_norm else "conv"
-        shape["width"] = int(first.shape[0])
-        shape["map_channels"] = int(first.shape[1])
-        shape["map_side"] = math.isqrt(int(linear.shape[1]) // int(first.shape[0]))
-    else:
-        shape["encoder"] = "mlp"
-        shape["width"] = int(first.shape[0])
-        # The flattened input does not tell channels from cells: the backbone's channels decide, see the
-        # caller.
-        shape["map_channels"] = int(first.shape[1])
-        shape["map_side"] = 1
-    return shape
-
-
 Sees = Literal["glance", "classifier"]
 
 

@@ -62,7 +62,6 @@ class Read:
         analysis_fps: float = FPS,
         timeout_s: float = 5.0,
         transport: str = "tcp",
-        is_loss_a_gap: bool = True,
         repair: ClockRepair | None = None,
         **more,
     ) -> None:
@@ -72,7 +71,7 @@ class Read:
             uri=uri,
             viewer=Viewer(),
             repair=repair or ClockRepair(),
-            sampler=FrameSampler(analysis_fps=analysis_fps, is_loss_a_gap=is_loss_a_gap),
+            sampler=FrameSampler(analysis_fps=analysis_fps),
             transport=transport,
             open_timeout_s=timeout_s,
             read_timeout_s=timeout_s,
@@ -174,13 +173,6 @@ def test_a_loss_is_a_gap_although_a_frame_from_before_it_is_shown_after_it(video
     assert read.counts.num_after_loss >= 3 and read.counts.num_before_keyframe == 0
     assert read.segments == 2
     read.assert_on_time(camera)
-
-
-def test_a_loss_can_be_left_as_missing_ticks_instead_of_a_gap(videos):
-    with serve(videos["plain"], loses=lambda n, i: n % 30 == 13, num_frames=60) as camera:
-        read = Read(camera.url, is_loss_a_gap=False)
-    assert read.segments == 1
-    assert [n for n in read.numbers if n % 30 == 20]
 
 
 WRAP = 1 << 32

@@ -65,11 +65,6 @@ def test_a_loss_between_two_ticks_is_none():
     assert ticks(places) == {0.0: 0, 0.24: 1, 0.5: 2}
 
 
-def test_where_loss_is_no_gap_only_the_tick_is_missing():
-    sampler = FrameSampler(analysis_fps=4, is_loss_a_gap=False)
-    assert ticks(taken(sampler, [0.0, 0.25, 0.8, 1.05], lost_before=(0.8,))) == {0.0: 0, 0.25: 1, 0.8: 3, 1.05: 4}
-
-
 def test_a_clock_that_starts_anew_starts_a_segment():
     sampler = FrameSampler(analysis_fps=4)
     sampler.take(START_S)
@@ -247,13 +242,6 @@ def test_a_camera_with_little_does_not_wait_behind_one_with_much():
     buffer.take(10)
     buffer.put("quiet", 0)
     assert ("quiet", 0) in buffer.take(2)
-
-
-def test_a_removed_camera_leaves_nothing():
-    buffer: FairBuffer[int] = FairBuffer(capacity=2)
-    buffer.put("a", 1)
-    assert buffer.remove("a") == [1]
-    assert buffer.sizes() == {} and len(buffer) == 0
 
 
 @settings(max_examples=100, deadline=None)

@@ -18,8 +18,8 @@ from operators.cost import cost_model, module_macs
 from operators.focus import Focuser
 from operators.glance import Glancer
 from operators.records import Observation, PatchBatch
-from operators.view import crop_patches, patch_corners
-from policies.base import act_all
+from operators.view import crop_patches
+from policies.base import act_all, corners
 from policies.recurrent import RecurrentPolicy
 
 EXPECTED = Path(__file__).parent / "parity"
@@ -72,10 +72,10 @@ def make_policy(checkpoint: Checkpoint) -> RecurrentPolicy:
 
 
 def cut(views: np.ndarray, offsets: torch.Tensor, patch_px: int) -> PatchBatch:
-    corners = patch_corners(offsets.numpy(), view_px=views.shape[1], patch_px=patch_px)
+    places = corners(offsets, view_px=views.shape[1], patch_px=patch_px).numpy()
     steps = np.arange(len(views))
     return PatchBatch(
-        pixels=crop_patches(views, steps, corners, patch_px=patch_px), clip_ids=("clip",) * len(views), steps=steps
+        pixels=crop_patches(views, steps, places, patch_px=patch_px), clip_ids=("clip",) * len(views), steps=steps
     )
 
 

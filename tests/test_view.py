@@ -13,7 +13,6 @@ from operators.view import (
     Region,
     Viewer,
     crop_patches,
-    patch_corners,
     place_in_frame,
 )
 
@@ -156,22 +155,6 @@ def test_sizes_that_cannot_be_are_bugs():
         Viewer(interpolation="lanczos")
     with pytest.raises(ValueError, match="rotation"):
         Orientation(rotation=45)
-
-
-def test_the_grid_of_offsets_floors_to_the_published_pixels():
-    steps = np.arange(7, dtype=np.float32) / np.float32(6)
-    offsets = np.stack([steps, steps], 1)
-    published = {
-        96: [0, 21, 42, 64, 85, 106, 128],
-        128: [0, 16, 32, 48, 64, 80, 96],
-        160: [0, 10, 21, 32, 42, 53, 64],
-        192: [0, 5, 10, 16, 21, 26, 32],
-    }
-    for patch_px, expected in published.items():
-        corners = patch_corners(offsets, view_px=224, patch_px=patch_px)
-        assert corners.dtype == np.int64
-        assert corners[:, 0].tolist() == expected
-        assert corners[:, 1].tolist() == expected
 
 
 def test_a_patch_is_a_plain_slice_of_its_row():
