@@ -5,7 +5,7 @@ Which packets there are says indexing.py, what to do with the frames decode.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -108,7 +108,7 @@ class Decoder:
             self.num_bytes_read = max(self.num_bytes_read, packet.pos + packet.size)
         return packet
 
-    def shot(self, frame: VideoFrame, wanted: int, shown: int, unix_s: float) -> Shot:
+    def shot(self, frame: VideoFrame, wanted: int, shown: int) -> Shot:
         if frame.width * frame.height > self.limits.max_pixels:
             raise SourceError(f"{self.path} grows to {frame.width}x{frame.height}", "too_large")
         aspect = self.stream.sample_aspect_ratio or self.context.sample_aspect_ratio
@@ -118,7 +118,6 @@ class Decoder:
             shown=shown,
             pixels=self._paint(frame, orientation),
             pts=frame.pts,
-            unix_s=unix_s,
             size=(frame.height, frame.width),
             orientation=orientation,
         )
@@ -174,9 +173,7 @@ class Decoder:
             self._at += 1
             yield self._at - 1, packet
 
-    def group(
-        self, table: PacketTable, group: Group, clock: Callable[[], float], *, is_strict: bool
-    ) -> Iterator[Shot | None]:
+    def group(self, table: PacketTable, group: Group, *, is_strict: bool) -> Iterator[Shot | None]:
         """Shots of the wanted frames in the order of showing, None between them as a sign of life.
 
         Raises Irregular when anything is not as planned; without `is_strict` missing frames are just not given.
@@ -213,14 +210,14 @@ class Decoder:
                     if is_strict and not is_leading:
                         raise Irregular(f"does not decode: {exc}") from exc
                     frames = []
-                yield from self._wanted(frames, awaited, handed, leading, clock, is_strict=is_strict)
+                yield from self._wanted(frames, awaited, handed, leading, is_strict=is_strict)
             try:
                 frames = self.context.decode(None)
             except av.FFmpegError as exc:
                 if is_strict:
                     raise Irregular(f"does not decode: {exc}") from exc
                 frames = []
-            yield from self._wanted(frames, awaited, handed, leading, clock, is_strict=is_strict)
+            yield from self._wanted(frames, awaited, handed, leading, is_strict=is_strict)
         finally:
             # After draining a decoder takes nothing more until it is reset.
             self.context.flush_buffers()
@@ -240,7 +237,6 @@ class Decoder:
         awaited: dict[int | None, int],
         handed: set[int | None],
         leading: set[int | None],
-        clock: Callable[[], float],
         *,
         is_strict: bool,
     ) -> Iterator[Shot]:
@@ -252,7 +248,7 @@ class Decoder:
                 # The one packet's one frame, whatever its time became.
                 _, number = awaited.popitem()
             if number is not None:
-                yield self.shot(frame, number, number, clock())
+                yield self.shot(frame, number, number)
 
     def everything(self, tally: Tally) -> Iterator[tuple[int, VideoFrame] | None]:
         """(number, frame) of all frames from the file's start, None as a sign of life; errors go to the tally."""

@@ -23,8 +23,6 @@ class Shot:
     """uint8 RGB [S,S,3]"""
     pts: int | None
     """In the stream's time base."""
-    unix_s: float
-    """When it was decoded."""
     size: tuple[int, int]
     """(height, width) as coded"""
     orientation: Orientation
@@ -132,7 +130,6 @@ def _batch(
         windows.append(
             Window(
                 clip_id=clip_id(source.source_id, plan.start_s),
-                source_id=source.source_id,
                 start_s=plan.start_s,
                 end_s=plan.end_s,
                 glance_rows=glance,
@@ -146,7 +143,6 @@ def _batch(
         pixels=np.stack([shot.pixels for shot in picked]),
         pts_s=np.array([timeline.seconds(shot) for shot in picked], np.float64),
         frame_index=np.array(shown, np.int64),
-        received_unix_s=np.array([shot.unix_s for shot in picked], np.float64),
         view_yxhw=viewer.box(*first.size, first.orientation),
         facts=SourceFacts(
             width=first.size[1],

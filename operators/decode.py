@@ -176,7 +176,6 @@ class FileReader:
             shown=shown,
             pixels=self._viewer(pixels, orientation),
             pts=None,
-            unix_s=self._clock(),
             size=(pixels.shape[0], pixels.shape[1]),
             orientation=orientation,
         )
@@ -274,7 +273,7 @@ class FileReader:
 
     def _group(self, decoder: Decoder, table: PacketTable, group: Group, *, is_strict: bool) -> Iterator[Shot | None]:
         try:
-            yield from decoder.group(table, group, self._clock, is_strict=is_strict)
+            yield from decoder.group(table, group, is_strict=is_strict)
         except Irregular:
             if is_strict:
                 raise
@@ -404,7 +403,7 @@ class FileReader:
             else:
                 good = item
             if number in guesses and good is not None:
-                found[number] = decoder.shot(good[1], number, good[0], self._clock())
+                found[number] = decoder.shot(good[1], number, good[0])
         if not pts:
             raise SourceError(f"{path}: not one of its {len(table)} pictures can be decoded", "corrupt")
         if good is None:
@@ -441,7 +440,7 @@ class FileReader:
             if not item[1].is_corrupt:
                 good = item
             if item[0] in wanted and good is not None:
-                yield decoder.shot(good[1], item[0], good[0], self._clock())
+                yield decoder.shot(good[1], item[0], good[0])
             if item[0] >= last:
                 return
 

@@ -8,7 +8,7 @@ step     one of the T places in a clip's sample, 0..T-1; a short video repeats f
 glance   the light network's look at a whole view
 focus    the heavy network's look at a patch
 patch    a small square cut out of a view
-decision where to look at one step, or to skip it, or to stop
+decision where to look at one step, or to skip it
 label    the answer for a clip: one output row
 
 On the wire arrays are NumPy; inside an operator they are tensors. Ranges are half open. Letters in shapes:
@@ -35,7 +35,6 @@ class Media(enum.StrEnum):
     IMAGE = "image"
     FRAMES = "frames"
     """A folder of numbered images: one video."""
-    CAMERA = "camera"
 
 
 class Kind(enum.StrEnum):
@@ -43,7 +42,6 @@ class Kind(enum.StrEnum):
 
     FOCUS = "focus"
     SKIP = "skip"
-    STOP = "stop"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -58,11 +56,6 @@ class Source:
     media: Media = Media.VIDEO
     truth: tuple[str, ...] | None = None
     """The annotation's labels; None where there is no annotation."""
-    camera: str | None = None
-
-    @property
-    def is_live(self) -> bool:
-        return self.media is Media.CAMERA
 
     @property
     def shown_uri(self) -> str:
@@ -90,7 +83,6 @@ class Window:
 
     clip_id: str
     """32 hex digits: a hash of source_id and the clip's start."""
-    source_id: str
     start_s: float
     end_s: float
     glance_rows: np.ndarray
@@ -109,19 +101,15 @@ class FrameBatch:
     pixels: np.ndarray
     """uint8 RGB [F,H,W,3]"""
     pts_s: np.ndarray
-    """float64 [F]: 0 is the stream's first frame. For a camera: Unix time."""
+    """float64 [F]: 0 is the stream's first frame."""
     frame_index: np.ndarray
     """int64 [F]: number of the frame in decoder order."""
-    received_unix_s: np.ndarray
-    """float64 [F]: when the frame arrived (camera) or was decoded."""
     view_yxhw: tuple[float, float, float, float]
     """Where the view lies in the displayed frame, in units of its height and width."""
     facts: SourceFacts
     windows: tuple[Window, ...]
     decode_s: float = 0.0
     opened_unix_s: float = 0.0
-    starts_anew: bool = False
-    """Camera only: a gap lies before the first frame, so whatever state runs along the stream starts at zero."""
 
     @property
     def num_bytes(self) -> int:

@@ -44,7 +44,6 @@ def failed_label(source: Source, *, code: str, message: str, ref: ClipRef | None
         clip_id=ref.clip_id if ref else clip_id(source.source_id, 0.0),
         source_uri=source.shown_uri,
         truth=source.truth,
-        camera=source.camera,
         start_s=ref.start_s if ref else 0.0,
         end_s=ref.end_s if ref else 0.0,
         error_code=code,

@@ -10,7 +10,6 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -181,8 +180,6 @@ class StreamWorker:
             (self._form.class_names[i], i, score)
             for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
-        now = self._unix_clock()
-        received = float(frames.received_unix_s.max()) if source.is_live else None
         return ClipLabel(
             video_id=source.video_id,
             clip_id=window.clip_id,
@@ -190,8 +187,6 @@ class StreamWorker:
             start_s=window.start_s,
             end_s=window.end_s,
             truth=source.truth,
-            camera=source.camera,
-            received_at=None if received is None else datetime.fromtimestamp(received, UTC),
             label=topk[0][0],
             label_id=topk[0][1],
             score=topk[0][2],
@@ -208,7 +203,7 @@ class StreamWorker:
             gmacs_full=clip.gmacs_full,
             step_gmacs=tuple(clip.step_gmacs) if self._form.step_logits else None,
             decode_s=frames.decode_s / max(1, len(frames.windows)),
-            latency_s=max(0.0, now - (received if received is not None else frames.opened_unix_s)),
+            latency_s=max(0.0, self._unix_clock() - frames.opened_unix_s),
             width=facts.width,
             height=facts.height,
             rotation=facts.rotation,

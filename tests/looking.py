@@ -9,7 +9,7 @@ import numpy as np
 
 from operators.checkpoints import Checkpoint
 from operators.focus import Focuser
-from operators.records import ClipLabel, FrameBatch, Media, PatchBatch, Source, SourceFacts, Window
+from operators.records import ClipLabel, FrameBatch, PatchBatch, Source, SourceFacts, Window
 from pipeline.build import build_gaze
 from pipeline.config import Config, parse
 from pipeline.gaze import TruthAt
@@ -58,7 +58,6 @@ def make_frames(
     seed: int = 0,
     glance_rows: Sequence[Sequence[int]] | None = None,
     focus_rows: Sequence[Sequence[int]] | None = None,
-    media: Media = Media.VIDEO,
     view_yxhw: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
 ) -> FrameBatch:
     """Random frames numbered 0, 10, 20, ...; one window over all of them, or one for each of `glance_rows`."""
@@ -68,11 +67,10 @@ def make_frames(
     pixels = (coarse + rng.integers(0, 56, (num_frames, SIDE, SIDE, 3))).astype(np.uint8)
     glance_rows = glance_rows or [range(num_frames)]
     focus_rows = focus_rows or glance_rows
-    source = Source(source_id=f"source{seed}", uri=f"/videos/{seed}.mp4", video_id=f"video{seed}", media=media)
+    source = Source(source_id=f"source{seed}", uri=f"/videos/{seed}.mp4", video_id=f"video{seed}")
     windows = tuple(
         Window(
             clip_id=f"clip{seed}.{number}",
-            source_id=source.source_id,
             start_s=float(number),
             end_s=float(number + 1),
             glance_rows=np.array(glance, np.int64),
@@ -85,7 +83,6 @@ def make_frames(
         pixels=pixels,
         pts_s=np.arange(num_frames) / 2,
         frame_index=np.arange(num_frames) * 10,
-        received_unix_s=np.arange(num_frames) + 1e9,
         view_yxhw=view_yxhw,
         facts=SourceFacts(width=128, height=64),
         windows=windows,

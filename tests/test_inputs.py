@@ -51,7 +51,7 @@ def test_a_file_is_a_source_with_its_absolute_path_and_its_name(tmp_path: Path, 
     (source,) = listed("../a/v_one.two.MP4")
     path = str(tmp_path / "a/v_one.two.MP4")
     assert (source.uri, source.source_id, source.video_id) == (path, source_id(path), "v_one.two")
-    assert (source.media, source.truth, source.is_live) == (Media.VIDEO, None, False)
+    assert (source.media, source.truth) == (Media.VIDEO, None)
 
 
 def test_a_file_that_does_not_exist_is_a_source_too(tmp_path: Path) -> None:

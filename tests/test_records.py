@@ -8,7 +8,7 @@ import pytest
 
 from operators.errors import SourceError
 from operators.passwords import without_password
-from operators.records import ClipLabel, Media, Source, clip_id, source_id
+from operators.records import ClipLabel, Source, clip_id, source_id
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_password_is_never_shown_and_nothing_else_is_hidden(text: str, shown: 
 
 def test_a_source_shows_itself_without_its_password() -> None:
     uri = "rtsp://admin:secret@10.0.0.7/stream"
-    source = Source(source_id=source_id(uri), uri=uri, video_id="gate", media=Media.CAMERA)
+    source = Source(source_id=source_id(uri), uri=uri, video_id="gate")
     assert "secret" not in repr(source)
     assert source.shown_uri == "rtsp://admin:***@10.0.0.7/stream"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from looking import NAMES, SIDE, drive, make_checkpoint, make_config, make_frame
 from parity.files import write_adafocus, write_adafocus_tsm, write_gfnet
 from parity.frames import frames as parity_frames
 
-from operators.records import FrameBatch, Media, PatchFeatures
+from operators.records import FrameBatch, PatchFeatures
 from pipeline.build import build_gaze, focus_worker, stream_worker
 from pipeline.config import load
 from pipeline.messages import Advance, OpenRequest, Slice, StepRequest
@@ -170,16 +169,6 @@ def test_logits_are_in_the_label_only_where_they_are_asked_for():
     assert (asked.logits.shape, asked.step_logits.shape) == ((7,), (6, 7))
     np.testing.assert_array_equal(asked.step_logits[-1], asked.logits)
     assert asked.logits.dtype == np.float32
-
-
-def test_a_camera_clip_is_timed_by_when_its_last_frame_arrived():
-    frames = make_frames(media=Media.CAMERA)
-    frames = dataclasses.replace(frames, source=dataclasses.replace(frames.source, camera="door"))
-    label = label_of(make_stream(), frames)
-    assert label.camera == "door"
-    # Six frames, one second apart, from 1e9 on; the clock says 1e9 + 30.
-    assert label.received_at == datetime.fromtimestamp(1e9 + 5, UTC)
-    assert label.latency_s == 25.0
 
 
 def test_random_numbers_belong_to_the_clip_and_the_seed():

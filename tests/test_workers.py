@@ -29,7 +29,6 @@ def frames(of: Source, number: int) -> FrameBatch:
     rows = np.zeros(1, np.int64)
     window = Window(
         clip_id=clip_id(of.source_id, number * 2.0),
-        source_id=of.source_id,
         start_s=number * 2.0,
         end_s=number * 2.0 + 2,
         glance_rows=rows,
@@ -40,7 +39,6 @@ def frames(of: Source, number: int) -> FrameBatch:
         pixels=np.zeros((1, 10, 10, 3), np.uint8),
         pts_s=np.zeros(1),
         frame_index=rows,
-        received_unix_s=np.zeros(1),
         view_yxhw=(0, 0, 1, 1),
         facts=SourceFacts(width=10, height=10),
         windows=(window,),
