@@ -495,13 +495,12 @@ def noise(clip: str, work: Work, px: int, *, seed: int) -> FrameBatch:
     focus_rows = rows
     if work.focus_segments and work.patches != count:
         focus_rows = np.linspace(0, count - 1, work.patches).round().astype(np.int64)
-    window = Window(clip_id=clip, source_id=clip, start_s=0.0, end_s=1.0, glance_rows=rows, focus_rows=focus_rows)
+    window = Window(clip_id=clip, start_s=0.0, end_s=1.0, glance_rows=rows, focus_rows=focus_rows)
     return FrameBatch(
         source=Source(source_id=clip, uri=f"/noise/{clip}", video_id=clip),
         pixels=views,
         pts_s=np.linspace(0.0, 1.0, count, endpoint=False),
         frame_index=rows,
-        received_unix_s=np.zeros(count),
         view_yxhw=(0.0, 0.0, 1.0, 1.0),
         facts=SourceFacts(width=px, height=px, num_frames=count, duration_s=1.0),
         windows=(window,),
