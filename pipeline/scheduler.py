@@ -15,7 +15,7 @@ What happens when things die:
 from __future__ import annotations
 
 import itertools
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,6 @@ from pipeline.clip_table import ClipTable, Frames, Stay
 from pipeline.executor import Call, count_payloads
 from pipeline.messages import OpenRequest, ReadReply, ReadRequest, Reply, Slice, StepRequest, WriteRequest
 from pipeline.reading import MAX_DEATHS, Reading, ReadQueue
-from pipeline.reading import failed_label as failed_label
 
 SOURCE, STREAM, FOCUS, SINK = "source", "stream", "focus", "sink"
 
@@ -177,7 +176,8 @@ class Scheduler:
         self._draining = False
         self.on_label: Callable[[ClipLabel], None] = lambda label: None
         """Told of every label as it is made; the runner takes note of it."""
-        self.counts: Counter[str] = Counter()
+        self.num_done_before = 0
+        """Clips that had a label from an earlier run."""
 
     # What comes in
 
@@ -187,7 +187,7 @@ class Scheduler:
     def add_source(self, source: Source, *, first_window: int = 0) -> None:
         """`first_window`: the windows before it were labelled in an earlier run."""
         self._reading.add(source, first_window=first_window)
-        self.counts["done_before"] += first_window
+        self.num_done_before += first_window
 
     def end_sources(self) -> None:
         self._sources_ended = True
@@ -382,8 +382,6 @@ class Scheduler:
                 self._clips.advanced(planned.stays, reply.rows, payload, now_s)
             case "focus":
                 self._clips.have_features(planned.rows, payload)
-            case "write":
-                self.counts["committed"] += len(planned.call.requests[0].labels)
 
     def _on_read(
         self, readings: list[Reading], rows: tuple[ReadReply, ...], payload: Any, worker: int, now_s: float
@@ -392,7 +390,7 @@ class Scheduler:
         for reading, row in zip(readings, rows, strict=True):
             self._pieces_per_source = max(self._pieces_per_source, len(row.pieces))
             self._bytes_per_source = max(self._bytes_per_source, sum(info.num_bytes for info in row.pieces))
-            self.counts["done_before"] += self._clips.add(reading, row.pieces, frames)
+            self.num_done_before += self._clips.add(reading, row.pieces, frames)
         for reading, row in zip(readings, rows, strict=True):
             self._reading.answered(reading, row, worker=worker, now_s=now_s)
 
@@ -401,7 +399,6 @@ class Scheduler:
         stage, worker = self._stages[planned.call.stage], planned.call.worker
         is_news = stage.note_death(planned)
         self._leave(planned)
-        self.counts[f"{planned.call.stage}_deaths"] += is_news
         if planned.call.method == "write":
             if stage.deaths_in_a_row >= MAX_DEATHS:
                 raise StageError(
@@ -425,7 +422,6 @@ class Scheduler:
     def on_failed(self, planned: Planned, error: str, now_s: float) -> None:
         """An exception from our own code. Alone it makes a row; in company each runs alone to see whose it is."""
         self._leave(planned)
-        self.counts["exceptions"] += 1
         last_line = error.strip().splitlines()[-1] if error.strip() else "unknown error"
         if planned.call.stage == SINK:
             raise StageError(f"labels could not be written: {last_line}")
@@ -459,7 +455,4 @@ class Scheduler:
         if not self._labels:
             self._labels_since_s = now_s
         self._labels.append(label)
-        self.counts["failed" if label.error_code else "labelled"] += 1
-        if label.error_code:
-            self.counts[f"failed:{label.error_code}"] += 1
         self.on_label(label)

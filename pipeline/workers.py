@@ -15,7 +15,7 @@ import numpy as np
 from operators.errors import SourceError
 from operators.records import ClipLabel, FrameBatch, PatchBatch, Source, clip_id
 from pipeline.messages import ClipRef, PieceInfo, ReadReply, ReadRequest, Reply, Slice, Work
-from pipeline.scheduler import failed_label
+from pipeline.reading import failed_label
 
 
 class Reader(Protocol):

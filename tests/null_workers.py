@@ -9,7 +9,7 @@ from typing import Any
 from operators.errors import CheckpointError
 from operators.records import ClipLabel, clip_id
 from pipeline.messages import Advance, ClipRef, PieceInfo, ReadReply, Reply, Work
-from pipeline.scheduler import failed_label
+from pipeline.reading import failed_label
 
 NUM_PATCHES = 2
 

@@ -22,7 +22,8 @@ from pipeline.messages import (
     Reply,
     StepRequest,
 )
-from pipeline.scheduler import FOCUS, SINK, STREAM, Limits, Planned, Scheduler, failed_label
+from pipeline.reading import failed_label
+from pipeline.scheduler import FOCUS, SINK, STREAM, Limits, Planned, Scheduler
 
 STRIDE_S = 4.0
 PIECE_BYTES = 10
@@ -127,6 +128,8 @@ class World:
         self.parts: dict[int, tuple[ClipLabel, ...]] = {}
         self.calls: list[Planned] = []
         self.deaths_alone: Counter[str] = Counter()
+        self.deaths: Counter[str] = Counter()
+        """By stage."""
         self.losses: Counter[str] = Counter()
         self.clips_read: set[str] = set()
         self.lost: set[int] = set()
@@ -296,6 +299,7 @@ class World:
 
     def die(self, place: tuple[str, int], planned: Planned) -> None:
         self.state[place] = {}
+        self.deaths[place[0]] += 1
         behind, self.queues[place] = self.queues[place], []
         items = self.items(planned.call)
         # What comes back for a stay that is over is nobody's fault.

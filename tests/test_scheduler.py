@@ -13,7 +13,8 @@ from operators.errors import StageError
 from operators.records import ClipLabel, Media, Source, clip_id
 from pipeline.batching import Batcher
 from pipeline.messages import Advance, ClipRef, PieceInfo, ReadReply, Reply
-from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Planned, Scheduler, failed_label
+from pipeline.reading import failed_label
+from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Planned, Scheduler
 
 FAULTS = ["kill_open", "kill_focus", "kill_step", "raise_open", "raise_focus", "raise_step"]
 
@@ -216,7 +217,7 @@ def test_a_clip_that_always_kills_its_worker_becomes_a_row_after_three_deaths_al
     assert codes(world)[killer] == "worker_died"
     assert world.deaths_alone == {killer: 3}
     # The first death was in company, or the clip was already alone in its batch.
-    assert world.scheduler.counts["stream_deaths"] + world.scheduler.counts["focus_deaths"] in (3, 4)
+    assert world.deaths[STREAM] + world.deaths[FOCUS] in (3, 4)
 
 
 @pytest.mark.parametrize("stage", ["open", "focus", "step"])
@@ -386,7 +387,7 @@ def test_a_resumed_source_that_failed_then_and_now_gives_no_second_row() -> None
         desk.answer_failed(planned, window=window)
     assert desk.labels == []
     assert desk.scheduler.is_finished
-    assert desk.scheduler.counts["done_before"] == 3
+    assert desk.scheduler.num_done_before == 3
 
 
 def test_a_resumed_source_that_fails_behind_its_labels_gives_the_row() -> None:
