@@ -119,7 +119,7 @@ def label_archive(
         finally:
             feed.close()
         wall_s = time.monotonic() - begun_s
-        metrics.done_before += scheduler.counts["done_before"]
+        metrics.done_before += scheduler.num_done_before
         metrics.patches_sent, metrics.patches_waited_s = batcher.num_taken, batcher.waited_s
         ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
     summary = summarise(
