@@ -1,4 +1,4 @@
-"""Frames -> video files: the synthetic archive, test fixtures, annotated videos. Writing only."""
+"""Frames -> video files: the synthetic archive, files to measure and to test with. Writing only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""From a machine to workers: how many of each stage, how many threads each, and what share of a GPU. Pure.
+"""From a machine to workers: how many of each stage, how many threads each, and what share of a GPU.
+
+`place` is pure; what machine this is, `this_machine` asks the system.
 
 One thread budget per machine: decoders and networks share its cores, and none is left to a library's default, which
 would take all cores for each of them.
