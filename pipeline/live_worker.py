@@ -311,12 +311,6 @@ class LiveWorker:
     ) -> ClipLabel:
         spec, facts = watched.plan.spec, watched.facts
         shown = without_password(spec.uri)
-        scores = torch.softmax(logits[-1], dim=0)
-        best = torch.topk(scores, min(self._form.topk, len(scores)))
-        topk = tuple(
-            (self._form.class_names[i], i, score)
-            for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        )
         spent, full = self._gaze.gmacs(members, window.num_fresh)
         received_s = max(seen.received_unix_s for seen in members)
         focused = sum(seen.box_yxyx is not None for seen in members)
@@ -328,12 +322,7 @@ class LiveWorker:
             received_at=datetime.fromtimestamp(received_s, UTC),
             start_s=window.start_s,
             end_s=window.end_s,
-            label=topk[0][0],
-            label_id=topk[0][1],
-            score=topk[0][2],
-            topk=topk,
-            logits=logits[-1].numpy() if self._form.logits else None,
-            step_logits=logits.numpy() if self._form.step_logits else None,
+            **self._form.answer(tuple(logits)),
             frames_total=len(members),
             frames_focused=focused,
             frames_skipped=len(members) - focused,

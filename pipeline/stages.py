@@ -95,6 +95,23 @@ class LabelForm:
     logits: bool = False
     step_logits: bool = False
 
+    def answer(self, steps: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """The columns of a ClipLabel that say what was seen, by the logits [K] of every classified step."""
+        last = steps[-1].float().cpu()
+        best = torch.topk(torch.softmax(last, dim=0), min(self.topk, len(last)))
+        topk = tuple(
+            (self.class_names[i], i, score)
+            for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
+        return {
+            "label": topk[0][0],
+            "label_id": topk[0][1],
+            "score": topk[0][2],
+            "topk": topk,
+            "logits": last.numpy() if self.logits else None,
+            "step_logits": torch.stack(tuple(steps)).float().cpu().numpy() if self.step_logits else None,
+        }
+
 
 class StreamWorker:
     """Opens, steps and closes clips. One process holds a clip from its frames to its label."""
@@ -173,13 +190,6 @@ class StreamWorker:
 
     def _label(self, clip: OpenClip) -> ClipLabel:
         frames, window, facts, source = clip.frames, clip.window, clip.frames.facts, clip.frames.source
-        logits = clip.step_logits[-1].float().cpu()
-        scores = torch.softmax(logits, dim=0)
-        best = torch.topk(scores, min(self._form.topk, len(scores)))
-        topk = tuple(
-            (self._form.class_names[i], i, score)
-            for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        )
         return ClipLabel(
             video_id=source.video_id,
             clip_id=window.clip_id,
@@ -187,12 +197,7 @@ class StreamWorker:
             start_s=window.start_s,
             end_s=window.end_s,
             truth=source.truth,
-            label=topk[0][0],
-            label_id=topk[0][1],
-            score=topk[0][2],
-            topk=topk,
-            logits=logits.numpy() if self._form.logits else None,
-            step_logits=torch.stack(clip.step_logits).float().cpu().numpy() if self._form.step_logits else None,
+            **self._form.answer(clip.step_logits),
             frames_total=clip.num_frames,
             # Many looks at one image are still one frame.
             frames_focused=min(sum(d.kind is Kind.FOCUS for d in clip.decisions), clip.num_frames),
