@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, replace
+from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from pipeline.resolve import resolve
 
 START_S = 1_700_000_000.0
 FPS = 4.0
+QUICK = Limits(backoff_s=0.001, max_backoff_s=0.01)
 # MACs by hand, batch norms included: glance at 32 px, focus at 24 px and at the whole view of 64 px; policy of nine
 # places: 64*48*32 + 2048*256 + 3*256*512 + 256*9; classifier: 3*128*(176+128) + 128*7.
 GLANCE, FOCUS, FOCUS_FULL, POLICY, CLASSIFY = 3_981_464, 11_654_200, 82_870_840, 1_018_112, 117_632
@@ -39,13 +42,13 @@ GLANCE, FOCUS, FOCUS_FULL, POLICY, CLASSIFY = 3_981_464, 11_654_200, 82_870_840,
 class Reader:
     """A reader that says what the test wants it to say."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_ready: bool = True) -> None:
         self.frames: list[CameraFrame] = []
         self.counts = CameraCounts()
         self.ended: str | None = None
         self.is_final = False
         self.is_open = True
-        self.is_ready = True
+        self.is_ready = is_ready
         self.was_killed = False
         self._fds = os.pipe()
 
@@ -74,19 +77,33 @@ class Reader:
 class Studio:
     """A worker, and the readers that it has opened, camera by camera."""
 
-    def __init__(self, worker: LiveWorker, cameras: Sequence[str], **plan: float) -> None:
-        self.worker = worker
+    def __init__(
+        self,
+        make_worker: Callable[..., LiveWorker],
+        cameras: Sequence[str],
+        *,
+        are_ready: bool = True,
+        **plan: float,
+    ) -> None:
+        """`are_ready`: its readers have started when they are opened."""
+        self.worker = make_worker(open_reader=self._open)
+        self.are_ready = are_ready
+        self.full: set[str] = set()
+        """Cameras whose readers cannot be started."""
+        self.refused: list[str] = []
         self.readers: dict[str, list[Reader]] = {name: [] for name in cameras}
         self.labels: list[ClipLabel] = []
         self.analysed: list[tuple[str, float]] = []
-        worker._open_reader = self._open  # type: ignore[assignment]
         plan = {"window_s": 1.0, "stride_s": 0.5} | plan
         specs = (CameraSpec(name=name, uri=f"rtsp://eve:s3cret@{name}/", analysis_fps=FPS) for name in cameras)
-        worker.begin(tuple(CameraPlan(spec=spec, **plan) for spec in specs), ())
+        self.worker.begin(tuple(CameraPlan(spec=spec, **plan) for spec in specs), ())
         self.watch()
 
     def _open(self, spec: CameraSpec) -> Reader:
-        self.readers[spec.name].append(Reader())
+        if spec.name in self.full:
+            self.refused.append(spec.name)
+            raise OSError(24, "Too many open files")
+        self.readers[spec.name].append(Reader(is_ready=self.are_ready))
         return self.readers[spec.name][-1]
 
     def reader(self, camera: str = "door") -> Reader:
@@ -116,11 +133,17 @@ def studio(tmp_path) -> Iterator[Callable[..., Studio]]:
     opened: list[Studio] = []
 
     def make(
-        *cameras: str, max_waiting: int = 100, max_batch: int = 32, plan: dict[str, float] | None = None, **settings
+        *cameras: str,
+        max_waiting: int = 100,
+        max_batch: int = 32,
+        limits: Limits = QUICK,
+        are_ready: bool = True,
+        plan: dict[str, float] | None = None,
+        **settings,
     ) -> Studio:
         config = make_config(live__max_waiting_frames=max_waiting, focus__batch_size=max_batch, **settings)
-        worker = made_worker(config, tmp_path)
-        opened.append(Studio(worker, cameras or ("door",), **(plan or {})))
+        make_worker = partial(made_worker, config, tmp_path, limits=limits)
+        opened.append(Studio(make_worker, cameras or ("door",), are_ready=are_ready, **(plan or {})))
         return opened[-1]
 
     yield make
@@ -128,7 +151,8 @@ def studio(tmp_path) -> Iterator[Callable[..., Studio]]:
         one.worker.shutdown()
 
 
-def made_worker(config: Config, folder) -> LiveWorker:
+def made_worker(config: Config, folder, **own) -> LiveWorker:
+    """As the run makes it, but for what is given here."""
     checkpoints.save(folder / "small.safetensors", make_checkpoint(config))
     (folder / "classes.txt").write_text("\n".join(NAMES))
     config = config.replaced(
@@ -140,9 +164,8 @@ def made_worker(config: Config, folder) -> LiveWorker:
         }
     )
     plan = resolve(config, Machine(num_cores=1, memory_bytes=1 << 30))
-    worker = live_worker(**plan.live_arguments())
-    worker._limits = Limits(backoff_s=0.001, max_backoff_s=0.01)
-    return worker
+    with patch("pipeline.build.LiveWorker", lambda **settings: LiveWorker(**(settings | own))):
+        return live_worker(**plan.live_arguments())
 
 
 PICTURES = {seed: make_frames(12, seed=seed).pixels for seed in range(3)}
@@ -396,9 +419,7 @@ def test_a_camera_that_never_sends_keeps_waiting_while_the_others_work(studio):
 
 
 def test_a_reader_whose_process_takes_long_to_start_is_not_held_against_the_camera(studio):
-    door = studio()
-    door.worker._limits = Limits(open_s=0.02, start_s=1000.0, backoff_s=0.001)
-    door.reader().is_ready = False
+    door = studio(limits=Limits(open_s=0.02, start_s=1000.0, backoff_s=0.001), are_ready=False)
     for _ in range(3):
         door.watch(0.03)
     assert len(door.readers["door"]) == 1
@@ -408,20 +429,12 @@ def test_a_reader_whose_process_takes_long_to_start_is_not_held_against_the_came
 
 def test_a_reader_that_cannot_be_started_costs_the_others_nothing_and_is_tried_again(studio):
     run = studio("door", "yard")
-    real, refused, full = run.worker._open_reader, [], [True]
-
-    def refuse(spec: CameraSpec) -> Reader:
-        if spec.name == "yard" and full:
-            refused.append(spec.name)
-            raise OSError(24, "Too many open files")
-        return real(spec)
-
-    run.worker._open_reader = refuse
+    run.full.add("yard")
     run.reader("yard").ends("lost")
     run.reader("door").sends(*stream(*range(12)))
-    news = run.watch_until(lambda news: len(refused) >= 3 and news.cameras["yard"].state is CameraState.WAITING)
+    news = run.watch_until(lambda news: len(run.refused) >= 3 and news.cameras["yard"].state is CameraState.WAITING)
     assert news.cameras["yard"].last_error == "its reader cannot be started: OSError: [Errno 24] Too many open files"
-    full.clear()
+    run.full.clear()
     run.watch_until(lambda _: len(run.readers["yard"]) == 2)
     run.reader("yard").sends(*stream(*range(4)))
     run.watch_until(lambda news: news.cameras["yard"].state is CameraState.LIVE)
