@@ -362,6 +362,9 @@ def doctor(as_json: bool, ray: bool) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. What is the world's fault is told in one line, without a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name need not be UTF-8, and not every terminal shows all of it.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if arguments is None:
         arguments = sys.argv[1:]
         # First of all: what commands import takes seconds.

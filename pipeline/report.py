@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.table import Table
 
 from operators.records import ClipLabel
 from pipeline.metrics import RunSummary
@@ -153,7 +152,7 @@ def _training_bars(stream: TextIO) -> Iterator[TrainingNews]:
     # Both kinds in one display: two of them would write over each other.
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
         TextColumn("{task.fields[values]}"),
@@ -176,14 +175,15 @@ def _training_bars(stream: TextIO) -> Iterator[TrainingNews]:
         )
 
 
-def print_rows(rows: Sequence[tuple[str, str]], *, stream: TextIO = sys.stdout) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
+def print_rows(rows: Sequence[tuple[str, str]], *, stream: TextIO | None = None) -> None:
+    """On stdout, where nothing else is said. Not by rich, which takes [brackets] of a path for markup and cuts what is
+    wider than a terminal."""
+    width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        table.add_row(name, value)
-    Console(file=stream, highlight=False, soft_wrap=True).print(table)
+        print(f"{name:{width}}  {value}", file=stream)
 
 
-def print_summary(summary: RunSummary, *, stream: TextIO = sys.stdout) -> None:
+def print_summary(summary: RunSummary, *, stream: TextIO | None = None) -> None:
     """The table at the end of a run."""
     print_rows(summary_rows(summary), stream=stream)
 

@@ -1,13 +1,17 @@
-"""What a person sees of a training: bars on a terminal, lines of JSON elsewhere."""
+"""What a person sees: of a training, bars on a terminal and lines of JSON elsewhere; of any command, its table."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
+import sys
+
+import pytest
 
 from pipeline import report
 from pipeline.training.journal import Progress
+from run_pipeline import main
 
 
 class Terminal(io.StringIO):
@@ -36,3 +40,20 @@ def test_elsewhere_every_epoch_is_a_line_of_json() -> None:
 
 def test_a_quiet_training_says_nothing() -> None:
     assert tell(Terminal(), quiet=True) == ""
+
+
+@pytest.mark.parametrize("path", ["run[v2]/labels", "[/x]/labels", "a/very/long/path/" + 20 * "of/folders/" + "labels"])
+def test_a_table_shows_every_path_as_it_is(path: str) -> None:
+    shown = io.StringIO()
+    report.print_rows([("clips", "3"), ("accuracy", "81 %"), ("labels", path)], stream=shown)
+    assert shown.getvalue() == f"clips     3\naccuracy  81 %\nlabels    {path}\n"
+
+
+def test_names_that_a_terminal_cannot_show_end_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("run_pipeline.cli.main", lambda *_, **__: report.print_rows([("left out", "1 .\udcff\u00fc")]))
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    sys.stdout.flush()
+    assert (ended.value.code, written.getvalue()) == (0, b"left out  1 .\\udcff\\xfc\n")
