@@ -128,7 +128,7 @@ def label(
     if not tally.num_sources:
         print("no input found: " + ", ".join(inputs), file=sys.stderr)
         return NO_INPUT
-    return SOME_FAILED if summary.failed and not allow_failures else 0
+    return SOME_FAILED if (summary.failed or summary.failed_before) and not allow_failures else 0
 
 
 @cli.command()
@@ -336,7 +336,7 @@ def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
     report.print_rows(rows(result))
     if stop.is_set:
         return 128 + stop.signal_number
-    return SOME_FAILED if result.run.failed else 0
+    return SOME_FAILED if result.run.failed or result.run.failed_before else 0
 
 
 @cli.command()

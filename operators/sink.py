@@ -182,12 +182,11 @@ class ParquetSink:
 
     def done(self) -> np.ndarray:
         """uint64 [N,2]: the two halves of every clip_id in the table."""
-        keys = np.empty((sum(map(num_rows, part_paths(self.labels))), 2), np.uint64)
-        start = 0
-        for batch in self.done_batches():
-            keys[start : start + len(batch)] = batch
-            start += len(batch)
-        return keys
+        return _keys(part_paths(self.labels))
+
+    def failed(self) -> np.ndarray:
+        """Likewise, of the clips among them that failed."""
+        return _keys(sorted(self.labels.glob(f"{_FAILED}*.parquet")))
 
     def write(self, sequence: int, labels: Sequence[ClipLabel]) -> None:
         """Commits a batch: it is on disk when this returns. The same number with the same batch overwrites itself."""
@@ -306,6 +305,16 @@ def read_identity(out: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _keys(parts: Sequence[Path]) -> np.ndarray:
+    keys = np.empty((sum(map(num_rows, parts)), 2), np.uint64)
+    start = 0
+    for part in parts:
+        for batch in clip_keys(part):
+            keys[start : start + len(batch)] = batch
+            start += len(batch)
+    return keys
 
 
 def write_durably(path: Path, content: bytes) -> None:

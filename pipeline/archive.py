@@ -81,7 +81,7 @@ def label_archive(
             # Another run had the table until now, and left other settings in it.
             plan = resolve(config, machine, remembered=found, cache=cache_folder())
         identity = plan.identity()
-        done = ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0].done
+        table: SinkOpened = ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0]
         write_run(out, plan, run_id)
         for spec in plan.worker_specs():
             executor.start(spec)
@@ -93,12 +93,13 @@ def label_archive(
             shapes=plan.batch_shapes,
             rows_per_item=plan.patches_per_clip or 1,
         )
-        done_set = DoneSet(done)
+        done_set = DoneSet(table.done, failed=table.failed)
+        del table
         scheduler = Scheduler(
             workers={SINK: 1, **{name: time.workers for name, time in metrics.stages.items() if name != SINK}},
             limits=plan.limits,
             batcher=batcher,
-            is_wanted=lambda clip: clip not in done_set,
+            is_wanted=lambda clip: not done_set.meet(clip),
         )
         runner = Runner(
             executor=executor,
@@ -120,6 +121,7 @@ def label_archive(
             feed.close()
         wall_s = time.monotonic() - begun_s
         metrics.done_before += scheduler.num_done_before
+        metrics.failed_before = done_set.num_failed_met
         metrics.patches_sent, metrics.patches_waited_s = batcher.num_taken, batcher.waited_s
         ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
     summary = summarise(

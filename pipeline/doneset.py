@@ -13,8 +13,10 @@ class DoneSet:
     """A set of clip_ids. Keys are kept sorted in buckets by their first byte, so that a merge copies one bucket and
     not all of them: growing never needs twice the memory."""
 
-    def __init__(self, keys: np.ndarray | None = None) -> None:
-        """keys: uint64 [N,2], the two halves of each clip_id, in any order."""
+    def __init__(self, keys: np.ndarray | None = None, *, failed: np.ndarray | None = None) -> None:
+        """keys: uint64 [N,2], the two halves of each clip_id, in any order. failed: those among them that failed."""
+        self._failed = None if failed is None or not len(failed) else DoneSet(failed)
+        self._failed_met = None if self._failed is None else DoneSet()
         self._buckets = [np.empty((0, 2), np.uint64) for _ in range(_NUM_BUCKETS)]
         self._new: set[bytes] = set()
         if keys is not None:
@@ -27,6 +29,18 @@ class DoneSet:
     def nbytes(self) -> int:
         """Bytes of the keys, less the bounded number that waits to be merged."""
         return sum(bucket.nbytes for bucket in self._buckets)
+
+    def meet(self, clip_id: str) -> bool:
+        """Whether a clip that was given to a run is in the set. If it is there as a failure that is counted, once."""
+        if clip_id not in self:
+            return False
+        if self._failed is not None and self._failed_met is not None and clip_id in self._failed:
+            self._failed_met.add(clip_id)
+        return True
+
+    @property
+    def num_failed_met(self) -> int:
+        return 0 if self._failed_met is None else len(self._failed_met)
 
     def __contains__(self, clip_id: str) -> bool:
         key = bytes.fromhex(clip_id)

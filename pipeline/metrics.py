@@ -28,6 +28,7 @@ class RunMetrics:
     labelled: int = 0
     failed: int = 0
     done_before: int = 0
+    failed_before: int = 0
     duplicates: int = 0
     committed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
@@ -115,6 +116,9 @@ class RunSummary:
     clips: int
     failed: int
     done_before: int
+    """Clips of this command's inputs that have their row from an earlier run."""
+    failed_before: int
+    """Those of them whose row says that they failed."""
     duplicates: int
     errors: dict[str, int]
     skipped_files: dict[str, int]
@@ -146,7 +150,7 @@ class RunSummary:
     @property
     def has_labels(self) -> bool:
         """Some clip has its label, from this run or an earlier one."""
-        return self.clips + self.done_before > 0
+        return self.clips + self.done_before > self.failed_before
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -163,6 +167,7 @@ def summarise(
         clips=num,
         failed=metrics.failed,
         done_before=metrics.done_before,
+        failed_before=metrics.failed_before,
         duplicates=metrics.duplicates,
         errors=dict(sorted(metrics.errors.items())),
         skipped_files=skipped_files,

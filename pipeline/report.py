@@ -193,8 +193,10 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.failed:
         reasons = ", ".join(f"{n} {code}" for code, n in sorted(summary.errors.items()))
         rows.append(("failed", f"{summary.failed} ({reasons})"))
-    if summary.done_before:
-        rows.append(("labelled before", f"{summary.done_before}"))
+    if summary.done_before > summary.failed_before:
+        rows.append(("labelled before", f"{summary.done_before - summary.failed_before}"))
+    if summary.failed_before:
+        rows.append(("failed before", f"{summary.failed_before}; --retry-failed labels them again"))
     if summary.duplicates:
         rows.append(("given twice", f"{summary.duplicates}"))
     if summary.skipped_files:

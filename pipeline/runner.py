@@ -162,9 +162,9 @@ class Runner:
     def _first_window(self, source: Source) -> int | None:
         """The first window that has no label yet; None where the only one has."""
         if self._stride_s <= 0:
-            return None if clip_id(source.source_id, 0.0) in self._done else 0
+            return None if self._done.meet(clip_id(source.source_id, 0.0)) else 0
         window = 0
-        while clip_id(source.source_id, window * self._stride_s) in self._done:
+        while self._done.meet(clip_id(source.source_id, window * self._stride_s)):
             window += 1
         return window
 

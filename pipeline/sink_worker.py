@@ -22,6 +22,8 @@ class SinkOpened:
     identity: Mapping[str, Any] | None = None
     done: np.ndarray | None = None
     """uint64 [N,2]: clips that have their row."""
+    failed: np.ndarray | None = None
+    """uint64 [N,2]: those of them that failed."""
 
 
 class _StillLocked(Exception):
@@ -56,7 +58,7 @@ class SinkWorker:
     def begin(self, requests: tuple[Mapping[str, Any]], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
         assert self._sink is not None
         self._sink.begin(requests[0])
-        return Reply(rows=(SinkOpened(done=self._sink.done()),)), None
+        return Reply(rows=(SinkOpened(done=self._sink.done(), failed=self._sink.failed()),)), None
 
     def reopen(self, requests: tuple[Mapping[str, Any]], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
         """In the place of a worker that died: goes on with the table that it had begun."""

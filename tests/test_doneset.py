@@ -68,3 +68,11 @@ def test_a_million_keys_are_taken_over_as_they_come_from_the_sink() -> None:
 def test_what_is_not_a_clip_id_is_a_bug() -> None:
     with pytest.raises(ValueError, match="32 hex digits"):
         DoneSet().add("abcd")
+
+
+def test_failures_are_counted_when_they_are_met_and_once() -> None:
+    done = DoneSet(array([(1, 1), (2, 2), (3, 3)]), failed=array([(2, 2), (3, 3)]))
+    assert [done.meet(hexed(key)) for key in [(1, 1), (2, 2), (2, 2), (4, 4)]] == [True, True, True, False]
+    assert done.num_failed_met == 1
+    done.add(hexed((4, 4)))
+    assert done.meet(hexed((4, 4))) and done.num_failed_met == 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 
 from operators.errors import ConfigError, StageError
@@ -137,6 +138,14 @@ def test_a_second_run_labels_only_what_is_missing() -> None:
     done = run([source(f"cat-{n}") for n in range(5)], done=known)
     assert done.names == ["cat-0", "cat-2", "cat-4"]
     assert done.metrics.done_before == 2
+
+
+@pytest.mark.parametrize("stride_s", [0.0, 2.0])
+def test_inputs_that_failed_in_an_earlier_run_are_told_from_those_that_it_labelled(stride_s: float) -> None:
+    keys = [tuple(divmod(int(clip(name), 16), 2**64)) for name in ("cat-1", "corrupt-1", "corrupt-2")]
+    known = DoneSet(np.array(keys, np.uint64), failed=np.array(keys[1:], np.uint64))
+    run([source("cat-1"), source("cat-2"), source("corrupt-1"), source("corrupt-3")], done=known, stride_s=stride_s)
+    assert known.num_failed_met == 1
 
 
 def test_a_source_that_was_labelled_in_part_goes_on_behind_its_last_label() -> None:

@@ -388,6 +388,17 @@ def test_failed_clips_are_in_parts_of_their_own_and_count_as_done(tmp_path: Path
         assert len(later.done()) == 2
 
 
+def test_a_sink_tells_which_of_the_clips_in_its_table_failed(tmp_path: Path) -> None:
+    with sink(tmp_path) as out:
+        out.write(0, [clip(1), failed(2), clip(3), failed(4)])
+        out.write(1, [clip(5)])
+        expected = {tuple(divmod(int(failed(number).clip_id, 16), 2**64)) for number in (2, 4)}
+        assert {tuple(map(int, key)) for key in out.failed()} == expected
+        assert len(out.done()) == 5
+    with sink(tmp_path, "run2", retry_failed=True) as out:
+        assert (len(out.done()), len(out.failed())) == (3, 0)
+
+
 def test_retry_replaces_only_what_was_labelled_again(tmp_path: Path) -> None:
     with sink(tmp_path) as table:
         table.write(0, [clip(0), failed(1), failed(2), failed(3)])

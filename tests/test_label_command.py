@@ -1,0 +1,80 @@
+"""`label` in this process, over inputs that cost nothing: exit codes, and what is told of what was not labelled."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from run_pipeline import main
+
+QUICK = (
+    *("--config", "demo", "--executor", "inline", "-q"),
+    *("--set", "compute.precision=fp32", "--set", "compute.compile=off"),
+    *("--set", "glance.clips_per_call=1", "--set", "focus.batch_size=1"),
+)
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+    """Runs the command into tmp_path/out."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: object, out: Path = tmp_path / "out") -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["label", *map(str, arguments), "-o", str(out), *QUICK])
+        told = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), told.out, told.err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def image(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.zeros((40, 60, 3), np.uint8))
+    return path
+
+
+def empty(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_what_failed_before_is_told_again_and_ends_with_3_until_it_is_labelled(label, tmp_path):
+    good, bad = image(tmp_path / "good.png"), empty(tmp_path / "bad.png")
+    first = label(good, bad, "--json")
+    assert (first.code, first.summary["failed"], first.summary["failed_before"]) == (3, 1, 0)
+    again = label(good, bad, "--json")
+    assert (again.code, again.summary["failed"], again.summary["done_before"]) == (3, 0, 2)
+    assert again.summary["failed_before"] == 1
+    assert label(good, bad, "--allow-failures").code == 0
+    shown = label(good, bad)
+    assert "--retry-failed" in shown.out and "labelled before   1\n" in shown.out
+    # It was not asked for this time.
+    assert label(good, "--json").code == 0
+    image(bad)
+    mended = label(good, bad, "--retry-failed", "--json")
+    assert (mended.code, mended.summary["clips"], mended.summary["failed_before"]) == (0, 1, 0)
+    assert label(good, bad).code == 0
