@@ -97,7 +97,7 @@ def entries(folder: str, *, must_list: bool = False) -> tuple[list[str], list[st
             for entry in found:
                 if entry.name.startswith("."):
                     continue
-                if not entry.is_dir():
+                if not _is_folder(entry):
                     files.append(entry.name)
                 elif not entry.is_symlink() or not _leads_up(entry.path, folder):
                     folders.append(entry.name)
@@ -105,6 +105,14 @@ def entries(folder: str, *, must_list: bool = False) -> tuple[list[str], list[st
         if must_list:
             raise
     return sorted(files), sorted(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link in a circle, or into a closed folder, is none: whoever reads it says what is wrong."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _leads_up(link: str, folder: str) -> bool:
@@ -130,7 +138,7 @@ def holds_only_stills(folder: str) -> bool:
             for _, entry in zip(range(64), found, strict=False):
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir() or extension(entry.name) in VIDEO_EXTENSIONS:
+                if _is_folder(entry) or extension(entry.name) in VIDEO_EXTENSIONS:
                     return False
                 has_image |= extension(entry.name) in IMAGE_EXTENSIONS
     except OSError:

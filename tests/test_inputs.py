@@ -151,6 +151,16 @@ def test_a_broken_link_is_a_source_that_is_missing(tmp_path: Path) -> None:
     assert below(tmp_path, listed(tmp_path)) == ["x.mp4"]
 
 
+def test_a_link_in_a_circle_costs_only_itself(tmp_path: Path) -> None:
+    make(tmp_path, "a.mp4", "b/c.mp4")
+    for name in ("loop", "loop.mp4", "b/loop.png"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    tally = Tally()
+    assert below(tmp_path, listed(tmp_path, tally=tally)) == ["a.mp4", "b/c.mp4", "b/loop.png", "loop.mp4"]
+    assert (tally.skipped, tally.unreadable) == ({"(none)": 1}, [])
+    assert below(tmp_path, listed(tmp_path / "*.mp4")) == ["a.mp4", "loop.mp4"]
+
+
 def test_an_empty_folder_has_no_sources(tmp_path: Path) -> None:
     tally = Tally()
     assert listed(tmp_path, tally=tally) == []

@@ -78,3 +78,10 @@ def test_what_failed_before_is_told_again_and_ends_with_3_until_it_is_labelled(l
     mended = label(good, bad, "--retry-failed", "--json")
     assert (mended.code, mended.summary["clips"], mended.summary["failed_before"]) == (0, 1, 0)
     assert label(good, bad).code == 0
+
+
+def test_a_link_in_a_circle_is_a_row_that_says_missing(label, tmp_path):
+    image(tmp_path / "in/good.png")
+    (tmp_path / "in/loop.mp4").symlink_to("loop.mp4")
+    ended = label(tmp_path / "in", "--json")
+    assert (ended.code, ended.summary["clips"], ended.summary["errors"]) == (3, 1, {"missing": 1})
