@@ -99,6 +99,8 @@ def label(
 
         figures = estimate(config, list_sources)
         click.echo(json.dumps(figures.to_dict()) if as_json else figures.text())
+        for problem in tally.problems:
+            print(problem, file=sys.stderr)
         return 0 if figures.inputs else NO_INPUT
     stop = stop_on_signals()
     with report.progress(quiet=quiet) as show:
@@ -115,20 +117,20 @@ def label(
             retry_failed=retry_failed,
             stop=stop,
             told=told,
-            skipped_files=lambda: tally.skipped,
+            tally=tally,
         )
     if as_json:
         click.echo(json.dumps(summary.to_dict()))
     else:
         report.print_summary(summary)
+    for problem in tally.problems:
+        print(problem, file=sys.stderr)
     if summary.interrupted:
         return 128 + stop.signal_number
-    for problem in (*tally.empty_patterns, *tally.unreadable):
-        print(f"nothing could be listed: {problem}", file=sys.stderr)
     if not tally.num_sources:
         print("no input found: " + ", ".join(inputs), file=sys.stderr)
         return NO_INPUT
-    return SOME_FAILED if (summary.failed or summary.failed_before) and not allow_failures else 0
+    return 0 if summary.is_whole or allow_failures else SOME_FAILED
 
 
 @cli.command()
@@ -336,7 +338,7 @@ def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
     report.print_rows(rows(result))
     if stop.is_set:
         return 128 + stop.signal_number
-    return SOME_FAILED if result.run.failed or result.run.failed_before else 0
+    return 0 if result.run.is_whole else SOME_FAILED
 
 
 @cli.command()

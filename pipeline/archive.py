@@ -20,6 +20,7 @@ from pipeline.batching import Batcher
 from pipeline.config import Config
 from pipeline.doneset import DoneSet
 from pipeline.executor import Call, Completion, Executor, InlineExecutor, WorkerSpec
+from pipeline.inputs import Tally
 from pipeline.metrics import RunMetrics, RunSummary, StageTime, summarise
 from pipeline.placement import Machine, this_machine
 from pipeline.resolve import Plan, resolve
@@ -47,14 +48,15 @@ def label_archive(
     retry_failed: bool = False,
     stop: StopRequest | None = None,
     told: Told | None = None,
-    skipped_files: Callable[[], Mapping[str, int]] = dict,
+    tally: Tally | None = None,
     machine: Machine | None = None,
 ) -> RunSummary:
     """Labels every source that has no label in `out` yet; returns when all of it is committed.
 
-    `list_sources` is given the class names, because numbers in an annotation mean what the checkpoint says.
+    `list_sources` is given the class names, because numbers in an annotation mean what the checkpoint says. `tally`:
+    what the listing meets that is no input, for the summary.
     """
-    told, stop = told or Told(), stop or StopRequest()
+    told, stop, tally = told or Told(), stop or StopRequest(), tally or Tally()
     machine = machine or machine_of(config)
     run_id = new_run_id()
     # Whatever is wrong with settings or weights is said before any process is started.
@@ -127,7 +129,9 @@ def label_archive(
     summary = summarise(
         metrics,
         wall_s=wall_s,
-        skipped_files=dict(skipped_files()),
+        skipped_files=tally.skipped,
+        unreadable=tally.unreadable,
+        empty_patterns=tally.empty_patterns,
         out=str(out),
         run_id=run_id,
         interrupted=runner.was_stopped,

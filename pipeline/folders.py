@@ -7,7 +7,7 @@ import glob
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.annotations import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, plain_name
@@ -146,29 +146,42 @@ def holds_only_stills(folder: str) -> bool:
     return has_image
 
 
-def matching(pattern: str) -> Iterator[str]:
-    """What a glob matches, sorted folder by folder and not all at once."""
-    return _expand([""] if not pattern.startswith("/") else ["/"], pattern.strip("/").split("/"))
+def matching(pattern: str, *, on_closed: Callable[[str], None] = lambda folder: None) -> Iterator[str]:
+    """What a glob matches, sorted folder by folder and not all at once. `on_closed`: told of folders on its way that
+    cannot be listed."""
+
+    def names_in(folder: str) -> tuple[list[str], list[str]]:
+        try:
+            return entries(folder or ".", must_list=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        except OSError:
+            on_closed(os.path.abspath(folder))
+            return [], []
+
+    return _expand([""] if not pattern.startswith("/") else ["/"], pattern.strip("/").split("/"), names_in)
 
 
-def _expand(folders: list[str], parts: list[str]) -> Iterator[str]:
+def _expand(
+    folders: list[str], parts: list[str], names_in: Callable[[str], tuple[list[str], list[str]]]
+) -> Iterator[str]:
     for folder in folders:
         if not parts:
             yield folder
         elif parts[0] == "**":
-            yield from _expand([folder or "."] if len(parts) == 1 else [folder], parts[1:])
+            yield from _expand([folder or "."] if len(parts) == 1 else [folder], parts[1:], names_in)
             # A folder is walked as a whole, so `**` at the end is the folder itself.
-            for name in entries(folder or ".")[1] if len(parts) > 1 else ():
-                yield from _expand([os.path.join(folder, name)], parts)
+            for name in names_in(folder)[1] if len(parts) > 1 else ():
+                yield from _expand([os.path.join(folder, name)], parts, names_in)
         elif not glob.has_magic(parts[0]):
             if os.path.lexists(os.path.join(folder, parts[0])):
-                yield from _expand([os.path.join(folder, parts[0])], parts[1:])
+                yield from _expand([os.path.join(folder, parts[0])], parts[1:], names_in)
         else:
-            files, folders_here = entries(folder or ".")
+            files, folders_here = names_in(folder)
             for name in fnmatch.filter(sorted([*files, *folders_here]), parts[0]):
                 path = os.path.join(folder, name)
                 if len(parts) == 1 or os.path.isdir(path):
-                    yield from _expand([path], parts[1:])
+                    yield from _expand([path], parts[1:], names_in)
 
 
 def extension(path: str) -> str:

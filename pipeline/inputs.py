@@ -64,9 +64,21 @@ class Tally:
     skipped: Counter[str] = field(default_factory=Counter)
     """Files in folders that are neither video nor image, by extension."""
     unreadable: list[str] = field(default_factory=list)
-    """Folders below an input that may not be listed, the first hundred."""
+    """Folders that cannot be listed, the first hundred."""
     empty_patterns: list[str] = field(default_factory=list)
     """Globs that matched nothing."""
+
+    def cannot_list(self, folder: str) -> None:
+        if len(self.unreadable) < 100 and folder not in self.unreadable:
+            self.unreadable.append(folder)
+
+    @property
+    def problems(self) -> list[str]:
+        """Of what was asked for, all that came to no input."""
+        return [
+            *(f"nothing matches {pattern}" for pattern in self.empty_patterns),
+            *(f"cannot be listed: {folder}" for folder in self.unreadable),
+        ]
 
 
 def sources(
@@ -116,7 +128,7 @@ class _Listing:
         elif is_uri(argument):
             yield _source(argument)
         elif os.path.isdir(argument):
-            yield from self._folder(os.path.abspath(argument), is_argument=True)
+            yield from self._folder(os.path.abspath(argument))
         elif os.path.lexists(argument):
             yield from self._file(argument)
         elif glob.has_magic(argument):
@@ -134,7 +146,7 @@ class _Listing:
 
     def _glob(self, pattern: str) -> Iterator[Source]:
         is_empty = True
-        for path in matching(pattern):
+        for path in matching(pattern, on_closed=self.tally.cannot_list):
             is_empty = False
             ext = extension(path)
             if os.path.isdir(path):
@@ -154,18 +166,14 @@ class _Listing:
         self,
         folder: str,
         *,
-        is_argument: bool = False,
         truth: tuple[str, ...] | None = None,
         is_class: bool = False,
     ) -> Iterator[Source]:
         """`is_class`: beside folders that likewise hold nothing but still images, so that its name is their label."""
         try:
             files, folders = entries(folder, must_list=True)
-        except OSError as exc:
-            if is_argument:
-                raise ConfigError(f"{folder}: cannot be listed: {exc.strerror}") from exc
-            if len(self.tally.unreadable) < 100:
-                self.tally.unreadable.append(folder)
+        except OSError:
+            self.tally.cannot_list(folder)
             return
         images = [name for name in files if extension(name) in IMAGE_EXTENSIONS]
         moving = [name for name in files if extension(name) in VIDEO_EXTENSIONS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from operators.records import ClipLabel
@@ -122,6 +123,10 @@ class RunSummary:
     duplicates: int
     errors: dict[str, int]
     skipped_files: dict[str, int]
+    unreadable: list[str]
+    """Folders that could not be listed, the first hundred."""
+    empty_patterns: list[str]
+    """Globs that matched nothing."""
     wall_s: float
     clips_per_s: float
     steady_clips_per_s: float | None
@@ -152,12 +157,23 @@ class RunSummary:
         """Some clip has its label, from this run or an earlier one."""
         return self.clips + self.done_before > self.failed_before
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that was asked for is labelled, now or before."""
+        return not (self.failed or self.failed_before or self.unreadable or self.empty_patterns)
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
 def summarise(
-    metrics: RunMetrics, *, wall_s: float, skipped_files: dict[str, int], **facts: object
+    metrics: RunMetrics,
+    *,
+    wall_s: float,
+    skipped_files: Mapping[str, int],
+    unreadable: Sequence[str] = (),
+    empty_patterns: Sequence[str] = (),
+    **facts: object,
 ) -> RunSummary:
     """The summary of a run; `wall_s` is counted from the first call to the last."""
     num = metrics.labelled
@@ -170,7 +186,9 @@ def summarise(
         failed_before=metrics.failed_before,
         duplicates=metrics.duplicates,
         errors=dict(sorted(metrics.errors.items())),
-        skipped_files=skipped_files,
+        skipped_files=dict(skipped_files),
+        unreadable=list(unreadable),
+        empty_patterns=list(empty_patterns),
         wall_s=wall_s,
         clips_per_s=num / wall_s if wall_s > 0 else 0.0,
         steady_clips_per_s=metrics.steady_clips_per_s(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -85,3 +87,37 @@ def test_a_link_in_a_circle_is_a_row_that_says_missing(label, tmp_path):
     (tmp_path / "in/loop.mp4").symlink_to("loop.mp4")
     ended = label(tmp_path / "in", "--json")
     assert (ended.code, ended.summary["clips"], ended.summary["errors"]) == (3, 1, {"missing": 1})
+
+
+def close_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As chmod 000 does for everybody but root."""
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:
+        if os.path.abspath(path) == str(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+
+
+def test_a_folder_that_cannot_be_listed_is_a_failure_wherever_it_is(label, tmp_path, monkeypatch):
+    good, shut = image(tmp_path / "in/good.png"), tmp_path / "in/shut"
+    image(shut / "x.png")
+    close_folder(monkeypatch, shut)
+    for arguments in ((tmp_path / "in",), (good, shut), (tmp_path / "in/*/*.png", good)):
+        ended = label(*arguments, "--json")
+        assert (ended.code, ended.summary["unreadable"]) == (3, [str(shut)])
+        assert f"cannot be listed: {shut}" in ended.err
+    written = json.loads((tmp_path / f"out/run/summary-{ended.summary['run_id']}.json").read_text())
+    assert written["unreadable"] == [str(shut)]
+    assert label(good, shut, "--allow-failures").code == 0
+    assert label(shut).code == 4
+
+
+def test_a_pattern_that_matches_nothing_is_a_failure_beside_other_inputs(label, tmp_path):
+    good, pattern = image(tmp_path / "good.png"), str(tmp_path / "*.mp4")
+    ended = label(good, pattern, "--json")
+    assert (ended.code, ended.summary["empty_patterns"], ended.summary["clips"]) == (3, [pattern], 1)
+    assert f"nothing matches {pattern}" in ended.err
+    assert label(pattern).code == 4
