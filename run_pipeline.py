@@ -89,9 +89,8 @@ def label(
     tally = listing.Tally()
 
     def list_sources(names: Sequence[str]) -> Iterator[Source]:
-        found = listing.sources(
-            inputs, videos=videos, subset=subset, class_names=names, stdin=sys.stdin.buffer, tally=tally
-        )
+        stdin = None if sys.stdin is None else sys.stdin.buffer
+        found = listing.sources(inputs, videos=videos, subset=subset, class_names=names, stdin=stdin, tally=tally)
         return itertools.islice(found, limit)
 
     if dry_run:
@@ -364,6 +363,9 @@ def doctor(as_json: bool, ray: bool) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. What is the world's fault is told in one line, without a traceback."""
+    if sys.stdin is None:
+        # Its number would go to the next file that is opened, and every process started would inherit that.
+        os.open(os.devnull, os.O_RDONLY)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name need not be UTF-8, and not every terminal shows all of it.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,3 +122,10 @@ def test_a_pattern_that_matches_nothing_is_a_failure_beside_other_inputs(label, 
     assert (ended.code, ended.summary["empty_patterns"], ended.summary["clips"]) == (3, [pattern], 1)
     assert f"nothing matches {pattern}" in ended.err
     assert label(pattern).code == 4
+
+
+def test_a_command_without_standard_input_labels_all_the_same(label, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert label(image(tmp_path / "good.png")).code == 0
+    ended = label("-")
+    assert (ended.code, ended.err) == (2, "error: -: there is no standard input to read a list from\n")
