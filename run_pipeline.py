@@ -334,6 +334,9 @@ def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
             told=archive.Told(message=say, progress=show),
             made=made,
         )
+    if result is None:
+        say("interrupted: run the same command again to go on")
+        return 128 + stop.signal_number
     report.print_rows(rows(result))
     if stop.is_set:
         return 128 + stop.signal_number

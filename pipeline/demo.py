@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from operators.errors import StageError
 from operators.table import summarize
 from pipeline import config as configuration
 from pipeline import inputs
@@ -27,6 +28,10 @@ class DemoResult:
     labels: Path
 
 
+class _Stopped(Exception):
+    pass
+
+
 def run_demo(
     out: Path,
     *,
@@ -35,10 +40,27 @@ def run_demo(
     stop: StopRequest,
     told: Told,
     made: Callable[[int, int], None],
-) -> DemoResult:
-    """Makes OUT/archive, labels it into OUT/labels, scores it. What is there already is not made again."""
+) -> DemoResult | None:
+    """Makes OUT/archive, labels it into OUT/labels, scores it. What is there already is not made again.
+
+    None when it was stopped before all was labelled.
+    """
     archive = out / "archive"
-    generate(archive, SynthSettings(videos=videos, shares=(0, 0, 1), seed=SEED), progress=made, workers=2)
+
+    def heed(done: int, total: int) -> None:
+        made(done, total)
+        if stop.is_set:
+            raise _Stopped
+
+    try:
+        generate(archive, SynthSettings(videos=videos, shares=(0, 0, 1), seed=SEED), progress=heed, workers=2)
+    except _Stopped:
+        return None
+    except StageError:
+        # A terminal's ctrl-C ends the processes that make videos as well.
+        if stop.is_set:
+            return None
+        raise
     config = configuration.load("demo", settings=settings)
     listing = [str(archive / "annotations.json")]
     run = label_archive(
@@ -48,6 +70,8 @@ def run_demo(
         stop=stop,
         told=told,
     )
+    if run.interrupted:
+        return None
     _, evaluation = evaluate_labels(out / "labels", truth_boxes=archive / "truth.parquet")
     return DemoResult(
         run=run, evaluation=evaluation, num_clips=summarize(out / "labels").num_clips, labels=out / "labels"
