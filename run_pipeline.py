@@ -137,7 +137,13 @@ def label(
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the labels.")
 @common_options
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics and /healthz there.")
-@click.option("--for", "for_s", type=float, help="Stop by itself after so many seconds.")
+@click.option(
+    "--for",
+    "for_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Watch for so long, then stop by itself.",
+)
 @click.option("--resume/--no-resume", default=True, help="Go on with the table in OUT, or begin a new one.")
 def live(
     cameras: tuple[str, ...],

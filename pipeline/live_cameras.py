@@ -22,8 +22,9 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
 
     Variables of the environment that hold passwords of theirs are gone from it afterwards: every process that is
     started later would inherit them. Those of a file are named there; into an argument the shell has put them.
+    A file that is not there is refused: it is over for good, while a camera or a device may come.
     """
-    from operators.camera import camera_kind
+    from operators.camera import CameraKind, camera_kind
 
     cameras: list[Camera] = []
     secrets: set[str] = set()
@@ -43,13 +44,22 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
         raise ConfigError(f"camera {twice[0]} is named twice")
     for camera in cameras:
         try:
-            camera_kind(camera.url)
+            kind = camera_kind(camera.url)
         except SourceError as exc:
             raise ConfigError(f"camera {camera.name}: {exc}") from None
+        if kind is CameraKind.FILE and not os.path.exists(_path_of(camera.url)):
+            # It may be an address with a password and without its scheme, which nothing else takes for one.
+            shown = without_password(f"rtsp://{camera.url}").removeprefix("rtsp://")
+            hint = "" if "://" in camera.url else f"; an address begins with its scheme: rtsp://{shown}"
+            raise ConfigError(f"camera {camera.name}: there is no file {shown}{hint}")
     for variable in secrets:
         del environment[variable]
     # A file's path is meant from where the command was given; its reader may run elsewhere.
     return [c if "://" in c.url else c.model_copy(update={"url": os.path.abspath(c.url)}) for c in cameras]
+
+
+def _path_of(url: str) -> str:
+    return url.removeprefix("file://")
 
 
 def _is_hidden(value: str, address: str) -> bool:

@@ -70,6 +70,7 @@ class CameraSummary:
 class LiveSummary:
     cameras: dict[str, CameraSummary] = field(default_factory=dict)
     wall_s: float = 0.0
+    """Since cameras were watched."""
     deaths: int = 0
     """Workers that died and were replaced."""
 
@@ -129,7 +130,8 @@ def watch_cameras(
     told: LiveTold | None = None,
     for_s: float | None = None,
 ) -> LiveSummary:
-    """Labels cameras until `stop` is set, or for so long, or until every one of them is over for good."""
+    """Labels cameras until `stop` is set, or for so long since they are watched, or until every one of them is over for
+    good."""
     told = told or LiveTold()
     machine = machine_of(config)
     run_id = new_run_id()
@@ -256,8 +258,8 @@ class LiveLoop:
         self._running: dict[int, Call] = {}
         self._warm_s: float | None = None
         """When the first worker was warm."""
-        self._has_begun = False
-        """Cameras are watched."""
+        self._begun_s: float | None = None
+        """Since when cameras are watched."""
         self._waiting: list[ClipLabel] = []
         self._sequence = itertools.count()
         self._sink_deaths = 0
@@ -269,12 +271,14 @@ class LiveLoop:
         self._stopped_s: float | None = None
 
     def run(self, for_s: float | None) -> None:
-        begun_s = flushed_s = folded_s = self._clock()
+        """`for_s`: how long cameras are watched; None is until they are over, or the run is stopped."""
+        flushed_s = folded_s = self._clock()
         for worker in range(len(self._watchers)):
             self._begin(worker)
         while True:
             now_s = self._clock()
-            if self._stopped_s is None and (self._stop.is_set or (for_s is not None and now_s - begun_s >= for_s)):
+            is_enough = for_s is not None and self._begun_s is not None and now_s - self._begun_s >= for_s
+            if self._stopped_s is None and (self._stop.is_set or is_enough):
                 self._stopped_s = now_s
                 for worker in range(len(self._watchers)):
                     self._submit(Call(stage=WATCH, worker=worker, method="stop", requests=()))
@@ -290,7 +294,7 @@ class LiveLoop:
             self._collect()
             self._go()
             self._look_after(self._clock())
-        self._summary.wall_s = self._clock() - begun_s
+        self._summary.wall_s = 0.0 if self._begun_s is None else self._clock() - self._begun_s
 
     def _is_over(self, now_s: float) -> bool:
         if self._stopped_s is not None:
@@ -311,12 +315,13 @@ class LiveLoop:
         if not warm or self._stopped_s is not None:
             return
         self._warm_s = self._clock() if self._warm_s is None else self._warm_s
-        if not self._has_begun:
+        if self._begun_s is None:
             is_late = self._clock() - self._warm_s > _HANG_S
             if is_late:
                 self._told.message(f"{len(self._watchers) - len(warm)} live worker(s) are not ready; the others begin")
-            self._has_begun = is_late or len(warm) == len(self._watchers)
-        for worker in warm if self._has_begun else []:
+            if is_late or len(warm) == len(self._watchers):
+                self._begun_s = self._clock()
+        for worker in warm if self._begun_s is not None else []:
             one = self._watchers[worker]
             if not one.is_watching:
                 one.is_watching, one.heard_s = True, self._clock()

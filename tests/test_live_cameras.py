@@ -25,6 +25,7 @@ def write_cameras(folder: Path, text: str) -> str:
 
 def test_addresses_are_numbered_and_files_name_their_cameras(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "film.mp4").touch()
     file = write_cameras(tmp_path, "cameras: {door: {url: rtsp://a/, window_s: 2}, yard: {url: film.mp4}}")
     cameras = cameras_of(["rtsp://b/", file, "/dev/video0"])
     assert [(camera.name, camera.url) for camera in cameras] == [
@@ -81,13 +82,18 @@ def test_an_address_that_ends_like_a_file_of_cameras_is_an_address():
     [
         (["gopher://eve:s3cret@host/"], "camera camera_1: gopher://eve:\\*\\*\\*@host/: gopher is no kind of camera"),
         (["twice.yaml", "twice.yaml"], "camera door is named twice"),
+        (["film.mp4"], "camera camera_1: there is no file film.mp4; .* rtsp://film.mp4$"),
+        (["file:///film.mp4"], "camera camera_1: there is no file file:///film.mp4$"),
+        (["10.0.0.7/s"], "there is no file 10.0.0.7/s; an address begins with its scheme: rtsp://10.0.0.7/s$"),
+        (["eve:s3cret@10.0.0.7/s"], r"scheme: rtsp://eve:\*\*\*@10.0.0.7/s$"),
     ],
 )
 def test_cameras_that_cannot_be_are_refused(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "twice.yaml").write_text("cameras: {door: {url: rtsp://a/}}")
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as caught:
         cameras_of(arguments)
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +116,13 @@ def test_what_is_wrong_with_a_file_of_cameras_is_told_without_its_passwords(text
 def test_a_setting_that_is_no_yaml_is_refused():
     with pytest.raises(ConfigError, match=r"--set stop.thresholds: not YAML: .* in line 1, column 6"):
         load("live", settings=["stop.thresholds=[0.9,"])
+
+
+@pytest.mark.parametrize("seconds", ["0", "-3", "soon"])
+def test_watching_for_no_time_is_refused(seconds, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["live", "rtsp://host/", "-o", "out", "--for", seconds])
+    assert ended.value.code == 2 and "--for" in capsys.readouterr().err
 
 
 def test_a_camera_has_its_own_settings_or_the_runs():

@@ -209,6 +209,16 @@ def test_a_worker_that_never_gets_warm_does_not_keep_the_others_waiting_for_ever
     assert {call.worker for _, call in run.players.calls if call.method == "watch"} == {0}
 
 
+def test_how_long_to_watch_is_counted_from_when_cameras_are_watched(run):
+    run.players.news = steady(run.players)
+    run.players.hanging = {("live", 1)}  # one worker takes a minute to start
+    run.loop.run(for_s=5.0)
+    begun_s = min(now_s for now_s, call in run.players.calls if call.method == "watch")
+    stopped_s = min(now_s for now_s, call in run.players.calls if call.method == "stop")
+    assert begun_s > 1060.0 and 5.0 <= stopped_s - begun_s < 5.5
+    assert run.summary.wall_s == pytest.approx(run.players.now_s - begun_s, abs=0.2)
+
+
 def test_a_stop_before_all_are_warm_opens_no_camera(run):
     run.players.hanging, run.stop.is_set = {("live", 1)}, True
     run.loop.run(for_s=None)
