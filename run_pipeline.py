@@ -171,7 +171,7 @@ def live(
       saccade live rtsp://user:${PASSWORD}@10.0.0.7/stream -o out/ --json
     """
     from pipeline import report
-    from pipeline.live_cameras import cameras_of
+    from pipeline.live_cameras import cameras_of, is_file
     from pipeline.live_runner import LiveTold, watch_cameras
 
     config = load_config(
@@ -184,9 +184,10 @@ def live(
         metrics_port=metrics_port,
     )
     stop = stop_on_signals()
+    watched = cameras_of(cameras)
     summary = watch_cameras(
         config,
-        cameras_of(cameras),
+        watched,
         out=out,
         stop=stop,
         resume=resume,
@@ -201,12 +202,15 @@ def live(
     )
     if not as_json:
         report.print_rows(report.live_rows(summary, out))
+    unseen = summary.never_live()
+    for name, why in unseen.items():
+        say(f"{name} has never been live{why and f': {why}'}")
     if stop.is_set:
         # All is closed. Python would go on for 0.6 s of processor time to unload torch, and a stop is to be over in
         # five seconds on a busy machine too: with ten processes on 2 cores it took 6.8 s, and takes 3.0 like this.
         sys.stdout.flush()
         os._exit(128 + stop.signal_number)
-    return 0
+    return SOME_FAILED if any(is_file(camera) and camera.name in unseen for camera in watched) else 0
 
 
 @cli.command()

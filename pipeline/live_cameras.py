@@ -24,7 +24,7 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
     started later would inherit them. Those of a file are named there; into an argument the shell has put them.
     A file that is not there is refused: it is over for good, while a camera or a device may come.
     """
-    from operators.camera import CameraKind, camera_kind
+    from operators.camera import camera_kind
 
     cameras: list[Camera] = []
     secrets: set[str] = set()
@@ -44,10 +44,10 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
         raise ConfigError(f"camera {twice[0]} is named twice")
     for camera in cameras:
         try:
-            kind = camera_kind(camera.url)
+            camera_kind(camera.url)
         except SourceError as exc:
             raise ConfigError(f"camera {camera.name}: {exc}") from None
-        if kind is CameraKind.FILE and not os.path.exists(_path_of(camera.url)):
+        if is_file(camera) and not os.path.exists(_path_of(camera.url)):
             # It may be an address with a password and without its scheme, which nothing else takes for one.
             shown = without_password(f"rtsp://{camera.url}").removeprefix("rtsp://")
             hint = "" if "://" in camera.url else f"; an address begins with its scheme: rtsp://{shown}"
@@ -56,6 +56,12 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
         del environment[variable]
     # A file's path is meant from where the command was given; its reader may run elsewhere.
     return [c if "://" in c.url else c.model_copy(update={"url": os.path.abspath(c.url)}) for c in cameras]
+
+
+def is_file(camera: Camera) -> bool:
+    from operators.camera import CameraKind, camera_kind
+
+    return camera_kind(camera.url) is CameraKind.FILE
 
 
 def _path_of(url: str) -> str:

@@ -84,6 +84,12 @@ class LiveSummary:
         ordered = sorted(itertools.chain.from_iterable(one.latencies_s for one in chosen))
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else None
 
+    def never_live(self) -> dict[str, str]:
+        """Cameras that were opened in vain each time, and why as far as is known."""
+        news = {name: one.news for name, one in self.cameras.items()}
+        unseen = {name: one.last_error or "" for name, one in news.items() if one.num_misses and not one.num_connects}
+        return {name: "" if why == "stopped" else why for name, why in unseen.items()}
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "labels": self.labels,

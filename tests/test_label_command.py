@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,8 @@ class Ended:
 
 
 @pytest.fixture
-def label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+def label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """Runs the command into tmp_path/out."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments: object, out: Path = tmp_path / "out") -> Ended:
         capsys.readouterr()
@@ -48,9 +46,7 @@ def label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callab
         told = capsys.readouterr()
         return Ended(int(ended.value.code or 0), told.out, told.err)
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 def image(path: Path) -> Path:

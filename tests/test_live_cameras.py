@@ -13,6 +13,8 @@ import pytest
 from operators.errors import ConfigError, StageError
 from pipeline.config import Camera, load
 from pipeline.live_cameras import camera_plans, cameras_of
+from pipeline.live_runner import CameraSummary, LiveSummary
+from pipeline.live_worker import CameraNews
 from run_pipeline import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,3 +187,18 @@ def test_whatever_ends_a_command_is_told_without_a_password(arguments, fault, co
         main(arguments)
     told = capsys.readouterr().err
     assert ended.value.code == code and "rtsp://eve:***@host/a" in told and "s3cret" not in told
+
+
+@pytest.mark.parametrize(("address", "code"), [("page.mp4", 3), ("rtsp://eve:s3cret@host/a", 0)])
+def test_a_camera_that_was_never_live_is_told_and_a_file_that_cannot_be_played_is_a_failure(
+    address, code, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.mp4").touch()
+    gone = CameraSummary(news=CameraNews(num_misses=2, last_error="nobody there"))
+    summary = LiveSummary({"camera_1": gone})
+    monkeypatch.setattr("pipeline.live_runner.watch_cameras", lambda *_, **__: summary)
+    with pytest.raises(SystemExit) as ended:
+        main(["live", address, "-o", "out", "-q", "--for", "3"])
+    assert ended.value.code == code
+    assert "camera_1 has never been live: nobody there\n" in capsys.readouterr().err
