@@ -96,7 +96,7 @@ def label(
     if dry_run:
         from pipeline.estimate import estimate
 
-        figures = estimate(config, list_sources)
+        figures = estimate(config, list_sources, out=out, resume=resume, retry_failed=retry_failed)
         click.echo(json.dumps(figures.to_dict()) if as_json else figures.text())
         for problem in tally.problems:
             print(problem, file=sys.stderr)

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ __all__ = [
     "LIVE_SCHEMA",
     "SCHEMA",
     "ParquetSink",
+    "TableSeen",
     "TableSummary",
+    "look_at",
     "part_paths",
     "read_identity",
     "summarize",
@@ -144,7 +147,7 @@ class ParquetSink:
     @property
     def found_identity(self) -> dict[str, Any] | None:
         """What the labels that are there were made with; None where there are none, or a fresh table begins."""
-        return self._identity_there() if self._resume else None
+        return _identity_there(self.out) if self._resume else None
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """From here on labels made with this model and config are written; refused where others are there.
@@ -155,13 +158,8 @@ class ParquetSink:
             if not self._resume:
                 self._move_aside()
             new = _without_passwords(dict(identity))
-            found = self._identity_there()
-            if found is not None and _ids(found) != _ids(new):
-                raise SinkError(
-                    f"{self.out}: the labels there were made with other settings: {_differences(found, new)}."
-                    f" Write to another folder with -o, or begin a new table with --no-resume (the old one is"
-                    f" moved to {self.out / 'previous'})"
-                )
+            found = _identity_there(self.out)
+            _check_same(self.out, found, new)
             if found is None or "run_id" not in found:
                 text = json.dumps(new | {"run_id": self._run_id}, indent=1, ensure_ascii=False)
                 write_durably(self._run / "identity.json", text.encode("utf-8", "backslashreplace"))
@@ -251,21 +249,9 @@ class ParquetSink:
             missing -= again
         sync_folder(self.labels)
 
-    def _identity_there(self) -> dict[str, Any] | None:
-        there = [*self.labels.glob(f"{_RETRY}*"), *part_paths(self.labels)]
-        if not there:
-            return None
-        try:
-            found = json.loads((self._run / "identity.json").read_text())
-            if isinstance(found, dict) and all(_ids(found)):
-                return found
-        except (OSError, ValueError):
-            pass
-        return ids_of(there[0])
-
     def _move_aside(self) -> None:
         """The old table to OUT/previous, in one rename. Not this run's own, which is there when its sink had died."""
-        found = self._identity_there()
+        found = _identity_there(self.out)
         if found is None or found.get("run_id") == self._run_id:
             return
         name = str(found.get("run_id", "unknown"))
@@ -296,6 +282,34 @@ class ParquetSink:
             raise SinkError(
                 f"{self.out}: cannot be {what}: {exc.strerror or exc}{where}; give another -o"
             ) from exc
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TableSeen:
+    """A table as it is found without its lock: another run may be writing it."""
+
+    out: Path
+    identity: Mapping[str, Any] | None
+    labelled: np.ndarray
+    """uint64 [N,2], as `done`: clips that have a label."""
+    failed: np.ndarray
+    """Those that failed; after a retry that was killed one may be in both."""
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Raises what a run with this model and config would be refused with."""
+        _check_same(self.out, self.identity, _without_passwords(dict(identity)))
+
+
+def look_at(out: Path) -> TableSeen:
+    """What is in OUT. Nothing is locked, made or written."""
+    labels = out / "labels"
+    failed = sorted(labels.glob(f"{_FAILED}*.parquet"))
+    return TableSeen(
+        out=out,
+        identity=_identity_there(out),
+        labelled=_keys([part for part in part_paths(labels) if part not in failed]),
+        failed=_keys([*failed, *sorted(labels.glob(f"{_RETRY}*"))]),
+    )
 
 
 def read_identity(out: Path) -> dict[str, Any] | None:
@@ -330,6 +344,23 @@ def write_durably(path: Path, content: bytes) -> None:
 
 def _ids(identity: Mapping[str, Any]) -> tuple[str, str]:
     return str(identity.get("model_id") or ""), str(identity.get("config_id") or "")
+
+
+def _identity_there(out: Path) -> dict[str, Any] | None:
+    there = [*(out / "labels").glob(f"{_RETRY}*"), *part_paths(out / "labels")]
+    if not there:
+        return None
+    found = read_identity(out)
+    return found if found is not None and all(_ids(found)) else ids_of(there[0])
+
+
+def _check_same(out: Path, found: Mapping[str, Any] | None, new: Mapping[str, Any]) -> None:
+    if found is not None and _ids(found) != _ids(new):
+        raise SinkError(
+            f"{out}: the labels there were made with other settings: {_differences(found, new)}."
+            f" Write to another folder with -o, or begin a new table with --no-resume (the old one is"
+            f" moved to {out / 'previous'})"
+        )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -86,6 +86,42 @@ def test_a_link_in_a_circle_is_a_row_that_says_missing(label, tmp_path):
     assert (ended.code, ended.summary["clips"], ended.summary["errors"]) == (3, 1, {"missing": 1})
 
 
+def tree(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def test_a_dry_run_tells_what_was_labelled_before_and_touches_nothing(label, tmp_path):
+    good, bad, new = image(tmp_path / "good.png"), empty(tmp_path / "bad.png"), image(tmp_path / "new.png")
+    assert label(good, "--dry-run").code == 0
+    assert not (tmp_path / "out").exists()
+    label(good, bad)
+    before = tree(tmp_path / "out")
+    figures = label(good, bad, new, "--dry-run", "--json").summary
+    assert [figures[name] for name in ("inputs", "done_before", "failed_before", "clips")] == [3, 2, 1, 1]
+    shown = label(good, bad, new, "--dry-run").out
+    assert "labelled    1 of them before\nfailed      1 of them before; --retry-failed" in shown
+    assert label(good, bad, "--dry-run", "--retry-failed", "--json").summary["clips"] == 1
+    assert label(good, bad, "--dry-run", "--no-resume", "--json").summary["clips"] == 2
+    assert "nothing is left to label" in label(good, bad, "--dry-run").out
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_dry_run_is_refused_where_the_run_would_be(label, tmp_path):
+    good, other = image(tmp_path / "good.png"), ("--set", "focus.patch_px=48")
+    label(good)
+    foreseen, refused = label(good, *other, "--dry-run"), label(good, *other)
+    assert foreseen.code == refused.code == 1
+    assert foreseen.err == refused.err and "focus.patch_px 32 -> 48" in refused.err
+    assert label(good, *other, "--dry-run", "--no-resume").code == 0
+
+
+def test_a_dry_run_says_why_the_first_inputs_could_not_be_labelled(label, tmp_path):
+    bad = empty(tmp_path / "bad.mp4")
+    ended = label(bad, tmp_path / "gone.mp4", "--dry-run")
+    assert "unknown: none of the first inputs could be labelled" in ended.out
+    assert f"error       empty: {bad} " in ended.out and "error       missing: " in ended.out
+
+
 def close_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """As chmod 000 does for everybody but root."""
     scandir = os.scandir
