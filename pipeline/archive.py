@@ -232,7 +232,8 @@ def ask(executor: Executor, call: Call) -> Any:
     completion = next(completion for completion in ended if completion.ticket == ticket)
     if completion.outcome != "done":
         error: type[PipelineError] = SinkError if call.stage == SINK else StageError
-        raise error(f"{call.stage} worker could not {call.method}: {completion.error.strip().splitlines()[-1]}")
+        why = (completion.error.strip() or "its process is gone").splitlines()[-1]
+        raise error(f"{call.stage} worker could not {call.method}: {why}")
     return completion.reply
 
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from pipeline.executor import Call, Executor, WorkerSpec
+from pipeline.messages import WriteRequest
 from pipeline.placement import Machine, place, this_machine
 
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "prores", "mjpeg", "png")
@@ -68,7 +70,7 @@ def _codecs() -> Finding:
     missing = missing_decoders(CODECS)
     if missing:
         return Finding("codecs", "warn", f"no decoder for {', '.join(missing)}: such files become unsupported_codec")
-    return Finding("codecs", "ok", f"{len(CODECS)} of {len(CODECS)}")
+    return Finding("codecs", "ok", ", ".join(CODECS))
 
 
 def _gpu(machine: Machine) -> Finding:
@@ -131,7 +133,6 @@ def _open_files() -> Finding:
 
 def _ray(machine: Machine) -> Finding:
     from operators.errors import PipelineError
-    from pipeline.executor import Call, WorkerSpec
     from pipeline.ray_executor import RayExecutor
 
     try:
@@ -139,20 +140,35 @@ def _ray(machine: Machine) -> Finding:
     except PipelineError as exc:
         return Finding("ray", "fail", str(exc))
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = {"out": folder, "run_id": "doctor", "resume": True, "retry_failed": False}
-            executor.start(WorkerSpec(stage="sink", factory="pipeline.sink_worker:sink_worker", arguments=arguments))
-            executor.wait_ready()
-            for method in ("open", "finish"):
-                executor.submit(Call(stage="sink", worker=0, method=method, requests=()))
-            ended = 0
-            while ended < 2:
-                ended += len(executor.poll(5.0))
-        return Finding("ray", "ok", "starts, runs an actor and writes")
+        return try_writing(executor)
     except PipelineError as exc:
         return Finding("ray", "fail", str(exc))
     finally:
         executor.close()
+
+
+def try_writing(executor: Executor) -> Finding:
+    """A worker of this executor writes a part of one row, and it is read."""
+    from operators.records import ClipLabel, clip_id
+    from operators.sink import summarize
+    from pipeline.archive import ask
+
+    label = ClipLabel(video_id="doctor", clip_id=clip_id("doctor", 0.0), source_uri="doctor")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = {"out": folder, "run_id": "doctor", "resume": True, "retry_failed": False}
+        executor.start(WorkerSpec(stage="sink", factory="pipeline.sink_worker:sink_worker", arguments=arguments))
+        executor.wait_ready()
+        requests = {
+            "open": (),
+            "begin": ({"model_id": "doctor", "config_id": "doctor"},),
+            "write": (WriteRequest(sequence=0, labels=(label,)),),
+            "finish": (),
+        }
+        for method, request in requests.items():
+            ask(executor, Call(stage="sink", worker=0, method=method, requests=request))
+        if summarize(Path(folder) / "labels").num_clips != 1:
+            return Finding("ray", "fail", f"what its worker wrote to {folder} is not there: another machine's disk?")
+    return Finding("ray", "ok", "starts, and a worker of its writes labels that can be read")
 
 
 def worst(findings: list[Finding]) -> str:
