@@ -7,6 +7,7 @@ same name.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -47,6 +48,7 @@ __all__ = [
     "ParquetSink",
     "TableSeen",
     "TableSummary",
+    "disk_told",
     "look_at",
     "part_paths",
     "read_identity",
@@ -111,7 +113,7 @@ class ParquetSink:
         self._cameras: CameraParts | None = None
 
     def __enter__(self) -> ParquetSink:
-        with self._told("opened"):
+        with disk_told(self.out, "opened"):
             self._run.mkdir(parents=True, exist_ok=True)
             self._lock_fd = take_lock(
                 self._run / "lock",
@@ -122,7 +124,7 @@ class ParquetSink:
                 sleep=self._sleep,
             )
         try:
-            with self._told("opened"):
+            with disk_told(self.out, "opened"):
                 self.labels.mkdir(exist_ok=True)
                 sync_folder(self.out)
                 for stale in [*self.labels.rglob(f"{ASIDE}*"), *self._run.glob(f"{ASIDE}*")]:
@@ -136,7 +138,7 @@ class ParquetSink:
 
     def __exit__(self, *_: object) -> None:
         try:
-            with self._told("closed"):
+            with disk_told(self.out, "closed"):
                 if self._store is not None:
                     self._restore_failed()
                 if self._cameras is not None:
@@ -154,7 +156,7 @@ class ParquetSink:
 
         For who must see `found_identity` before the config can be settled; else the constructor takes it.
         """
-        with self._told("opened"):
+        with disk_told(self.out, "opened"):
             if not self._resume:
                 self._move_aside()
             new = _without_passwords(dict(identity))
@@ -193,7 +195,7 @@ class ParquetSink:
         live = [label for label in labels if label.camera is not None]
         good = [label for label in labels if label.camera is None and label.error_code is None]
         failed = [label for label in labels if label.camera is None and label.error_code is not None]
-        with self._told("written"):
+        with disk_told(self.out, "written"):
             for prefix, rows in (("", good), (_FAILED, failed)):
                 if rows:
                     table = self._store.table(rows, SCHEMA)
@@ -205,7 +207,7 @@ class ParquetSink:
 
     def fold_next(self) -> bool:
         """Folds at most one finished hour of one camera into a larger part; True when it did. For idle moments."""
-        with self._told("folded"):
+        with disk_told(self.out, "folded"):
             return self._camera_parts().fold_next()
 
     @property
@@ -272,16 +274,18 @@ class ParquetSink:
             os.close(self._lock_fd)
         self._lock_fd = self._store = self._cameras = None
 
-    @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """What the disk says, in one line."""
-        try:
-            yield
-        except OSError as exc:
-            where = f" ({exc.filename})" if exc.filename else ""
-            raise SinkError(
-                f"{self.out}: cannot be {what}: {exc.strerror or exc}{where}; give another -o"
-            ) from exc
+
+@contextmanager
+def disk_told(out: Path, what: str) -> Iterator[None]:
+    """What the disk says while something is done to OUT, in one line with the way out."""
+    try:
+        yield
+    except OSError as exc:
+        where = f" ({exc.filename})" if exc.filename else ""
+        way_out = "give another -o"
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            way_out = "free space there and run the same command again, it goes on with what is committed"
+        raise SinkError(f"{out}: cannot be {what}: {exc.strerror or exc}{where}; {way_out}") from exc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

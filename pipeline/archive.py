@@ -15,7 +15,7 @@ from typing import Any
 
 from operators.errors import PipelineError, SinkError, StageError
 from operators.records import Source
-from operators.sink import read_identity, write_durably
+from operators.sink import disk_told, read_identity, write_durably
 from pipeline.batching import Batcher
 from pipeline.config import Config
 from pipeline.doneset import DoneSet
@@ -140,8 +140,7 @@ def label_archive(
         model_id=plan.model_id,
         config_id=plan.identity()["config_id"],
     )
-    text = json.dumps(summary.to_dict(), indent=1)
-    write_durably(out / "run" / f"summary-{run_id}.json", text.encode())
+    write_summary(out, run_id, summary.to_dict())
     return summary
 
 
@@ -188,9 +187,15 @@ def make_executor(plan: Plan, machine: Machine) -> Iterator[Executor]:
 
 def write_run(out: Path, plan: Plan, run_id: str) -> None:
     """The resolved config beside the labels."""
-    write_durably(out / "run" / "config.yaml", plan.config.to_yaml().encode())
     placement = json.dumps({"run_id": run_id, **vars(plan.placement)}, indent=1)
-    write_durably(out / "run" / f"placement-{run_id}.json", placement.encode())
+    with disk_told(out, "written"):
+        write_durably(out / "run" / "config.yaml", plan.config.to_yaml().encode())
+        write_durably(out / "run" / f"placement-{run_id}.json", placement.encode())
+
+
+def write_summary(out: Path, run_id: str, summary: Mapping[str, Any]) -> None:
+    with disk_told(out, "written"):
+        write_durably(out / "run" / f"summary-{run_id}.json", json.dumps(summary, indent=1).encode())
 
 
 def remembered(identity: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import time
 from collections import deque
@@ -20,8 +19,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from operators.errors import ConfigError, StageError
 from operators.passwords import without_password
 from operators.records import ClipLabel
-from operators.sink import read_identity, write_durably
-from pipeline.archive import ask, machine_of, make_executor, new_run_id, open_sink, remembered, write_run
+from operators.sink import read_identity
+from pipeline.archive import ask, machine_of, make_executor, new_run_id, open_sink, remembered, write_run, write_summary
 from pipeline.config import Camera, Config
 from pipeline.executor import Call, Executor, WorkerSpec
 from pipeline.live_cameras import camera_plans
@@ -199,7 +198,7 @@ def watch_cameras(
         )
         loop.run(for_s)
         ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
-        write_durably(out / "run" / f"summary-{run_id}.json", json.dumps(summary.to_dict(), indent=1).encode())
+        write_summary(out, run_id, summary.to_dict())
     return summary
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -284,6 +285,21 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 # Identity --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_reason_to_begin_a_new_table(tmp_path: Path, monkeypatch: Any, number: int) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with sink(tmp_path) as out:
+        out.write(0, [clip(1)])
+        monkeypatch.setattr(pq, "write_table", full)
+        with pytest.raises(SinkError, match="free space there and run the same command again") as caught:
+            out.write(1, [clip(2)])
+    monkeypatch.undo()
+    assert os.strerror(number) in str(caught.value) and "another" not in str(caught.value)
+    assert videos(tmp_path) == {"v1": None}
 
 
 def test_labels_of_another_config_are_refused_with_the_option_that_decides(tmp_path: Path) -> None:
