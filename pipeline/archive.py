@@ -24,6 +24,7 @@ from pipeline.inputs import Tally
 from pipeline.metrics import RunMetrics, RunSummary, StageTime, summarise
 from pipeline.placement import Machine, this_machine
 from pipeline.resolve import Plan, resolve
+from pipeline.run_log import RunLog
 from pipeline.runner import Runner, SourceFeed, StopRequest
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 from pipeline.sink_worker import SinkOpened
@@ -56,9 +57,39 @@ def label_archive(
     `list_sources` is given the class names, because numbers in an annotation mean what the checkpoint says. `tally`:
     what the listing meets that is no input, for the summary.
     """
-    told, stop, tally = told or Told(), stop or StopRequest(), tally or Tally()
-    machine = machine or machine_of(config)
     run_id = new_run_id()
+    with RunLog(out, run_id) as log:
+        summary = _label(
+            config,
+            list_sources,
+            out=out,
+            run_id=run_id,
+            resume=resume,
+            retry_failed=retry_failed,
+            stop=stop or StopRequest(),
+            told=told or Told(),
+            tally=tally or Tally(),
+            machine=machine or machine_of(config),
+            log=log,
+        )
+        log.note("ended", **summary.to_dict())
+    return summary
+
+
+def _label(
+    config: Config,
+    list_sources: Callable[[Sequence[str]], Iterator[Source]],
+    *,
+    out: Path,
+    run_id: str,
+    resume: bool,
+    retry_failed: bool,
+    stop: StopRequest,
+    told: Told,
+    tally: Tally,
+    machine: Machine,
+    log: RunLog,
+) -> RunSummary:
     # Whatever is wrong with settings or weights is said before any process is started.
     known = remembered(read_identity(out)) if resume else None
     plan = resolve(config, machine, remembered=known, cache=cache_folder())
@@ -85,6 +116,7 @@ def label_archive(
         identity = plan.identity()
         table: SinkOpened = ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0]
         write_run(out, plan, run_id)
+        log.begin(plan.opening_line(), model_id=plan.model_id, config_id=identity["config_id"])
         for spec in plan.worker_specs():
             executor.start(spec)
         told.started(plan)
@@ -115,6 +147,8 @@ def label_archive(
             max_failed=plan.config.run.max_failed,
             revive={SINK: Call(stage=SINK, worker=0, method="reopen", requests=(identity,))},
             on_progress=told.progress,
+            on_failed=log.failed,
+            note=log.note,
         )
         begun_s = time.monotonic()
         try:

@@ -28,6 +28,7 @@ from pipeline.live_metrics import LiveMetrics, serve_metrics
 from pipeline.live_worker import CameraNews, CameraPlan, LiveNews
 from pipeline.messages import WriteRequest
 from pipeline.resolve import Plan, resolve
+from pipeline.run_log import RunLog
 from pipeline.runner import StopRequest
 from pipeline.scheduler import MAX_DEATHS, SINK
 from pipeline.tuning import cache_folder
@@ -137,9 +138,30 @@ def watch_cameras(
 ) -> LiveSummary:
     """Labels cameras until `stop` is set, or for so long since they are watched, or until every one of them is over for
     good."""
-    told = told or LiveTold()
-    machine = machine_of(config)
     run_id = new_run_id()
+    with RunLog(out, run_id) as log:
+        told = told or LiveTold()
+        told = replace(told, message=log.telling(told.message), news=log.watching(told.news))
+        summary = _watch_cameras(
+            config, cameras, out=out, run_id=run_id, stop=stop, resume=resume, told=told, for_s=for_s, log=log
+        )
+        log.note("ended", **summary.to_dict())
+    return summary
+
+
+def _watch_cameras(
+    config: Config,
+    cameras: Sequence[Camera],
+    *,
+    out: Path,
+    run_id: str,
+    stop: StopRequest,
+    resume: bool,
+    told: LiveTold,
+    for_s: float | None,
+    log: RunLog,
+) -> LiveSummary:
+    machine = machine_of(config)
     known = remembered(read_identity(out)) if resume else None
     plan = resolve(config, machine, remembered=known, cache=cache_folder())
     check(plan.config, plan)
@@ -180,11 +202,13 @@ def watch_cameras(
                 num_gpus=plan.placement.live_gpus,
             )
         )
-        told.started(
+        line = (
             f"{plan.header.family} {plan.model_id[:8]}{'' if plan.is_trained else ', UNTRAINED weights'}: "
             f"{len(watched)} camera(s), {count} worker(s) on {plan.config.compute.device} "
             f"in {plan.config.compute.precision}"
         )
+        log.begin(line, model_id=plan.model_id, config_id=identity["config_id"])
+        told.started(line)
         shares = [tuple(watched[i::count]) for i in range(count)]
         loop = LiveLoop(
             executor=executor,
@@ -410,6 +434,7 @@ class LiveLoop:
         self._sink_deaths += 1
         if self._sink_deaths >= MAX_DEATHS:
             raise StageError(f"the process that writes the labels died {MAX_DEATHS} times in a row")
+        self._told.message("the process that writes the labels died and is replaced; its last part is written again")
         self._executor.replace(SINK, 0)
         self._submit(Call(stage=SINK, worker=0, method="reopen", requests=(self._identity,)))
         for again in unwritten:

@@ -93,11 +93,14 @@ class Runner:
         max_failed: int | None = None,
         revive: Mapping[str, Call] | None = None,
         on_progress: Callable[[Runner], None] = lambda runner: None,
+        on_failed: Callable[[ClipLabel], None] = lambda label: None,
+        note: Callable[..., None] = lambda event, **facts: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`deadline_s`: how long a source worker may take to come back. `stride_s`: 0 for one clip per source.
 
         `revive`: by stage, what a worker that takes a dead one's place is told before anything else.
+        `note(event, **facts)`: told of what a person may want to know of afterwards.
         """
         self._executor = executor
         self._scheduler = scheduler
@@ -111,6 +114,8 @@ class Runner:
         self._revive = revive or {}
         self._reviving: set[int] = set()
         self._on_progress = on_progress
+        self._on_failed = on_failed
+        self._note = note
         self._clock = clock
         self._running: dict[int, tuple[Planned, float]] = {}
         self._active: set[str] = set()
@@ -129,6 +134,7 @@ class Runner:
             if not is_draining and (self._stop.is_set or self.ended_early):
                 is_draining = True
                 self.was_stopped = self._stop.is_set
+                self._note("stopping", why="a signal" if self.was_stopped else self.ended_early)
                 self.feed.close()
                 self._scheduler.drain()
             if not is_draining:
@@ -191,12 +197,14 @@ class Runner:
                 case "died":
                     if self._scheduler.on_died(planned, now_s):
                         self.metrics.stages[planned.call.stage].deaths += 1
+                        self._note("died", **_place(planned), why=completion.error)
                         self._executor.replace(planned.call.stage, planned.call.worker)
                         if planned.call.stage in self._revive:
                             self._reviving.add(self._executor.submit(self._revive[planned.call.stage]))
                 case "lost":
                     self._scheduler.on_lost(planned, now_s)
                 case _:
+                    self._note("exception", **_place(planned), trace=completion.error)
                     self._scheduler.on_failed(planned, completion.error, now_s)
         for source in self._scheduler.finished_sources:
             self._active.discard(source.source_id)
@@ -213,13 +221,23 @@ class Runner:
                 self._running[ticket] = (planned, now_s)
             elif now_s - since_s > self._deadline_s:
                 planned.timed_out = True
+                self._note("hangs", **_place(planned), seconds=round(now_s - since_s, 1))
                 self._executor.kill(planned.call.stage, planned.call.worker)
 
     def _on_label(self, label: ClipLabel) -> None:
         self._done.add(label.clip_id)
         self.metrics.add_label(label, self._clock())
-        if label.error_code is None or self._max_failed is None or self.ended_early:
+        if label.error_code is None:
+            return
+        self._on_failed(label)
+        if self._max_failed is None or self.ended_early:
             return
         # With 0 the first failure ends it, not the first label.
         if self.metrics.failed >= self._max_failed:
             self.ended_early = f"{self.metrics.failed} items failed (run.max_failed={self._max_failed})"
+
+
+def _place(planned: Planned) -> dict[str, Any]:
+    """Where a call ran, and which sources it was to read."""
+    call, sources = planned.call, [reading.source.shown_uri for reading in planned.readings]
+    return {"stage": call.stage, "worker": call.worker, "method": call.method, "sources": sources}

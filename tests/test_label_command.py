@@ -122,6 +122,15 @@ def test_a_dry_run_says_why_the_first_inputs_could_not_be_labelled(label, tmp_pa
     assert f"error       empty: {bad} " in ended.out and "error       missing: " in ended.out
 
 
+def test_a_run_leaves_a_log(label, tmp_path):
+    ended = label(image(tmp_path / "good.png"), empty(tmp_path / "bad.png"), "--json")
+    (log,) = (tmp_path / "out/run").glob("log-*")
+    begun, failed, last = map(json.loads, log.read_text().splitlines())
+    assert log.name == f"log-{ended.summary['run_id']}.jsonl" and "10 classes" in begun["text"]
+    assert (failed["event"], failed["uri"], failed["code"]) == ("failed", str(tmp_path / "bad.png"), "empty")
+    assert last["event"] == "ended" and last.items() >= ended.summary.items()
+
+
 def close_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """As chmod 000 does for everybody but root."""
     scandir = os.scandir

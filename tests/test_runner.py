@@ -15,7 +15,7 @@ from operators.errors import ConfigError, StageError
 from operators.records import ClipLabel, Media, Source, clip_id, source_id
 from pipeline.batching import Batcher
 from pipeline.doneset import DoneSet
-from pipeline.executor import InlineExecutor, WorkerSpec
+from pipeline.executor import Completion, InlineExecutor, WorkerSpec
 from pipeline.metrics import RunMetrics, StageTime, summarise
 from pipeline.report import summary_rows
 from pipeline.runner import Runner, SourceFeed, StopRequest
@@ -62,12 +62,14 @@ def run(
     stop: StopRequest | None = None,
     on_progress: Callable[[Run], None] = lambda run: None,
     clock: Callable[[], float] = time.monotonic,
+    note: Callable[..., None] = lambda event, **facts: None,
+    executor: InlineExecutor | None = None,
     **limits: Any,
 ) -> Run:
     """Runs to the end, with one worker per stage and few clips under way."""
     done = DoneSet() if done is None else done
     written: list[ClipLabel] = []
-    executor = InlineExecutor()
+    executor = executor or InlineExecutor()
     arguments: dict[str, dict[str, Any]] = {
         SOURCE: {"num_windows": num_windows, "stride_s": stride_s},
         SINK: {"written": written},
@@ -93,6 +95,7 @@ def run(
         stride_s=stride_s,
         max_failed=max_failed,
         on_progress=lambda runner: on_progress(seen[0]),
+        note=note,
         clock=clock,
     )
     seen.append(Run(runner, written))
@@ -193,6 +196,31 @@ def test_a_call_that_waits_long_for_its_turn_is_not_given_up_where_nothing_can_b
     ticks = itertools.count()
     done = run([source(f"cat-{n}") for n in range(10)], clock=lambda: 20.0 * next(ticks))
     assert set(done.codes.values()) == {None}
+
+
+class Mortal(InlineExecutor):
+    """Its focus worker dies once, at its first call."""
+
+    is_dead = False
+
+    def poll(self, timeout_s: float) -> list[Completion]:
+        if not self.is_dead and self._waiting and self._waiting[0][1].stage == FOCUS:
+            self.is_dead = True
+            return [Completion(ticket=self._waiting.popleft()[0], outcome="died", error="out of memory")]
+        return super().poll(timeout_s)
+
+
+def test_deaths_exceptions_and_the_end_are_noted() -> None:
+    noted: list[tuple[str, dict[str, Any]]] = []
+    names = ["cat-1", "raises-1", "corrupt-1", *(f"dog-{n}" for n in range(50))]
+    sources = map(source, names)
+    run(sources, max_failed=1, executor=Mortal(), note=lambda event, **facts: noted.append((event, facts)))
+    by_event = dict(noted)
+    assert by_event.keys() == {"died", "exception", "stopping"}
+    assert (by_event["died"]["stage"], by_event["died"]["why"]) == (FOCUS, "out of memory")
+    assert "/raises-1" in by_event["exception"]["sources"]
+    assert "RuntimeError: raises-1 raises" in by_event["exception"]["trace"]
+    assert "run.max_failed=1" in by_event["stopping"]["why"]
 
 
 def test_what_the_listing_raises_ends_the_run() -> None:
