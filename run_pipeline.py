@@ -77,7 +77,7 @@ def label(
     \b
     Example:
       saccade label ~/videos -o out/ --config demo
-      saccade label activity_net.json --videos ~/ActivityNet --subset validation -o out/ \\
+      saccade label activity_net.json --videos ~/ActivityNet --subset validation -o activitynet/ \\
           --config adafocus_activitynet --checkpoint 128s3_checkpoint.pth.tar
     """
     from pipeline import archive, report
