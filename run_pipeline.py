@@ -185,21 +185,22 @@ def live(
     )
     stop = stop_on_signals()
     watched = cameras_of(cameras)
-    summary = watch_cameras(
-        config,
-        watched,
-        out=out,
-        stop=stop,
-        resume=resume,
-        for_s=for_s,
-        told=LiveTold(
-            message=say,
-            started=lambda line: None if quiet else say(line),
-            label=(lambda label: click.echo(report.label_line(label))) if as_json else lambda label: None,
-            news=report.live_progress(quiet=quiet),
-            metrics_port=lambda port: say(f"metrics on port {port}"),
-        ),
-    )
+    with report.live_progress(quiet=quiet, as_json=as_json) as news:
+        summary = watch_cameras(
+            config,
+            watched,
+            out=out,
+            stop=stop,
+            resume=resume,
+            for_s=for_s,
+            told=LiveTold(
+                message=say,
+                started=lambda line: None if quiet else say(line),
+                label=(lambda label: click.echo(report.label_line(label))) if as_json else lambda label: None,
+                news=news,
+                metrics_port=lambda port: say(f"metrics on port {port}"),
+            ),
+        )
     if not as_json:
         report.print_rows(report.live_rows(summary, out))
     unseen = summary.never_live()

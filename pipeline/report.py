@@ -262,36 +262,66 @@ def label_line(label: ClipLabel) -> str:
     )
 
 
+@contextmanager
 def live_progress(
-    *, quiet: bool, stream: TextIO = sys.stderr, every_s: float = 5.0
-) -> Callable[[Mapping[str, CameraNews]], None]:
-    """A line whenever a camera changes its state, and now and then how all of them are."""
+    *, quiet: bool, as_json: bool = False, stream: TextIO = sys.stderr, every_s: float = 5.0
+) -> Iterator[Callable[[Mapping[str, CameraNews]], None]]:
+    """A line whenever a camera changes its state, and how all of them are: on a terminal in a line that changes,
+    elsewhere, and beside `--json`, as a line of JSON now and then.
+    """
     states: dict[str, str] = {}
-    said_s = [time.monotonic()]
+    if quiet:
+        yield lambda cameras: None
+    elif stream.isatty() and not as_json:
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
+        with Progress(*columns, console=Console(file=stream), refresh_per_second=4, transient=True) as bar:
+            task = bar.add_task("", total=None)
 
-    def say(cameras: Mapping[str, CameraNews]) -> None:
-        if quiet:
-            return
-        for name, camera in cameras.items():
-            if states.get(name) != camera.state.value:
-                states[name] = camera.state.value
-                is_away = camera.state.value in ("lost", "waiting", "stopped")
-                why = f": {camera.last_error}" if is_away and camera.last_error not in (None, "stopped") else ""
-                print(f"{name} is {camera.state.value}{why}", file=stream, flush=True)
-        if time.monotonic() - said_s[0] >= every_s:
-            said_s[0] = time.monotonic()
-            figures = {
-                name: {
-                    "state": camera.state.value,
-                    "analysed": camera.num_looked,
-                    "dropped": camera.num_behind,
-                    "waiting": camera.waiting,
+            def show(cameras: Mapping[str, CameraNews]) -> None:
+                for line in _state_changes(states, cameras):
+                    bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                bar.update(task, description=_live_line(cameras))
+
+            yield show
+    else:
+        said_s = [time.monotonic()]
+
+        def say(cameras: Mapping[str, CameraNews]) -> None:
+            for line in _state_changes(states, cameras):
+                print(line, file=stream, flush=True)
+            if time.monotonic() - said_s[0] >= every_s:
+                said_s[0] = time.monotonic()
+                figures = {
+                    name: {
+                        "state": camera.state.value,
+                        "analysed": camera.num_looked,
+                        "dropped": camera.num_behind,
+                        "waiting": camera.waiting,
+                    }
+                    for name, camera in cameras.items()
                 }
-                for name, camera in cameras.items()
-            }
-            print(json.dumps({"progress": figures}), file=stream, flush=True)
+                print(json.dumps({"progress": figures}), file=stream, flush=True)
 
-    return say
+        yield say
+
+
+def _state_changes(states: dict[str, str], cameras: Mapping[str, CameraNews]) -> Iterator[str]:
+    """A line for each camera that is not in the state of `states` any more; notes the new one there."""
+    for name, camera in cameras.items():
+        if states.get(name) != camera.state.value:
+            states[name] = camera.state.value
+            is_away = camera.state.value in ("lost", "waiting", "stopped")
+            why = f": {camera.last_error}" if is_away and camera.last_error not in (None, "stopped") else ""
+            yield f"{name} is {camera.state.value}{why}"
+
+
+def _live_line(cameras: Mapping[str, CameraNews]) -> str:
+    news = cameras.values()
+    num_live = sum(camera.state.value == "live" for camera in news)
+    return (
+        f"{num_live} of {len(cameras)} camera(s) live, {sum(camera.num_looked for camera in news)} frames analysed, "
+        f"{sum(camera.num_behind for camera in news)} dropped, {sum(camera.waiting for camera in news)} waiting"
+    )
 
 
 def live_rows(summary: LiveSummary, out: Path) -> list[tuple[str, str]]:

@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from pipeline import report
+from pipeline.live import CameraState
+from pipeline.live_worker import CameraNews
 from pipeline.training.journal import Progress
 from run_pipeline import main
 
@@ -40,6 +42,37 @@ def test_elsewhere_every_epoch_is_a_line_of_json() -> None:
 
 def test_a_quiet_training_says_nothing() -> None:
     assert tell(Terminal(), quiet=True) == ""
+
+
+def watched(stream: io.StringIO, **options: bool) -> str:
+    with report.live_progress(stream=stream, every_s=0.0, **options) as show:
+        yard = CameraNews(state=CameraState.LIVE, num_looked=30, dropped=2)
+        for state in (CameraState.CONNECTING, CameraState.LIVE, CameraState.LOST):
+            error = "[no frame]" if state is CameraState.LOST else None
+            show({"door": CameraNews(state=state, last_error=error, num_looked=10, waiting=1), "yard": yard})
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+
+
+CHANGES = ["door is connecting", "yard is live", "door is live", "door is lost: [no frame]"]
+
+
+def test_on_a_terminal_cameras_are_a_line_that_changes_and_every_change_of_state_a_line() -> None:
+    lines = [line.strip() for line in watched(Terminal(), quiet=False).replace("\r", "\n").splitlines()]
+    assert [line for line in lines if " is " in line] == CHANGES
+    assert any("1 of 2 camera(s) live, 40 frames analysed, 2 dropped, 1 waiting" in line for line in lines)
+    assert not any("{" in line for line in lines)
+
+
+@pytest.mark.parametrize(("stream", "as_json"), [(io.StringIO(), False), (Terminal(), True)])
+def test_elsewhere_and_beside_json_how_cameras_are_is_a_line_of_json(stream: io.StringIO, as_json: bool) -> None:
+    lines = watched(stream, quiet=False, as_json=as_json).splitlines()
+    assert [line for line in lines if " is " in line] == CHANGES
+    told = json.loads(lines[-1])["progress"]
+    assert told["door"] == {"state": "lost", "analysed": 10, "dropped": 0, "waiting": 1}
+
+
+def test_quiet_cameras_say_nothing() -> None:
+    assert watched(Terminal(), quiet=True) == ""
 
 
 @pytest.mark.parametrize("path", ["run[v2]/labels", "[/x]/labels", "a/very/long/path/" + 20 * "of/folders/" + "labels"])
