@@ -25,6 +25,7 @@ from pipeline.cli import (
     SOME_FAILED,
     USAGE,
     common_options,
+    exit_code,
     input_options,
     load_config,
     say,
@@ -122,14 +123,9 @@ def label(
         click.echo(json.dumps(summary.to_dict()))
     else:
         report.print_summary(summary)
-    for problem in tally.problems:
-        print(problem, file=sys.stderr)
     if summary.interrupted:
         return 128 + stop.signal_number
-    if not tally.num_sources:
-        print("no input found: " + ", ".join(inputs), file=sys.stderr)
-        return NO_INPUT
-    return 0 if summary.is_whole or allow_failures else SOME_FAILED
+    return exit_code(inputs, tally, [summary], allow_failures=allow_failures)
 
 
 @cli.command()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline import config as configuration
 from pipeline.runner import StopRequest
+
+if TYPE_CHECKING:
+    from pipeline.inputs import Tally
+    from pipeline.metrics import RunSummary
 
 FAILED, USAGE, SOME_FAILED, NO_INPUT = 1, 2, 3, 4
 
@@ -83,6 +87,18 @@ def stop_on_signals() -> StopRequest:
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
     return stop
+
+
+def exit_code(
+    inputs: Sequence[str], tally: Tally, runs: Sequence[RunSummary], *, allow_failures: bool = False
+) -> int:
+    """Of runs over the same inputs that were not interrupted; what came to no input at all is told."""
+    for problem in dict.fromkeys(tally.problems):
+        say(problem)
+    if not tally.num_sources:
+        say("no input found: " + ", ".join(inputs))
+        return NO_INPUT
+    return 0 if allow_failures or all(run.is_whole for run in runs) else SOME_FAILED
 
 
 def say(text: str) -> None:

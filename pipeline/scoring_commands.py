@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from operators.records import Source
-from pipeline.cli import NO_INPUT, SOME_FAILED, common_options, input_options, load_config, say, stop_on_signals
+from pipeline.cli import NO_INPUT, common_options, exit_code, input_options, load_config, say, stop_on_signals
 
 if TYPE_CHECKING:
     from pipeline.calibrate import Score
     from pipeline.config import Config
-    from pipeline.inputs import Tally
     from pipeline.metrics import RunSummary
 
 
@@ -122,7 +121,10 @@ def evaluate(
             for remark in evaluation.remarks():
                 click.echo(f"{name}: {remark}")
         click.echo(f"reports: {out}")
-    return _exit_code(inputs, tally, runs, allow_failures=allow_failures) if runs else 0
+    if not runs:
+        return 0
+    _tell_failures(runs)
+    return exit_code(inputs, tally, runs, allow_failures=allow_failures)
 
 
 @click.command()
@@ -224,21 +226,20 @@ def calibrate(
         click.echo(json.dumps(calibration.to_header()))
     elif calibration is not None:
         report.print_rows(calibration.rows(out))
-    return _exit_code(inputs, tally, [run], allow_failures=allow_failures)
+    _tell_failures([run])
+    return exit_code(inputs, tally, [run], allow_failures=allow_failures)
 
 
-def _exit_code(inputs: Sequence[str], tally: Tally, runs: Sequence[RunSummary], *, allow_failures: bool) -> int:
-    """How the labelling went, on stderr where not all went well."""
-    for problem in dict.fromkeys((*tally.empty_patterns, *tally.unreadable)):
-        say(f"nothing could be listed: {problem}")
-    if not tally.num_sources:
-        say("no input found: " + ", ".join(inputs))
-        return NO_INPUT
-    worst = max(runs, key=lambda run: run.failed)
-    if worst.failed:
-        reasons = ", ".join(f"{n} {code}" for code, n in worst.errors.items())
-        say(f"{worst.failed} items failed ({reasons})")
-    return SOME_FAILED if worst.failed and not allow_failures else 0
+def _tell_failures(runs: Sequence[RunSummary]) -> None:
+    """Each run's, once where they are the same."""
+    told = []
+    for run in runs:
+        if failed := run.failed + run.failed_before:
+            reasons = [f"{n} {code}" for code, n in run.errors.items()]
+            reasons += [f"{run.failed_before} in an earlier run"] if run.failed_before else []
+            told.append(f"{failed} items failed ({', '.join(reasons)})")
+    for line in dict.fromkeys(told):
+        say(line)
 
 
 def _tell_estimates(

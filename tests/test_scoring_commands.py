@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from operators.encode import write_video
-from run_pipeline import cli, main
+from run_pipeline import cli
+from tests.processes import saccade
 
 FAST = ("--config", "demo", "--executor", "inline", "-q")
-
-
-@pytest.fixture(autouse=True)
-def own_signals() -> Iterator[None]:
-    """The commands take SIGINT and SIGTERM for themselves."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +42,8 @@ def test_eval_says_what_is_in_no_figure_and_exits_with_3(videos, tmp_path, capsy
     assert run(*again) == 0
     found = json.loads(capsys.readouterr().out)["learned"]
     assert (found["scores"]["num_clips"], found["num_failed"]) == (2, 1)
+    assert run("eval", videos / "all.txt", "-o", tmp_path, *FAST) == 3, "the second time as the first"
+    assert "1 items failed (1 in an earlier run)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["eval", "calibrate"])
@@ -68,8 +60,7 @@ def test_where_there_is_no_input_it_exits_with_4(command, tmp_path, capsys):
     assert f"no input found: {tmp_path / 'nothing'}" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_is_not_there_is_wrong_usage(tmp_path, capsys):
-    with pytest.raises(SystemExit) as exited:
-        main(["eval", str(tmp_path), "-o", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "mistyped.pth")])
-    assert exited.value.code == 2
-    assert "mistyped.pth cannot be read" in capsys.readouterr().err
+def test_a_checkpoint_that_is_not_there_is_wrong_usage(tmp_path):
+    code, _, err = saccade("eval", tmp_path, "-o", tmp_path / "out", "--checkpoint", tmp_path / "mistyped.pth")
+    assert code == 2
+    assert "mistyped.pth cannot be read" in err
