@@ -16,7 +16,6 @@ from typing import Any
 from operators.errors import PipelineError, SinkError, StageError
 from operators.records import Source
 from operators.sink import disk_told, read_identity, write_durably
-from pipeline.batching import Batcher
 from pipeline.config import Config
 from pipeline.doneset import DoneSet
 from pipeline.executor import Call, Completion, Executor, InlineExecutor, WorkerSpec
@@ -26,7 +25,7 @@ from pipeline.placement import Machine, this_machine
 from pipeline.resolve import Plan, resolve
 from pipeline.run_log import RunLog
 from pipeline.runner import Runner, SourceFeed, StopRequest
-from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
+from pipeline.scheduler import SINK, Scheduler
 from pipeline.sink_worker import SinkOpened
 from pipeline.tuning import cache_folder
 
@@ -93,8 +92,7 @@ def _label(
     # Whatever is wrong with settings or weights is said before any process is started.
     known = remembered(read_identity(out)) if resume else None
     plan = resolve(config, machine, remembered=known, cache=cache_folder())
-    feed = SourceFeed(list_sources(plan.class_names))
-    with make_executor(plan, machine) as executor:
+    with SourceFeed(list_sources(plan.class_names)) as feed, make_executor(plan, machine) as executor:
         executor.start(
             WorkerSpec(
                 stage=SINK,
@@ -120,20 +118,12 @@ def _label(
         for spec in plan.worker_specs():
             executor.start(spec)
         told.started(plan)
-        metrics = RunMetrics(stages=_stage_times(plan))
-        batcher = Batcher(
-            max_rows=plan.rows_per_batch,
-            max_wait_s=plan.config.focus.max_wait_ms / 1000,
-            shapes=plan.batch_shapes,
-            rows_per_item=plan.patches_per_clip or 1,
-        )
+        metrics = RunMetrics(stages={stage: StageTime(workers=count) for stage, count in plan.workers.items()})
+        batcher = plan.batcher()
         done_set = DoneSet(table.done, failed=table.failed)
         del table
         scheduler = Scheduler(
-            workers={SINK: 1, **{name: time.workers for name, time in metrics.stages.items() if name != SINK}},
-            limits=plan.limits,
-            batcher=batcher,
-            is_wanted=lambda clip: not done_set.meet(clip),
+            workers=plan.workers, limits=plan.limits, batcher=batcher, is_wanted=lambda clip: not done_set.meet(clip)
         )
         runner = Runner(
             executor=executor,
@@ -151,10 +141,7 @@ def _label(
             note=log.note,
         )
         begun_s = time.monotonic()
-        try:
-            runner.run()
-        finally:
-            feed.close()
+        runner.run()
         wall_s = time.monotonic() - begun_s
         metrics.done_before += scheduler.num_done_before
         metrics.failed_before = done_set.num_failed_met
@@ -235,16 +222,6 @@ def write_summary(out: Path, run_id: str, summary: Mapping[str, Any]) -> None:
 def remembered(identity: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """What `auto` settings became in the run that began this table."""
     return None if identity is None else identity.get("config")
-
-
-def _stage_times(plan: Plan) -> dict[str, StageTime]:
-    place = plan.placement
-    return {
-        SOURCE: StageTime(workers=place.source_workers),
-        STREAM: StageTime(workers=place.stream_workers),
-        FOCUS: StageTime(workers=place.focus_workers),
-        SINK: StageTime(),
-    }
 
 
 def open_sink(executor: Executor, say: Callable[[str], None], stop: StopRequest) -> SinkOpened | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -82,7 +84,9 @@ def stop_on_signals() -> StopRequest:
             raise KeyboardInterrupt
         stop.is_set = True
         stop.signal_number = number
-        print("stopping: committing what is done; once more to stop at once", file=sys.stderr, flush=True)
+        # Not print: the signal may have come in the middle of one.
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopping: committing what is done; once more to stop at once\n")
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 from operators.records import ClipLabel, Source, clip_id
 from operators.sink import look_at
 from pipeline.archive import machine_of, remembered
-from pipeline.batching import Batcher
 from pipeline.config import Config
 from pipeline.doneset import DoneSet
 from pipeline.executor import InlineExecutor, WorkerSpec
@@ -160,39 +160,28 @@ def wall_s(metrics: RunMetrics, busy_s: float, machine: Machine, workers: Placem
 
 def _try_out(plan: Plan, sources: list[Source], failed: list[ClipLabel]) -> tuple[RunMetrics, float]:
     executor, done = InlineExecutor(), DoneSet()
-    executor.start(
-        WorkerSpec(stage=SINK, factory="pipeline.estimate:null_sink", arguments={"failed": failed})
-    )
-    for spec in plan.worker_specs():
-        executor.start(spec)
-    metrics = RunMetrics(stages={name: StageTime() for name in (SOURCE, STREAM, FOCUS, SINK)})
-    place = plan.placement
-    scheduler = Scheduler(
-        workers={
-            SOURCE: place.source_workers,
-            STREAM: place.stream_workers,
-            FOCUS: place.focus_workers,
-            SINK: 1,
-        },
-        limits=plan.limits,
-        batcher=Batcher(
-            max_rows=plan.rows_per_batch,
-            max_wait_s=plan.config.focus.max_wait_ms / 1000,
-            rows_per_item=plan.patches_per_clip or 1,
-        ),
-        is_wanted=lambda clip: clip not in done,
-    )
-    runner = Runner(
-        executor=executor,
-        scheduler=scheduler,
-        feed=SourceFeed(iter(sources)),
-        done=done,
-        metrics=metrics,
-        stop=StopRequest(),
-        deadline_s=plan.config.decode.timeout_s,
-        stride_s=plan.limits.stride_s,
-    )
-    begun_s = time.monotonic()
-    runner.run()
-    executor.close()
+    metrics = RunMetrics(stages={name: StageTime() for name in plan.workers})
+    with contextlib.closing(executor), SourceFeed(iter(sources)) as feed:
+        executor.start(
+            WorkerSpec(stage=SINK, factory="pipeline.estimate:null_sink", arguments={"failed": failed})
+        )
+        for spec in plan.worker_specs():
+            executor.start(spec)
+        runner = Runner(
+            executor=executor,
+            scheduler=Scheduler(
+                workers=plan.workers,
+                limits=plan.limits,
+                batcher=plan.batcher(),
+                is_wanted=lambda clip: clip not in done,
+            ),
+            feed=feed,
+            done=done,
+            metrics=metrics,
+            stop=StopRequest(),
+            deadline_s=plan.config.decode.timeout_s,
+            stride_s=plan.limits.stride_s,
+        )
+        begun_s = time.monotonic()
+        runner.run()
     return metrics, time.monotonic() - begun_s

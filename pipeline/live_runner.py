@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +10,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-# Cameras' readers need the cores that torch's threads would burn while they wait for each other. Must be said before
-# torch is loaded, here or in a worker. 8 cameras on 2 busy cores, small networks: p95 145 ms instead of 2800.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from operators.errors import ConfigError, StageError
 from operators.passwords import without_password
@@ -296,7 +291,7 @@ class LiveLoop:
         """When the sink last answered, or was given something to do after it had nothing."""
         self._sink_is_ready = True
         """False while one is made in the place of one that died."""
-        self._can_fold = True
+        self._can_fold = self._folds = True
         self._stopped_s: float | None = None
 
     def run(self, for_s: float | None) -> None:
@@ -315,7 +310,7 @@ class LiveLoop:
             is_due = bool(self._waiting) and (is_over or now_s - flushed_s >= _PART_S)
             if is_due and self._flush():
                 flushed_s = now_s
-            elif not is_due and now_s - folded_s > _FOLD_S and not self._sink_is_busy():
+            elif self._folds and not is_due and now_s - folded_s > _FOLD_S and not self._sink_is_busy():
                 folded_s = now_s
                 self._submit(Call(stage=SINK, worker=0, method="fold", requests=()))
             if is_over and not self._waiting and not self._sink_is_busy():
@@ -407,13 +402,13 @@ class LiveLoop:
                 case "done" if call.method == "fold":
                     if self._can_fold and not completion.reply.rows[0]:
                         self._can_fold = False
-                        self._told.message(
-                            "hours are not folded: this disk cannot exchange folders; their small parts stay"
-                        )
+                        self._tell_unfolded("this disk cannot exchange folders")
                 case "done":
                     self._sink_deaths = 0 if call.method == "write" else self._sink_deaths
                 case "died":
                     self._revive(call)
+                case _ if call.method == "fold":
+                    self._fold_no_more(without_password(completion.error.strip().splitlines()[-1]))
                 case _:
                     last = completion.error.strip().splitlines()[-1] if completion.error else "unknown error"
                     raise StageError(f"{call.stage} worker {call.worker} failed: {without_password(last)}")
@@ -426,9 +421,19 @@ class LiveLoop:
                 lost.append(self._running.pop(ticket))
         self._summary.deaths += 1
         if call.stage == SINK:
+            if any(one.method == "fold" for one in lost):
+                self._fold_no_more("the process that does it died")
             self._revive_sink([one for one in lost if one.method == "write"])
         else:
             self._revive_watcher(call.worker)
+
+    def _fold_no_more(self, why: str) -> None:
+        """Folding only tidies up: where it fails the labels go on."""
+        self._folds = False
+        self._tell_unfolded(why)
+
+    def _tell_unfolded(self, why: str) -> None:
+        self._told.message(f"hours are not folded: {why}; their small parts stay")
 
     def _revive_sink(self, unwritten: Sequence[Call]) -> None:
         self._sink_deaths += 1

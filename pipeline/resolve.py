@@ -17,12 +17,12 @@ import torch
 from operators import checkpoints
 from operators.checkpoints import Header
 from operators.errors import ConfigError
-from pipeline.batching import SHAPES
+from pipeline.batching import SHAPES, Batcher
 from pipeline.config import Config
 from pipeline.executor import WorkerSpec
 from pipeline.placement import Machine, Placement, place
 from pipeline.rules import check, skip_price, skip_sees, steps_per_round, stop_rule
-from pipeline.scheduler import FOCUS, SOURCE, STREAM, Limits
+from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits
 from pipeline.tuning import Choice, Work, by_rule, choose, work_of
 from pipeline.untrained import untrained
 from policies.stopping import Confidence
@@ -109,6 +109,21 @@ class Plan:
     def batch_shapes(self) -> tuple[int, ...]:
         """Sizes of a pass that the batcher fills whole. On a CPU any size does."""
         return SHAPES if self.placement.device == "cuda" and self.patches_per_clip is None else ()
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """Of each stage."""
+        place = self.placement
+        return {SOURCE: place.source_workers, STREAM: place.stream_workers, FOCUS: place.focus_workers, SINK: 1}
+
+    def batcher(self) -> Batcher:
+        """What puts the patches of a run together."""
+        return Batcher(
+            max_rows=self.rows_per_batch,
+            max_wait_s=self.config.focus.max_wait_ms / 1000,
+            shapes=self.batch_shapes,
+            rows_per_item=self.patches_per_clip or 1,
+        )
 
     @property
     def limits(self) -> Limits:

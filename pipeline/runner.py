@@ -64,6 +64,12 @@ class SourceFeed:
             raise item
         return item
 
+    def __enter__(self) -> SourceFeed:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self._is_closed = True
 
@@ -122,11 +128,6 @@ class Runner:
         self.ended_early: str | None = None
         self.was_stopped = False
         scheduler.on_label = self._on_label
-
-    @property
-    def is_quiet(self) -> bool:
-        """Nothing is on its way to a worker."""
-        return not self._running
 
     def run(self) -> None:
         is_draining = False

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 import types
 from collections import deque
 from collections.abc import Callable
@@ -62,6 +65,8 @@ class Players(InlineExecutor):
             labels=(), cameras={}, is_over=False
         )
         self.can_fold = True
+        self.failing = ""
+        """The method whose calls end with an exception."""
         self._num = 0
 
     def clock(self) -> float:
@@ -87,6 +92,8 @@ class Players(InlineExecutor):
                     self.dying.remove((*place, call.method))
                 dead.add(place)
                 done.append(Completion(ticket=ticket, outcome="died"))
+            elif call.method == self.failing:
+                done.append(Completion(ticket=ticket, outcome="failed", error="SinkError: part 7 is no Parquet file"))
             else:
                 row = self.news(call.worker, self.now_s) if call.method == "watch" else self.can_fold
                 done.append(Completion(ticket=ticket, outcome="done", reply=Reply(rows=(row,))))
@@ -258,6 +265,23 @@ def test_that_hours_cannot_be_folded_is_told_once(run):
     run.loop.run(for_s=65.0)
     assert run.players.methods("sink").count("fold") >= 2
     assert run.said == ["hours are not folded: this disk cannot exchange folders; their small parts stay"]
+
+
+def test_folding_that_fails_is_told_and_left_and_labels_go_on(run):
+    run.players.news = steady(run.players)
+    run.players.failing = "fold"
+    run.loop.run(for_s=65.0)
+    assert run.players.methods("sink").count("fold") == 1
+    assert run.said == ["hours are not folded: SinkError: part 7 is no Parquet file; their small parts stay"]
+    assert sum(map(len, run.players.written())) == run.summary.labels > 60
+
+
+def test_folding_that_ends_its_process_is_not_tried_again(run):
+    run.players.news = steady(run.players)
+    run.players.dying = [("sink", 0, "fold")] * 5
+    run.loop.run(for_s=65.0)
+    assert run.players.replaced == [("sink", 0)] and run.players.methods("sink").count("fold") == 1
+    assert sum(map(len, run.players.written())) == run.summary.labels > 60
 
 
 def test_a_stop_ends_a_run_with_the_labels_that_are_there(run):
@@ -441,3 +465,23 @@ def test_what_cannot_be_had_from_cameras_is_refused(preset, settings, words):
     plan = resolve(load(preset, settings=settings), Machine(num_cores=2, memory_bytes=4 << 30))
     with pytest.raises(ConfigError, match=words):
         check(plan.config, plan)
+
+
+def test_torchs_threads_are_told_to_sleep_while_they_wait_before_torch_is_loaded(tmp_path):
+    code = """
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("policy", os.environ.get("OMP_WAIT_POLICY"))
+
+sys.meta_path.insert(0, Watch())
+from run_pipeline import main
+main(["live", "nowhere.mp4", "-o", sys.argv[1]])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert told.stdout.splitlines()[:1] == ["policy passive"], told.stderr
