@@ -11,11 +11,9 @@ once, each in a process of its own, and stand still while they are not asked.
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +32,7 @@ from pipeline.config import Config
 from pipeline.executor import WorkerSpec, make_worker
 from pipeline.messages import ReadRequest, WriteRequest
 from pipeline.placement import this_machine
+from pipeline.pools import process_pool
 from pipeline.resolve import Plan, resolve
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM
 from pipeline.tuning import cache_folder
@@ -345,7 +344,7 @@ class Aside:
     """What the pipeline is measured against, each in a process of its own that waits until it is asked."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self._plain, self._stages = (_process(stack) for _ in range(2))
+        self._plain, self._stages = (stack.enter_context(process_pool(1)) for _ in range(2))
         self._cores = this_machine().num_cores
         self.decoder = ""
 
@@ -361,10 +360,6 @@ class Aside:
         """CPU seconds per clip of each stage, alone in a process and in one thread."""
         sizes = plan.placement.clips_per_call, plan.rows_per_batch
         return self._stages.submit(stage_seconds, plan.worker_specs(), sizes, [str(path) for path in paths]).result()
-
-
-def _process(stack: ExitStack) -> ProcessPoolExecutor:
-    return stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
 
 
 # The limit

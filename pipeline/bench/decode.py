@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +30,7 @@ from pipeline.bench.figures import Figure, Report, environment, measured, ratio,
 from pipeline.bench.plain import with_pyav
 from pipeline.bench.workloads import CACHE, LONG, QUICK_LONG, QUICK_SHORT, SHORT, Clips, make
 from pipeline.placement import this_machine
+from pipeline.pools import process_pool
 
 NUM_FRAMES = 16
 _WORTH_TWICE_S = 2.0
@@ -221,7 +221,7 @@ def _others(cores: int, stack: ExitStack, notes: list[str]) -> dict[str, dict[st
         if importlib.util.find_spec(library) is None:
             notes.append(f"{library} is not installed and was not measured: pip install -e '.[bench]'")
             continue
-        pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
+        pool = stack.enter_context(process_pool(1))
         try:
             # Its import and its first file are not part of any figure.
             pool.submit(importlib.import_module, library).exception()
@@ -394,7 +394,7 @@ def _short(
 def _side_by_side(paths: list[str], cores: int, rounds: int, budget_s: float, say: Say) -> list[Figure]:
     """Each core reads files of its own; the others' work may not slow it down."""
     say(f"side by side: {len(paths)} files on each of {cores} cores")
-    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with process_pool(cores) as pool:
 
         def read(num_workers: int) -> float:
             waiting = [pool.submit(reading, paths) for _ in range(num_workers)]
