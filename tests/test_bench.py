@@ -155,13 +155,52 @@ def test_figures_that_overlap_are_no_difference() -> None:
     assert "+100.0%" in compare_text(first, twice)
 
 
-def test_one_sample_says_nothing_of_a_difference() -> None:
-    one, six = [1.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    for first, second in ((one, [1.001]), (one, [2.0, *six]), (six, [2.0])):
-        (found,) = compare(report(measured("a", first, unit="s")), report(measured("a", second, unit="s")))
-        assert found.verdict == "one sample: cannot say"
-    (found,) = compare(report(measured("a", six, unit="s")), report(measured("a", [2.0] * 6, unit="s")))
-    assert found.verdict == "+100.0%"
+def difference(first: list[float], second: list[float]) -> fig.Difference:
+    (found,) = compare(report(measured("a", first, unit="s")), report(measured("a", second, unit="s")))
+    return found
+
+
+def test_fewer_than_six_samples_say_nothing_of_a_difference() -> None:
+    six = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert difference([1.0], [1.001]).verdict == difference(six, [2.0]).verdict == "cannot say: samples: 1"
+    assert difference([1.0, 1.0, 1.1, 1.0, 1.0], [2.0] * 6).verdict == "cannot say: samples: 5"
+    assert difference(six, [2.0] * 6).verdict == "+100.0%"
+
+
+def test_samples_that_are_not_positive_say_nothing_of_a_ratio() -> None:
+    found = difference([-0.5, 0.0, 0.4, 0.6, 0.7, 0.8], [1.0] * 6)
+    assert (found.verdict, found.ratio, found.low) == ("cannot say: not all samples are above 0", 2.0, None)
+
+
+def test_a_ratio_lies_in_its_interval_and_is_of_what_the_interval_is_of() -> None:
+    # A camera's p95 is of all labels, its samples are of stretches: their median here is half as much.
+    samples = (1.0, 1.1, 0.9, 1.0, 1.0, 1.0)
+    p95 = replace(measured("p95", samples, unit="ms"), value=2.0, n=999)
+    (found,) = compare(report(measured("p95", samples, unit="ms")), report(p95))
+    assert found.low is not None and found.high is not None and found.ratio == 1.0
+    assert found.low <= found.ratio <= found.high and found.verdict == "no difference"
+
+
+def test_what_was_not_the_same_when_two_were_measured_is_said() -> None:
+    settings = {"lasted_s": 9.0, "rounds": 3, "quick": False, "config": {"compute.precision": "fp32"}}
+    first = replace(report(measured("a", [1.0], unit="s")), settings=settings)
+    where = {"cpu": "abacus", "cores": 2, "cpu_flags": ["avx2"], "gpu": "H0"}
+    how = {"lasted_s": 5.0, "rounds": 4, "quick": True, "config": {"compute.precision": "bf16"}}
+    lines = compare_text(first, replace(first, environment=where, settings=how)).splitlines()[2:]
+    assert lines == [
+        "not the same cpu_flags: nothing and avx2",
+        "not the same gpu: nothing and H0",
+        "not the same quick: False and True",
+        "not the same config.compute.precision: fp32 and bf16",
+    ]
+    assert compare_text(first, first).count("\n") == 1
+
+
+def test_figures_that_cannot_be_compared_are_named() -> None:
+    first = report(*(measured(name, [1.0], unit="s") for name in ("a", "b", "c", "d")))
+    second = report(*(measured(name, [1.0], unit=unit) for name, unit in (("a", "s"), ("b", "ms"), ("e", "s"))))
+    lines = compare_text(first, second).splitlines()[2:]
+    assert lines == ["not in one unit: b, s and ms", "only in the first: c, d", "only in the second: e"]
 
 
 def test_figures_that_are_zero_are_compared_too() -> None:

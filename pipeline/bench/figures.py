@@ -29,6 +29,14 @@ from pipeline.placement import this_machine
 GoalIs = Literal["at_least", "at_most", "no_less"]
 """`no_less`: met unless the whole interval lies below the goal; for what must not fall, where noise is no fall."""
 CONFIDENCE = 0.95
+_ENOUGH = 6
+"""Samples of a side: fewer bound no median at 95 %."""
+_CONDITIONS = (
+    "cpu", "cpu_flags", "cores", "gpu", "threads", "torch", "ray", "av", "ffmpeg", "opencv-python-headless",
+    "torchcodec", "decord",
+)  # fmt: skip
+_EXTENT = ("rounds", "minutes", "sizes", "lasted_s")
+"""Settings that say how often something was measured, not what."""
 _ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
 
@@ -265,76 +273,111 @@ class Difference:
     name: str
     first: float
     second: float
-    ratio: float | None
+    ratio: float | None = None
     """None where one of the two is not positive: then there is no ratio, and both are shown."""
     low: float | None = None
     high: float | None = None
-    """None where a side is one sample: that says nothing of how far it might have been off."""
-
-    @property
-    def is_none(self) -> bool:
-        if self.low is None or self.high is None:
-            return self.first == self.second
-        return self.low <= 1.0 <= self.high
+    why_not: str = ""
+    """There is no interval, for this reason."""
 
     @property
     def verdict(self) -> str:
         if self.ratio is None:
-            return "no difference" if self.is_none else f"{short(self.first)} -> {short(self.second)}"
-        if self.low is None:
-            return "one sample: cannot say"
-        return "no difference" if self.is_none else f"{self.ratio - 1:+.1%}"
+            is_same = self.first == self.second
+            return "no difference" if is_same else f"{short(self.first)} -> {short(self.second)}"
+        if self.low is None or self.high is None:
+            return f"cannot say: {self.why_not}"
+        return "no difference" if self.low <= 1.0 <= self.high else f"{self.ratio - 1:+.1%}"
 
 
 def compare(first: Report, second: Report) -> list[Difference]:
-    """second/first of every figure that both have."""
-    found = []
-    for figure in first.figures:
-        other = second.figure(figure.name)
-        if other is None or other.unit != figure.unit:
-            continue
-        quotient, low, high = None, None, None
-        if figure.value > 0 and other.value > 0:
-            quotient = other.value / figure.value
-            if min(figure.n, other.n) > 1:
-                low, high = _ratio_interval(figure, other)
-        found.append(
-            Difference(name=figure.name, first=figure.value, second=other.value, ratio=quotient, low=low, high=high)
-        )
-    return found
+    """second/first of every figure that both have in one unit."""
+    return [_difference(figure, other) for figure, other in _pairs(first, second) if figure.unit == other.unit]
+
+
+def _pairs(first: Report, second: Report) -> list[tuple[Figure, Figure]]:
+    found = [(figure, second.figure(figure.name)) for figure in first.figures]
+    return [(figure, other) for figure, other in found if other is not None]
+
+
+def _difference(first: Figure, second: Figure) -> Difference:
+    form: dict[str, Any] = {"name": first.name, "first": first.value, "second": second.value}
+    if min(first.value, second.value) <= 0:
+        return Difference(**form)
+    fewest = min(len(first.samples), len(second.samples))
+    if fewest < _ENOUGH or min(*first.samples, *second.samples) <= 0:
+        why_not = "not all samples are above 0" if fewest >= _ENOUGH else f"samples: {fewest}"
+        return Difference(**form, ratio=second.value / first.value, why_not=why_not)
+    ratio, low, high = _ratio_of_medians(first.samples, second.samples)
+    return Difference(**form, ratio=ratio, low=low, high=high)
+
+
+def _ratio_of_medians(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """second/first with its bounds, of samples that were not taken in turn: by drawing from them again."""
+    rng = np.random.default_rng(0)
+    ours, theirs = (np.median(rng.choice(side, (4000, len(side))), axis=1) for side in (first, second))
+    low, high = np.quantile(theirs / ours, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    ratio = statistics.median(second) / statistics.median(first)
+    return ratio, min(float(low), ratio), max(float(high), ratio)
 
 
 def compare_text(first: Report, second: Report) -> str:
-    rows: list[tuple[str, ...]] = [("figure", "ratio", "95 %", "")]
     differences = compare(first, second)
+    if not differences:
+        raise ConfigError("the two files have no figure in common: compare those of the same `bench` command")
+    rows: list[tuple[str, ...]] = [("figure", "ratio", "95 %", "")]
     for d in differences:
         quotient = "" if d.ratio is None else f"{d.ratio:.3f}"
         bounds = "" if d.low is None else f"{d.low:.3f} .. {d.high:.3f}"
         rows.append((d.name, quotient, bounds, d.verdict))
-    if not differences:
-        raise ConfigError("the two files have no figure in common: compare those of the same `bench` command")
-    lines = rows_as_text(rows)
-    for name in ("cpu", "cores", "torch"):
-        ours, theirs = first.environment.get(name), second.environment.get(name)
-        if ours != theirs:
-            lines.append(f"not the same {name}: {ours} and {theirs}")
-    return "\n".join(lines)
+    return "\n".join([*rows_as_text(rows), *_left_out(first, second), *_other_conditions(first, second)])
 
 
-def _ratio_interval(first: Figure, second: Figure) -> tuple[float, float]:
-    """Bounds of the ratio of two medians that were not measured in turn: by drawing from the samples again."""
-    rng = np.random.default_rng(0)
-    drawn = []
-    for figure in (second, first):
-        # With a handful of samples the drawing knows too little of the tails; the figure's own interval says more.
-        if len(figure.samples) >= 6:
-            medians = np.median(rng.choice(figure.samples, (4000, len(figure.samples))), axis=1)
+def _left_out(first: Report, second: Report) -> list[str]:
+    """Figures that there is nothing to compare with."""
+    lines = [
+        f"not in one unit: {figure.name}, {figure.unit or 'no unit'} and {other.unit or 'no unit'}"
+        for figure, other in _pairs(first, second)
+        if figure.unit != other.unit
+    ]
+    for which, one, another in (("first", first, second), ("second", second, first)):
+        alone = [figure.name for figure in one.figures if another.figure(figure.name) is None]
+        if alone:
+            lines.append(f"only in the {which}: {', '.join(alone)}")
+    return lines
+
+
+def _other_conditions(first: Report, second: Report) -> list[str]:
+    """What was not the same when the two were measured, so that figures may differ for it."""
+
+    def conditions(report: Report) -> dict[str, Any]:
+        where = {name: report.environment.get(name) for name in _CONDITIONS}
+        how = {name: value for name, value in report.settings.items() if name not in _EXTENT}
+        return {**_flat(where), **_flat(how)}
+
+    ours, theirs = conditions(first), conditions(second)
+    return [
+        f"not the same {name}: {_told(ours.get(name))} and {_told(theirs.get(name))}"
+        for name in dict.fromkeys((*ours, *theirs))
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """With dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": one for inner, one in _flat(value).items()}
         else:
-            spread = math.log(figure.high / figure.low) / 4 if figure.low > 0 else 0.0
-            medians = figure.value * np.exp(rng.normal(0.0, spread, 4000))
-        drawn.append(medians)
-    low, high = np.quantile(drawn[0] / drawn[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _cpu_model() -> str:
