@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from operators.errors import ConfigError, PipelineError
 from pipeline import config as configuration
@@ -131,6 +132,28 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (entry["value"], entry["low"], entry["high"], entry["n"]) == (2.0, 1.0, 3.0, 3)
 
 
+def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    fig.write(path, report(measured("a", [1.0], unit="s")))
+    before = path.read_text()
+
+    def full_disk(self: Path, text: str) -> None:
+        self.touch()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        fig.write(path, report(measured("a", [2.0], unit="s")))
+    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_where_git_does_not_answer_nobody_knows_of_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fig, "_git", lambda *arguments: None)
+    assert fig.environment()["git_dirty"] is None
+    monkeypatch.setattr(fig, "_git", lambda *arguments: "")
+    assert fig.environment()["git_dirty"] is False
+
+
 def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"runs": []}')
     with pytest.raises(ConfigError, match=r"a\.json is no JSON file of `bench`"):
@@ -235,6 +258,31 @@ def test_with_a_gpu_the_environment_names_what_drives_it(monkeypatch: pytest.Mon
 def test_a_plot_is_a_png(tmp_path: Path) -> None:
     fig.draw(tmp_path / "a.png", report(measured("a", [2.0, 3.0, 4.0], unit="x", goal=2.5)))
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def shares(path: Path, *figures: Figure, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[str]]:
+    """What a plot would show, and what is said beside it."""
+    drawn: list[Any] = []
+    monkeypatch.setattr("pipeline.plots.draw_shares", lambda path, rows, **form: drawn.extend(rows))
+    return drawn, fig.draw(path, report(*figures))
+
+
+def test_what_is_not_positive_is_drawn_at_the_end_of_the_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slope = measured("slope", [-0.5, -2.0, 1.0], unit="", goal=1.0, goal_is="at_most")
+    rate = measured("rate", [0.0, -1.0, 3.0], unit="", goal=2.0)
+    drawn, notes = shares(tmp_path / "a.png", slope, rate, monkeypatch=monkeypatch)
+    assert drawn == [("slope / goal 1", 10.0, 1.0, 10.0), ("rate / goal 2", 0.01, 0.01, 1.5)]
+    assert notes == []
+
+
+def test_a_goal_of_nothing_has_no_share_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = measured("dropped", [37.0], unit="frames", goal=0.0, goal_is="at_most")
+    drawn, notes = shares(tmp_path / "a.png", dropped, measured("a", [1.0], unit="s"), monkeypatch=monkeypatch)
+    assert drawn == []
+    assert notes == [
+        "not drawn: dropped, 37, whose goal is 0",
+        "nothing to draw: no figure of bench decode is a share of a goal or a limit",
+    ]
 
 
 def test_only_the_blocks_of_the_page_are_written_anew() -> None:
@@ -542,6 +590,32 @@ def test_a_report_says_how_long_it_all_took(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     commands._measured(lambda **options: report(measured("a", [1.0], unit="s")), path, None, True)
     assert fig.read(path).settings["lasted_s"] >= 0
+
+
+def kept(tmp_path: Path, measure: Any, **options: Any) -> int:
+    return commands._measured(measure, tmp_path / "a.json", options.pop("plot_file", None), True, **options)
+
+
+def test_the_table_is_printed_where_there_is_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    found = report(measured("a", [1.0], unit="s"), what="archive")
+    assert kept(tmp_path, lambda **options: found, plot_file=tmp_path / "a.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "fast enough" and lines[-1].startswith("nothing to draw")
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("plot_file", ["a.doc", "", "a.json/a.png"])
+def test_files_that_cannot_be_written_are_told_before_anything_is_measured(tmp_path: Path, plot_file: str) -> None:
+    (tmp_path / "a.json").touch()
+    with pytest.raises(ConfigError):
+        kept(tmp_path, lambda **options: pytest.fail("measured"), plot_file=tmp_path / plot_file)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_no_time_at_all_is_a_wrong_option() -> None:
+    for arguments in (["live", "--seconds", "0"], ["decode", "--minutes", "-1"]):
+        done = CliRunner().invoke(commands.bench, [*arguments, "--json", "a.json"])
+        assert done.exit_code == 2 and "is not in the range x>0" in done.output
 
 
 def test_a_script_that_fails_ends_its_run(small: configuration.Config) -> None:

@@ -14,6 +14,7 @@ import platform
 import re
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -160,6 +161,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     machine = this_machine()
+    changed = _git("status", "--porcelain", "--untracked-files=no")
     found: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -177,7 +179,7 @@ def environment() -> dict[str, Any]:
         "os": platform.platform(),
         "python": platform.python_version(),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": None if changed is None else bool(changed),
     }
     for package in ("torch", "ray", "numpy", "av", "opencv-python-headless", "torchcodec", "decord"):
         try:
@@ -188,9 +190,27 @@ def environment() -> dict[str, Any]:
     return found
 
 
+def check_writable(path: Path) -> None:
+    """Raises ConfigError where no file of this name can be written: said before measuring, not after."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be written: {exc}") from exc
+
+
 def write(path: Path, report: Report) -> None:
+    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(json.dumps(asdict(report), indent=1) + "\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Report:
@@ -209,25 +229,39 @@ def told(report: Report) -> str:
     return "\n".join([*lines, *(["", *report.notes] if report.notes else [])])
 
 
-def draw(path: Path, report: Report) -> None:
-    """Every figure that has a goal or a limit, as a share of it: above 1 a goal is reached."""
+def draw(path: Path, report: Report) -> list[str]:
+    """Every figure that has a goal or a limit, as a share of it: above 1 a goal is reached. Returns what has to be
+    known beside it; there is no file where there is nothing to draw."""
     from pipeline.plots import draw_shares
 
     rows: list[tuple[str, float, float, float]] = []
+    notes: list[str] = []
     for f in report.figures:
         against = f.goal if f.goal is not None else f.limit
-        if not against or not (f.value and f.low and f.high):
+        if against is None:
             continue
-        value, low, high = f.value / against, f.low / against, f.high / against
-        if f.goal_is == "at_most":
-            # A tenth of what is allowed is as good as can be seen.
-            value, low, high = min(1 / value, 10.0), min(1 / high, 10.0), min(1 / low, 10.0)
         kind = "goal" if f.goal is not None else "limit"
-        rows.append((f"{f.name} / {kind} {short(against)}", value, low, high))
+        if against <= 0:
+            notes.append(f"not drawn: {f.name}, {short(f.value)}, whose {kind} is {short(against)}")
+            continue
+        rows.append((f"{f.name} / {kind} {short(against)}", *_shares_drawn(f, against)))
     if not rows:
-        raise ConfigError(f"bench {report.what} has nothing to plot: none of its figures has a goal or a limit")
+        return [*notes, f"nothing to draw: no figure of bench {report.what} is a share of a goal or a limit"]
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_shares(path, rows, title=report.headline, x_label="share of the goal, or of the limit where there is no goal")
+    return notes
+
+
+def _shares_drawn(f: Figure, against: float) -> tuple[float, float, float]:
+    """Value and interval over `against`, the better the larger: above 0, as the axis is logarithmic.
+
+    A tenth of what is allowed is as good as can be seen, a hundredth of what is wanted as bad.
+    """
+    if f.goal_is == "at_most":
+        value, low, high = (min(against / x, 10.0) if x > 0 else 10.0 for x in (f.value, f.high, f.low))
+        return value, low, high
+    value, low, high = (max(x / against, 0.01) for x in (f.value, f.low, f.high))
+    return value, low, high
 
 
 HEADER = ("figure", "value", "95 %", "n", "limit", "of it", "goal", "met", "")
