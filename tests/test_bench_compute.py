@@ -13,6 +13,7 @@ import torch
 
 from operators.compiled import CudaGraphs
 from operators.cost import network_macs
+from operators.errors import PipelineError
 from pipeline import config as configuration
 from pipeline.bench.archive import QUICK_SETTINGS
 from pipeline.bench.compute import Lab, Side, _planned, _stages, _turns, bench_compute
@@ -126,6 +127,17 @@ print(report.environment["ffmpeg"], report.notes[1])
     done = subprocess.run([sys.executable, "-c", code, json.dumps(SMALL)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("None labels in bf16 were not compared, which needs PyAV and OpenCV")
+
+
+def test_labels_that_cannot_be_compared_cost_no_other_figure(monkeypatch):
+    def broken(**options):
+        raise PipelineError("no room for videos")
+
+    monkeypatch.setattr("pipeline.bench.precision.bf16_figures", broken)
+    work = Work(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16)
+    found = bench_compute(say=lambda text: None, quick=True, work=work, full_px=32, device="cpu")
+    assert found.notes[1] == "labels in bf16 were not compared: PipelineError: no room for videos"
+    assert found.figure("compute.gemm") is not None
 
 
 def small_lab(**segments: int) -> Lab:

@@ -206,7 +206,11 @@ def bench_compute(
     except ImportError as exc:
         notes.append(f"labels in bf16 were not compared, which needs PyAV and OpenCV: {exc}")
     else:
-        figures += bf16_figures(device=device, cache=cache, say=say, quick=quick)
+        try:
+            figures += bf16_figures(device=device, cache=cache, say=say, quick=quick)
+        except Exception as exc:
+            # What was measured before is worth keeping.
+            notes.append(f"labels in bf16 were not compared: {type(exc).__name__}: {exc}")
     if device == "cpu" and threads == 1:
         notes.append("Seconds are the processor's: on one thread, others on the machine take nothing of them.")
     return Report(
