@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
+import run_pipeline
 from operators.errors import ConfigError, PipelineError
 from pipeline import config as configuration
 from pipeline.bench import commands, decode, page
@@ -639,10 +639,41 @@ def test_files_that_cannot_be_written_are_told_before_anything_is_measured(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_no_time_at_all_is_a_wrong_option() -> None:
+def code_of(*arguments: object) -> int:
+    """The exit code of `saccade bench`."""
+    with pytest.raises(SystemExit) as end:
+        run_pipeline.main(["bench", *map(str, arguments)])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_bench_decode_and_compare_as_commands(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path, cache = tmp_path / "decode.json", files.short[0].parent.parent
+    assert code_of("decode", "--quick", "-q", "--json", path, "--plot", tmp_path / "a.png", "--cache", cache) == 0
+    found = fig.read(path)
+    names = {figure.name for figure in found.figures}
+    assert {"decode.exact_vs_sequential", "decode.keyframe_vs_sequential", "decode.short_vs_best"} <= names
+    assert "decode.exact_vs_torchcodec" in names or any(note.startswith("torchcodec") for note in found.notes)
+    goals = {figure.name: figure.goal for figure in found.figures if figure.goal is not None}
+    assert goals["decode.exact_vs_sequential"] == 4.0 and goals["decode.keyframe_vs_sequential"] == 60.0
+    assert found.figure("decode.frames_equal").value == 1.0  # type: ignore[union-attr]
+    assert found.settings["lasted_s"] > 0
+    assert capsys.readouterr().out.startswith(found.headline)
+    assert (tmp_path / "a.png").exists()
+
+    assert code_of("compare", path, path) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 1 + len(found.figures) and "cannot say: samples: 1" in rows[1]
+    assert code_of("compare", path, tmp_path / "nothing.json") == 2
+    assert "nothing.json is no JSON file of `bench`" in capsys.readouterr().err
+    assert code_of("decode", "--quick", "--json", tmp_path) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_no_time_at_all_is_a_wrong_option(capsys: pytest.CaptureFixture) -> None:
     for arguments in (["live", "--seconds", "0"], ["decode", "--minutes", "-1"]):
-        done = CliRunner().invoke(commands.bench, [*arguments, "--json", "a.json"])
-        assert done.exit_code == 2 and "is not in the range x>0" in done.output
+        assert code_of(*arguments, "--json", "a.json") == 2
+        assert "is not in the range x>0" in capsys.readouterr().err
 
 
 def test_a_script_that_fails_ends_its_run(small: configuration.Config) -> None:
