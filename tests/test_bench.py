@@ -18,12 +18,14 @@ from pipeline import config as configuration
 from pipeline.bench import commands, decode, page
 from pipeline.bench import figures as fig
 from pipeline.bench.alone import passes, slices
-from pipeline.bench.archive import QUICK_SETTINGS, Files, Part, Rig, Rivals, Sizes, _figures, stage_seconds, take_parts
+from pipeline.bench.archive import QUICK_SETTINGS, Files, Part, Rig, Rivals, _figures, likely_cost, take_parts
 from pipeline.bench.decode import planned, reading, views
 from pipeline.bench.figures import Figure, Report, compare, compare_text, interval, measured, ratio, take_turns
-from pipeline.bench.plain import plain_seconds
+from pipeline.bench.limit import Stages, stage_seconds
+from pipeline.bench.plain import DECODERS, fastest_decoder, plain_seconds
 from pipeline.bench.schedule import FORMS, bench_schedule, null_run, read_exits
 from pipeline.bench.session import Beside, Burst, Session, stretch_seconds
+from pipeline.bench.sizes import Cost, Sizes, fitting
 from pipeline.bench.sweep import bench_sweep
 from pipeline.bench.workloads import QUICK_LONG, QUICK_SHORT, Clips, as_sources, make
 from pipeline.messages import Slice
@@ -40,6 +42,11 @@ def quiet(text: str) -> None:
 
 def report(*figures: Figure, what: str = "decode") -> Report:
     return Report(what=what, headline="fast enough", figures=figures, environment={"cpu": "abacus", "cores": 2})
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.bench.archive.this_machine", lambda: MACHINE)
 
 
 @pytest.fixture(scope="session")
@@ -420,8 +427,15 @@ def test_every_stage_alone_costs_something(files: Files, small: configuration.Co
     plan = resolve(small, MACHINE)
     # Passes of three, so that no clip's four patches lie in one of them.
     found = stage_seconds(plan.worker_specs(), (2, 3), [str(path) for path in files.short[:3]])
-    assert set(found) == {"source", "stream", "focus", "sink"}
-    assert all(seconds > 0 for seconds in found.values())
+    assert set(found.seconds) == {"source", "stream", "focus", "sink"}
+    assert all(seconds > 0 for seconds in found.seconds.values())
+    assert len(found.sources) == 3 and sum(found.sources) == pytest.approx(3 * found.seconds["source"])
+
+
+def test_the_stages_of_one_file_are_its_own_source_and_the_rest_of_all() -> None:
+    found = Stages(seconds={"source": 2.0, "focus": 3.0}, sources=(4.0, 1.0, 1.0))
+    assert found.total_s == 5.0
+    assert (found.total_with_s(found.sources[:1]), found.total_with_s(found.sources[1:])) == (7.0, 4.0)
 
 
 def test_the_plain_loop_labels_a_video(files: Files, small: configuration.Config) -> None:
@@ -429,6 +443,28 @@ def test_the_plain_loop_labels_a_video(files: Files, small: configuration.Config
     for decoder in ("OpenCV", "PyAV"):
         arguments = plan.config.model_dump_json(), plan.model_id, [str(files.short[0])], 1, decoder
         assert plain_seconds(*arguments) > 0
+
+
+def test_the_decoder_of_the_plain_loop_is_the_best_of_several_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, read = 0.0, 0
+    tries = {"OpenCV": iter([9.0, 2.0, 2.0]), "PyAV": iter([3.0, 3.0, 3.0])}
+
+    def decoder(name: str):  # type: ignore[no-untyped-def]
+        def decode(path: str, num_frames: int):  # type: ignore[no-untyped-def]
+            nonlocal now_s, read
+            seconds = next(tries[name])
+            for number in range(num_frames):
+                now_s, read = now_s + seconds / num_frames, read + 1
+                yield number
+
+        return decode
+
+    for name in DECODERS:
+        monkeypatch.setitem(DECODERS, name, decoder(name))
+    monkeypatch.setattr("pipeline.bench.plain.time.perf_counter", lambda: now_s)
+    # The first try was cold. A quarter of the frames tells the time of all.
+    assert fastest_decoder("a.mp4", 16, share=0.25) == ("OpenCV", pytest.approx(2.0))
+    assert read == 3 * 2 * 4
 
 
 def test_bursts_go_through_one_run_after_another(files: Files, small: configuration.Config) -> None:
@@ -504,8 +540,46 @@ def test_the_order_of_a_parts_sides_turns_and_what_would_end_too_late_is_left_ou
         Part(name="quick", sides=(side("ours", 1.0), side("theirs", 1.0))),
         Part(name="slow", sides=(side("slow", 10.0),)),
     ]
-    take_parts(parts, rounds=3, until_s=17.0, say=quiet, clock=lambda: now_s)
+    assert take_parts(parts, rounds=3, until_s=17.0, say=quiet, clock=lambda: now_s) == []
     assert order == ["ours", "theirs", "slow", "theirs", "ours", "ours", "theirs"]
+
+    order.clear()
+    now_s = 0.0
+    parts.append(Part(name="more", sides=(side("more", 5.0),), likely_s=4.0))
+    parts.append(Part(name="much more", sides=(side("much more", 5.0),), likely_s=9.0))
+    assert take_parts(parts, rounds=2, until_s=20.0, say=quiet, clock=lambda: now_s) == ["much more"]
+    assert order == ["ours", "theirs", "slow", "more", "theirs", "ours"]
+
+
+# What a machine without bf16 takes, and one with it.
+SLOW = Cost(
+    mix_s=0.97, alone_s=1.58, long_s=2.5, short_s=0.8, plain_long_s=13.5, plain_short_s=1.64,
+    group=6, lead=16, readers=2, scale=1, start_s=36.0,
+)  # fmt: skip
+FAST = Cost(
+    mix_s=0.48, alone_s=0.9, long_s=1.7, short_s=0.27, plain_long_s=9.0, plain_short_s=0.97,
+    group=6, lead=16, readers=2, scale=1, start_s=13.0,
+)  # fmt: skip
+
+
+def test_a_round_costs_its_bursts_and_what_is_measured_beside_them() -> None:
+    sizes = Sizes(stretches=2, groups=1, long=3, short=4, near=8, plain_short=5)
+    # The mix and its limit, long ones exactly, by keyframes and plainly, short ones and plainly.
+    by_hand = (2 * 6 + 6 + 32) * 0.97 + 2 * 6 * 1.58 + (2 * 3 + 2 + 4) * 2.5 + (2 * 8 + 4 + 32) * 0.8
+    by_hand += 2 * 13.5 + (2 * 4 + 4 + 32) * 0.8 + 2 * 5 * 1.64
+    assert SLOW.round_s(sizes) == pytest.approx(by_hand)
+
+
+def test_sizes_are_the_largest_for_which_there_is_time() -> None:
+    assert fitting(FAST, 370.0) == Sizes(), "with all that can be left out"
+    assert fitting(FAST, 350.0).groups == 2
+    assert fitting(SLOW, 900.0) == Sizes()
+    small = fitting(SLOW, 350.0)
+    assert small.stretches >= 4 and 1.1 * SLOW.round_s(small) < 350.0
+    budgets = [0.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 900.0]
+    took = [SLOW.round_s(fitting(SLOW, budget_s)) for budget_s in budgets]
+    assert took == sorted(took)
+    assert fitting(SLOW, 0.0).stretches == 1, "every name has a value"
 
 
 class Canned:
@@ -513,7 +587,7 @@ class Canned:
 
     def __init__(self, name: str, order: list[str], plan: Any, seconds: float) -> None:
         self.name, self.order, self.plan, self.seconds, self.start_s = name, order, plan, seconds, 9.0
-        self.decoder = "OpenCV"
+        self.decoders, self.decode_s = {"long": "PyAV", "short": "OpenCV"}, {"long": 9.0, "short": 1.0}
 
     def timed(self, paths: list[Path], *, stretch: int, count: int, **form: Any) -> Burst:
         self.order.append(f"{self.name} {paths[0].name}")
@@ -527,28 +601,69 @@ class Canned:
         self.order.append(self.name)
         return self.seconds * len(paths)
 
-    def plain(self, plan: Any, paths: list[Path]) -> float:
+    def plain(self, plan: Any, paths: list[Path], kind: str) -> float:
+        assert all(path.name[0] == {"long": "L", "short": "s"}[kind] for path in paths)
         self.order.append(f"plain {'+'.join(path.name for path in paths)}")
         return 4.0
 
-    def stages(self, plan: Any, paths: list[Path]) -> dict[str, float]:
+    def stages(self, plan: Any, paths: list[Path]) -> Stages:
         self.order.append(f"stages {plan.config.policy.kind} {len(paths)}")
-        return dict.fromkeys(("source", "stream", "focus", "sink"), 0.1 if plan is self.plan else 0.2)
+        seconds = dict.fromkeys(("source", "stream", "focus", "sink"), 0.1 if plan is self.plan else 0.2)
+        # A long one is read in half a second, a short one in a fiftieth.
+        return Stages(seconds=seconds, sources=tuple(0.5 if path.name[0] == "L" else 0.02 for path in paths))
 
 
-def rig_of_canned(small: configuration.Config, order: list[str]) -> Rig:
+def rig_of_canned(small: configuration.Config, order: list[str], sizes: Sizes | None = None) -> Rig:
     files = Files(long=[Path(f"L{i}") for i in range(6)], short=[Path(f"s{i}") for i in range(30)])
     plans = {kind: resolve(small.replaced({"policy.kind": kind}), MACHINE) for kind in ("learned", "full")}
     made: dict[str, Any] = {
         name: Canned(name, order, plans["learned"], seconds)
         for name, seconds in (("exact", 0.25), ("near", 0.1), ("inline", 0.5), ("aside", 0.0))
     }
-    return Rig(Rivals(plans=plans, **made), files, Sizes(), say=quiet)
+    inline = made.pop("inline")
+    rivals = Rivals(plans=lambda: plans, inline=lambda: inline, **made)
+    cost = likely_cost(rivals, files)
+    order.clear()
+    return Rig(rivals, files, sizes or Sizes(), cost, say=quiet)
+
+
+def test_what_a_clip_is_likely_to_cost_is_told_by_one_of_each_kind(small: configuration.Config) -> None:
+    cost = rig_of_canned(small, []).cost
+    # Half a second to read the long one, a fiftieth the five short ones, and 0.3 s of the other stages.
+    assert cost.alone_s == pytest.approx((0.5 + 5 * 0.02) / 6 + 0.3)
+    # Two cores, of which eight tenths are used: 0.8 s of the long one's stages take half a second.
+    assert cost.long_s == pytest.approx(0.5)
+    assert (cost.plain_short_s, cost.plain_long_s, cost.group, cost.start_s) == (4.0, 12.0, 6, 9.0)
+
+
+@pytest.mark.parametrize("stretches", [1, 2, 5])
+def test_fewer_samples_still_give_every_name_a_value(small: configuration.Config, stretches: int) -> None:
+    rig = rig_of_canned(small, [], Sizes(stretches=stretches, groups=1))
+    assert take_parts(rig.parts(), rounds=1, until_s=0.0, say=quiet) == ["policies", "inline"]
+    found = {figure.name: figure for figure in _figures(rig.files, rig, 2)}
+    for name in ("clips_per_s", "share_of_limit", "vs_plain_long", "vs_plain_short", "keyframe_vs_plain_long"):
+        assert found[f"archive.{name}"].n == stretches
+    assert "archive.ray_vs_inline" not in found and "archive.full_vs_learned" not in found
+
+
+def test_where_all_is_one_process_nothing_is_compared_with_it(small: configuration.Config) -> None:
+    rig = rig_of_canned(small, [])
+    rig.rivals = replace(rig.rivals, inline=None)
+    assert [part.name for part in rig.parts()] == ["mix", "long", "short", "policies"]
+    assert likely_cost(rig.rivals, rig.files).long_s == pytest.approx(0.8), "all stages one after another"
+
+
+def test_a_stretch_without_length_is_as_long_as_the_burst_says(small: configuration.Config) -> None:
+    rig = rig_of_canned(small, [])
+    burst = rig.rivals.exact.timed(rig.files.mix, stretch=1, count=3)
+    rig.rivals.exact.timed = lambda *a, **form: replace(burst, stretches=(0.5, 0.0, 0.1))  # type: ignore[method-assign]
+    take_parts(rig.parts()[:1], rounds=1, until_s=0.0, say=quiet)
+    assert rig.seconds.mix == [0.5, 0.25, 0.1]
 
 
 def test_one_round_of_bench_archive_gives_every_ratio_an_interval(small: configuration.Config) -> None:
     rig = rig_of_canned(small, [])
-    take_parts(rig.parts(), rounds=1, until_s=0.0, say=quiet)
+    take_parts(rig.parts(), rounds=1, until_s=1e12, say=quiet)
     found = {figure.name: figure for figure in _figures(rig.files, rig, 2)}
     # 0.4 CPU seconds of all stages on two cores, over 0.25 s a clip.
     assert found["archive.share_of_limit"].value == pytest.approx(0.8)
@@ -558,6 +673,9 @@ def test_one_round_of_bench_archive_gives_every_ratio_an_interval(small: configu
     for name in ("clips_per_s", "share_of_limit", "vs_plain_long", "vs_plain_short", "keyframe_vs_plain_long"):
         assert found[f"archive.{name}"].n == 6, "fewer have no interval of 95 %"
     assert found["archive.full_vs_learned"].value == pytest.approx(0.5) and found["archive.full_vs_learned"].n == 3
+    # The plain loop's 4 s over what the stages take of two cores: 0.5 + 0.3 CPU seconds, and 0.02 + 0.3.
+    assert found["archive.vs_plain_long"].limit == pytest.approx(4.0 / 0.4)
+    assert found["archive.vs_plain_short"].limit == pytest.approx(4.0 / 0.16)
 
 
 def test_what_a_burst_is_measured_against_stands_before_and_behind_it(small: configuration.Config) -> None:
@@ -585,9 +703,9 @@ def test_the_limit_is_of_all_files_of_the_mix(small: configuration.Config) -> No
     rig = rig_of_canned(small, [])
     seen: list[Path] = []
 
-    def stages(plan: Any, paths: list[Path]) -> dict[str, float]:
+    def stages(plan: Any, paths: list[Path]) -> Stages:
         seen.extend(paths)
-        return {"source": 1.0}
+        return Stages(seconds={"source": 1.0}, sources=(1.0,) * len(paths))
 
     rig.rivals.aside.stages = stages  # type: ignore[method-assign]
     take_parts(rig.parts()[:1], rounds=1, until_s=1e12, say=quiet)
