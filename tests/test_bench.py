@@ -547,8 +547,11 @@ def test_the_order_of_a_parts_sides_turns_and_what_would_end_too_late_is_left_ou
     now_s = 0.0
     parts.append(Part(name="more", sides=(side("more", 5.0),), likely_s=4.0))
     parts.append(Part(name="much more", sides=(side("much more", 5.0),), likely_s=9.0))
-    assert take_parts(parts, rounds=2, until_s=20.0, say=quiet, clock=lambda: now_s) == ["much more"]
+    said: list[str] = []
+    assert take_parts(parts, rounds=9, until_s=20.0, say=said.append, clock=lambda: now_s) == ["much more"]
     assert order == ["ours", "theirs", "slow", "more", "theirs", "ours"]
+    # One of the first round, three of the second, all of the third, which is the last.
+    assert len(said) == 1 + 3 + 4
 
 
 # What a machine without bf16 takes, and one with it.

@@ -167,8 +167,9 @@ def take_parts(
     """All parts, round after round; the order of a part's sides turns. A part that would end too late is left out,
     but what must be there is measured once. Returns the parts that never were."""
     longest_s = {part.name: part.likely_s or 0.0 for part in parts}
-    measured_parts: set[str] = set()
+    times = {part.name: 0 for part in parts}
     for number in range(rounds):
+        before = sum(times.values())
         for part in parts:
             begun_s = clock()
             if (number or part.likely_s is not None) and begun_s + longest_s[part.name] > until_s:
@@ -177,8 +178,10 @@ def take_parts(
             for side in part.sides if number % 2 == 0 else reversed(part.sides):
                 side()
             longest_s[part.name] = max(longest_s[part.name], clock() - begun_s)
-            measured_parts.add(part.name)
-    return [part.name for part in parts if part.name not in measured_parts]
+            times[part.name] += 1
+        if sum(times.values()) == before:
+            break
+    return [name for name, count in times.items() if not count]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,11 @@ LADDER = (
     Sizes(long=2, short=8, near=6, plain_short=3),
     Sizes(groups=1, long=2, short=8, near=6, plain_short=3),
     _SMALL,
-    *(replace(_SMALL, stretches=stretches) for stretches in (5, 4, 3, 2, 1)),
+    *(replace(_SMALL, stretches=stretches) for stretches in (5, 4, 3)),
+    *(replace(_SMALL, stretches=stretches, long=3) for stretches in (2, 1)),
 )
-"""From the largest on, for less and less time. Stretches shorter than the waves of labels would say little."""
+"""From the largest on, for less and less time. Stretches shorter than the waves of labels would say little, and where
+few clips are timed in all they may have their labels at once."""
 QUICK_SIZES = Sizes(
     stretches=2, groups=1, long=1, short=2, near=2, plain_short=1, policy_short=1, policy_samples=1, inline_samples=1
 )
