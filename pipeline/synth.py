@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from operators.encode import write_video
 from operators.errors import ConfigError, SinkError, StageError
 from operators.view import Viewer
+from pipeline.pools import follow_parent
 from pipeline.synth_scene import (
     ASPECTS,
     COLOURS,
@@ -204,14 +204,7 @@ def plan_videos(settings: SynthSettings) -> Iterator[VideoPlan]:
 def _start_worker() -> None:
     """Use one core, and end with the process that started this one, however that ends."""
     cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    follow_parent()
 
 
 def _make(folder: Path, settings: SynthSettings, plan: VideoPlan) -> _Made:

@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+import run_pipeline
 from operators.errors import ConfigError, PipelineError
 from pipeline import config as configuration
-from pipeline.bench import commands, page
+from pipeline.bench import commands, decode, page
 from pipeline.bench import figures as fig
 from pipeline.bench.alone import passes, slices
-from pipeline.bench.archive import QUICK_SETTINGS, Files, Part, Rig, Rivals, Sizes, _figures, stage_seconds, take_parts
+from pipeline.bench.archive import QUICK_SETTINGS, Files, Part, Rig, Rivals, _figures, likely_cost, take_parts
 from pipeline.bench.decode import planned, reading, views
 from pipeline.bench.figures import Figure, Report, compare, compare_text, interval, measured, ratio, take_turns
-from pipeline.bench.plain import plain_seconds
+from pipeline.bench.limit import Stages, stage_seconds
+from pipeline.bench.plain import DECODERS, fastest_decoder, plain_seconds
 from pipeline.bench.schedule import FORMS, bench_schedule, null_run, read_exits
 from pipeline.bench.session import Beside, Burst, Session, stretch_seconds
+from pipeline.bench.sizes import Cost, Sizes, fitting
 from pipeline.bench.sweep import bench_sweep
 from pipeline.bench.workloads import QUICK_LONG, QUICK_SHORT, Clips, as_sources, make
 from pipeline.messages import Slice
@@ -39,6 +42,11 @@ def quiet(text: str) -> None:
 
 def report(*figures: Figure, what: str = "decode") -> Report:
     return Report(what=what, headline="fast enough", figures=figures, environment={"cpu": "abacus", "cores": 2})
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.bench.archive.this_machine", lambda: MACHINE)
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +139,28 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (entry["value"], entry["low"], entry["high"], entry["n"]) == (2.0, 1.0, 3.0, 3)
 
 
+def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    fig.write(path, report(measured("a", [1.0], unit="s")))
+    before = path.read_text()
+
+    def full_disk(self: Path, text: str) -> None:
+        self.touch()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        fig.write(path, report(measured("a", [2.0], unit="s")))
+    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_where_git_does_not_answer_nobody_knows_of_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fig, "_git", lambda *arguments: None)
+    assert fig.environment()["git_dirty"] is None
+    monkeypatch.setattr(fig, "_git", lambda *arguments: "")
+    assert fig.environment()["git_dirty"] is False
+
+
 def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"runs": []}')
     with pytest.raises(ConfigError, match=r"a\.json is no JSON file of `bench`"):
@@ -155,13 +185,52 @@ def test_figures_that_overlap_are_no_difference() -> None:
     assert "+100.0%" in compare_text(first, twice)
 
 
-def test_one_sample_says_nothing_of_a_difference() -> None:
-    one, six = [1.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    for first, second in ((one, [1.001]), (one, [2.0, *six]), (six, [2.0])):
-        (found,) = compare(report(measured("a", first, unit="s")), report(measured("a", second, unit="s")))
-        assert found.verdict == "one sample: cannot say"
-    (found,) = compare(report(measured("a", six, unit="s")), report(measured("a", [2.0] * 6, unit="s")))
-    assert found.verdict == "+100.0%"
+def difference(first: list[float], second: list[float]) -> fig.Difference:
+    (found,) = compare(report(measured("a", first, unit="s")), report(measured("a", second, unit="s")))
+    return found
+
+
+def test_fewer_than_six_samples_say_nothing_of_a_difference() -> None:
+    six = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert difference([1.0], [1.001]).verdict == difference(six, [2.0]).verdict == "cannot say: samples: 1"
+    assert difference([1.0, 1.0, 1.1, 1.0, 1.0], [2.0] * 6).verdict == "cannot say: samples: 5"
+    assert difference(six, [2.0] * 6).verdict == "+100.0%"
+
+
+def test_samples_that_are_not_positive_say_nothing_of_a_ratio() -> None:
+    found = difference([-0.5, 0.0, 0.4, 0.6, 0.7, 0.8], [1.0] * 6)
+    assert (found.verdict, found.ratio, found.low) == ("cannot say: not all samples are above 0", 2.0, None)
+
+
+def test_a_ratio_lies_in_its_interval_and_is_of_what_the_interval_is_of() -> None:
+    # A camera's p95 is of all labels, its samples are of stretches: their median here is half as much.
+    samples = (1.0, 1.1, 0.9, 1.0, 1.0, 1.0)
+    p95 = replace(measured("p95", samples, unit="ms"), value=2.0, n=999)
+    (found,) = compare(report(measured("p95", samples, unit="ms")), report(p95))
+    assert found.low is not None and found.high is not None and found.ratio == 1.0
+    assert found.low <= found.ratio <= found.high and found.verdict == "no difference"
+
+
+def test_what_was_not_the_same_when_two_were_measured_is_said() -> None:
+    settings = {"lasted_s": 9.0, "rounds": 3, "quick": False, "config": {"compute.precision": "fp32"}}
+    first = replace(report(measured("a", [1.0], unit="s")), settings=settings)
+    where = {"cpu": "abacus", "cores": 2, "cpu_flags": ["avx2"], "gpu": "H0"}
+    how = {"lasted_s": 5.0, "rounds": 4, "quick": True, "config": {"compute.precision": "bf16"}}
+    lines = compare_text(first, replace(first, environment=where, settings=how)).splitlines()[2:]
+    assert lines == [
+        "not the same cpu_flags: nothing and avx2",
+        "not the same gpu: nothing and H0",
+        "not the same quick: False and True",
+        "not the same config.compute.precision: fp32 and bf16",
+    ]
+    assert compare_text(first, first).count("\n") == 1
+
+
+def test_figures_that_cannot_be_compared_are_named() -> None:
+    first = report(*(measured(name, [1.0], unit="s") for name in ("a", "b", "c", "d")))
+    second = report(*(measured(name, [1.0], unit=unit) for name, unit in (("a", "s"), ("b", "ms"), ("e", "s"))))
+    lines = compare_text(first, second).splitlines()[2:]
+    assert lines == ["not in one unit: b, s and ms", "only in the first: c, d", "only in the second: e"]
 
 
 def test_figures_that_are_zero_are_compared_too() -> None:
@@ -196,6 +265,31 @@ def test_with_a_gpu_the_environment_names_what_drives_it(monkeypatch: pytest.Mon
 def test_a_plot_is_a_png(tmp_path: Path) -> None:
     fig.draw(tmp_path / "a.png", report(measured("a", [2.0, 3.0, 4.0], unit="x", goal=2.5)))
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def shares(path: Path, *figures: Figure, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[str]]:
+    """What a plot would show, and what is said beside it."""
+    drawn: list[Any] = []
+    monkeypatch.setattr("pipeline.plots.draw_shares", lambda path, rows, **form: drawn.extend(rows))
+    return drawn, fig.draw(path, report(*figures))
+
+
+def test_what_is_not_positive_is_drawn_at_the_end_of_the_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slope = measured("slope", [-0.5, -2.0, 1.0], unit="", goal=1.0, goal_is="at_most")
+    rate = measured("rate", [0.0, -1.0, 3.0], unit="", goal=2.0)
+    drawn, notes = shares(tmp_path / "a.png", slope, rate, monkeypatch=monkeypatch)
+    assert drawn == [("slope / goal 1", 10.0, 1.0, 10.0), ("rate / goal 2", 0.01, 0.01, 1.5)]
+    assert notes == []
+
+
+def test_a_goal_of_nothing_has_no_share_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = measured("dropped", [37.0], unit="frames", goal=0.0, goal_is="at_most")
+    drawn, notes = shares(tmp_path / "a.png", dropped, measured("a", [1.0], unit="s"), monkeypatch=monkeypatch)
+    assert drawn == []
+    assert notes == [
+        "not drawn: dropped, 37, whose goal is 0",
+        "nothing to draw: no figure of bench decode is a share of a goal or a limit",
+    ]
 
 
 def test_only_the_blocks_of_the_page_are_written_anew() -> None:
@@ -296,6 +390,33 @@ def test_threads_do_not_change_what_is_read(files: Files) -> None:
     assert reading([path], seek="keyframe") > 0
 
 
+def rivals(files: Files, ways: dict[str, Any]) -> tuple[list[Figure], list[str]]:
+    """Figures of the short files, with one other library that has these modes."""
+    notes: list[str] = []
+    paths = [str(path) for path in files.short[:1]]
+    turns = decode._Files(paths=paths, rounds=2, budget_s=60.0, say=quiet, notes=notes)
+    return decode._short(turns, {"decord": ways}, 1, QUICK_SHORT), notes
+
+
+def test_a_library_that_fails_loses_its_own_figures(files: Files) -> None:
+    asked: list[int] = []
+
+    def broken(paths: list[str]) -> float:
+        raise RuntimeError("no such codec")
+
+    def broken_later(paths: list[str]) -> float:
+        asked.append(1)
+        return 0.001 if len(asked) <= 3 else broken(paths)
+
+    found, notes = rivals(files, {"1 threads": broken, "2 threads": broken_later})
+    names = [figure.name for figure in found]
+    assert names == ["decode.short_clips_per_s", "decode.short_vs_best", "decode.short_vs_sequential"]
+    assert notes == [f"decord, {n} threads failed and was left out: no such codec" for n in (1, 2)]
+    assert len(asked) == 4, "two tries and two turns"
+    found, notes = rivals(files, {"1 threads": broken, "2 threads": lambda paths: 0.001})
+    assert found[1].about == "the best of the others is decord, 2 threads" and len(notes) == 1
+
+
 def test_rows_of_all_patches_are_found_again_in_theirpasses() -> None:
     assert passes(10, 4) == [(0, 4), (4, 8), (8, 10)]
     assert slices(2, 9, 4) == (Slice(0, 2, 4), Slice(1, 0, 4), Slice(2, 0, 1))
@@ -306,8 +427,15 @@ def test_every_stage_alone_costs_something(files: Files, small: configuration.Co
     plan = resolve(small, MACHINE)
     # Passes of three, so that no clip's four patches lie in one of them.
     found = stage_seconds(plan.worker_specs(), (2, 3), [str(path) for path in files.short[:3]])
-    assert set(found) == {"source", "stream", "focus", "sink"}
-    assert all(seconds > 0 for seconds in found.values())
+    assert set(found.seconds) == {"source", "stream", "focus", "sink"}
+    assert all(seconds > 0 for seconds in found.seconds.values())
+    assert len(found.sources) == 3 and sum(found.sources) == pytest.approx(3 * found.seconds["source"])
+
+
+def test_the_stages_of_one_file_are_its_own_source_and_the_rest_of_all() -> None:
+    found = Stages(seconds={"source": 2.0, "focus": 3.0}, sources=(4.0, 1.0, 1.0))
+    assert found.total_s == 5.0
+    assert (found.total_with_s(found.sources[:1]), found.total_with_s(found.sources[1:])) == (7.0, 4.0)
 
 
 def test_the_plain_loop_labels_a_video(files: Files, small: configuration.Config) -> None:
@@ -315,6 +443,28 @@ def test_the_plain_loop_labels_a_video(files: Files, small: configuration.Config
     for decoder in ("OpenCV", "PyAV"):
         arguments = plan.config.model_dump_json(), plan.model_id, [str(files.short[0])], 1, decoder
         assert plain_seconds(*arguments) > 0
+
+
+def test_the_decoder_of_the_plain_loop_is_the_best_of_several_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, read = 0.0, 0
+    tries = {"OpenCV": iter([9.0, 2.0, 2.0]), "PyAV": iter([3.0, 3.0, 3.0])}
+
+    def decoder(name: str):  # type: ignore[no-untyped-def]
+        def decode(path: str, num_frames: int):  # type: ignore[no-untyped-def]
+            nonlocal now_s, read
+            seconds = next(tries[name])
+            for number in range(num_frames):
+                now_s, read = now_s + seconds / num_frames, read + 1
+                yield number
+
+        return decode
+
+    for name in DECODERS:
+        monkeypatch.setitem(DECODERS, name, decoder(name))
+    monkeypatch.setattr("pipeline.bench.plain.time.perf_counter", lambda: now_s)
+    # The first try was cold. A quarter of the frames tells the time of all.
+    assert fastest_decoder("a.mp4", 16, share=0.25) == ("OpenCV", pytest.approx(2.0))
+    assert read == 3 * 2 * 4
 
 
 def test_bursts_go_through_one_run_after_another(files: Files, small: configuration.Config) -> None:
@@ -390,8 +540,49 @@ def test_the_order_of_a_parts_sides_turns_and_what_would_end_too_late_is_left_ou
         Part(name="quick", sides=(side("ours", 1.0), side("theirs", 1.0))),
         Part(name="slow", sides=(side("slow", 10.0),)),
     ]
-    take_parts(parts, rounds=3, until_s=17.0, say=quiet, clock=lambda: now_s)
+    assert take_parts(parts, rounds=3, until_s=17.0, say=quiet, clock=lambda: now_s) == []
     assert order == ["ours", "theirs", "slow", "theirs", "ours", "ours", "theirs"]
+
+    order.clear()
+    now_s = 0.0
+    parts.append(Part(name="more", sides=(side("more", 5.0),), likely_s=4.0))
+    parts.append(Part(name="much more", sides=(side("much more", 5.0),), likely_s=9.0))
+    said: list[str] = []
+    assert take_parts(parts, rounds=9, until_s=20.0, say=said.append, clock=lambda: now_s) == ["much more"]
+    assert order == ["ours", "theirs", "slow", "more", "theirs", "ours"]
+    # One of the first round, three of the second, all of the third, which is the last.
+    assert len(said) == 1 + 3 + 4
+
+
+# What a machine without bf16 takes, and one with it.
+SLOW = Cost(
+    mix_s=0.97, alone_s=1.58, long_s=2.5, short_s=0.8, plain_long_s=13.5, plain_short_s=1.64,
+    group=6, lead=16, readers=2, scale=1, start_s=36.0,
+)  # fmt: skip
+FAST = Cost(
+    mix_s=0.48, alone_s=0.9, long_s=1.7, short_s=0.27, plain_long_s=9.0, plain_short_s=0.97,
+    group=6, lead=16, readers=2, scale=1, start_s=13.0,
+)  # fmt: skip
+
+
+def test_a_round_costs_its_bursts_and_what_is_measured_beside_them() -> None:
+    sizes = Sizes(stretches=2, groups=1, long=3, short=4, near=8, plain_short=5)
+    # The mix and its limit, long ones exactly, by keyframes and plainly, short ones and plainly.
+    by_hand = (2 * 6 + 6 + 32) * 0.97 + 2 * 6 * 1.58 + (2 * 3 + 2 + 4) * 2.5 + (2 * 8 + 4 + 32) * 0.8
+    by_hand += 2 * 13.5 + (2 * 4 + 4 + 32) * 0.8 + 2 * 5 * 1.64
+    assert SLOW.round_s(sizes) == pytest.approx(by_hand)
+
+
+def test_sizes_are_the_largest_for_which_there_is_time() -> None:
+    assert fitting(FAST, 370.0) == Sizes(), "with all that can be left out"
+    assert fitting(FAST, 350.0).groups == 2
+    assert fitting(SLOW, 900.0) == Sizes()
+    small = fitting(SLOW, 350.0)
+    assert small.stretches >= 4 and 1.1 * SLOW.round_s(small) < 350.0
+    budgets = [0.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 900.0]
+    took = [SLOW.round_s(fitting(SLOW, budget_s)) for budget_s in budgets]
+    assert took == sorted(took)
+    assert fitting(SLOW, 0.0).stretches == 1, "every name has a value"
 
 
 class Canned:
@@ -399,7 +590,7 @@ class Canned:
 
     def __init__(self, name: str, order: list[str], plan: Any, seconds: float) -> None:
         self.name, self.order, self.plan, self.seconds, self.start_s = name, order, plan, seconds, 9.0
-        self.decoder = "OpenCV"
+        self.decoders, self.decode_s = {"long": "PyAV", "short": "OpenCV"}, {"long": 9.0, "short": 1.0}
 
     def timed(self, paths: list[Path], *, stretch: int, count: int, **form: Any) -> Burst:
         self.order.append(f"{self.name} {paths[0].name}")
@@ -413,28 +604,69 @@ class Canned:
         self.order.append(self.name)
         return self.seconds * len(paths)
 
-    def plain(self, plan: Any, paths: list[Path]) -> float:
+    def plain(self, plan: Any, paths: list[Path], kind: str) -> float:
+        assert all(path.name[0] == {"long": "L", "short": "s"}[kind] for path in paths)
         self.order.append(f"plain {'+'.join(path.name for path in paths)}")
         return 4.0
 
-    def stages(self, plan: Any, paths: list[Path]) -> dict[str, float]:
+    def stages(self, plan: Any, paths: list[Path]) -> Stages:
         self.order.append(f"stages {plan.config.policy.kind} {len(paths)}")
-        return dict.fromkeys(("source", "stream", "focus", "sink"), 0.1 if plan is self.plan else 0.2)
+        seconds = dict.fromkeys(("source", "stream", "focus", "sink"), 0.1 if plan is self.plan else 0.2)
+        # A long one is read in half a second, a short one in a fiftieth.
+        return Stages(seconds=seconds, sources=tuple(0.5 if path.name[0] == "L" else 0.02 for path in paths))
 
 
-def rig_of_canned(small: configuration.Config, order: list[str]) -> Rig:
+def rig_of_canned(small: configuration.Config, order: list[str], sizes: Sizes | None = None) -> Rig:
     files = Files(long=[Path(f"L{i}") for i in range(6)], short=[Path(f"s{i}") for i in range(30)])
     plans = {kind: resolve(small.replaced({"policy.kind": kind}), MACHINE) for kind in ("learned", "full")}
     made: dict[str, Any] = {
         name: Canned(name, order, plans["learned"], seconds)
         for name, seconds in (("exact", 0.25), ("near", 0.1), ("inline", 0.5), ("aside", 0.0))
     }
-    return Rig(Rivals(plans=plans, **made), files, Sizes(), say=quiet)
+    inline = made.pop("inline")
+    rivals = Rivals(plans=lambda: plans, inline=lambda: inline, **made)
+    cost = likely_cost(rivals, files)
+    order.clear()
+    return Rig(rivals, files, sizes or Sizes(), cost, say=quiet)
+
+
+def test_what_a_clip_is_likely_to_cost_is_told_by_one_of_each_kind(small: configuration.Config) -> None:
+    cost = rig_of_canned(small, []).cost
+    # Half a second to read the long one, a fiftieth the five short ones, and 0.3 s of the other stages.
+    assert cost.alone_s == pytest.approx((0.5 + 5 * 0.02) / 6 + 0.3)
+    # Two cores, of which eight tenths are used: 0.8 s of the long one's stages take half a second.
+    assert cost.long_s == pytest.approx(0.5)
+    assert (cost.plain_short_s, cost.plain_long_s, cost.group, cost.start_s) == (4.0, 12.0, 6, 9.0)
+
+
+@pytest.mark.parametrize("stretches", [1, 2, 5])
+def test_fewer_samples_still_give_every_name_a_value(small: configuration.Config, stretches: int) -> None:
+    rig = rig_of_canned(small, [], Sizes(stretches=stretches, groups=1))
+    assert take_parts(rig.parts(), rounds=1, until_s=0.0, say=quiet) == ["policies", "inline"]
+    found = {figure.name: figure for figure in _figures(rig.files, rig, 2)}
+    for name in ("clips_per_s", "share_of_limit", "vs_plain_long", "vs_plain_short", "keyframe_vs_plain_long"):
+        assert found[f"archive.{name}"].n == stretches
+    assert "archive.ray_vs_inline" not in found and "archive.full_vs_learned" not in found
+
+
+def test_where_all_is_one_process_nothing_is_compared_with_it(small: configuration.Config) -> None:
+    rig = rig_of_canned(small, [])
+    rig.rivals = replace(rig.rivals, inline=None)
+    assert [part.name for part in rig.parts()] == ["mix", "long", "short", "policies"]
+    assert likely_cost(rig.rivals, rig.files).long_s == pytest.approx(0.8), "all stages one after another"
+
+
+def test_a_stretch_without_length_is_as_long_as_the_burst_says(small: configuration.Config) -> None:
+    rig = rig_of_canned(small, [])
+    burst = rig.rivals.exact.timed(rig.files.mix, stretch=1, count=3)
+    rig.rivals.exact.timed = lambda *a, **form: replace(burst, stretches=(0.5, 0.0, 0.1))  # type: ignore[method-assign]
+    take_parts(rig.parts()[:1], rounds=1, until_s=0.0, say=quiet)
+    assert rig.seconds.mix == [0.5, 0.25, 0.1]
 
 
 def test_one_round_of_bench_archive_gives_every_ratio_an_interval(small: configuration.Config) -> None:
     rig = rig_of_canned(small, [])
-    take_parts(rig.parts(), rounds=1, until_s=0.0, say=quiet)
+    take_parts(rig.parts(), rounds=1, until_s=1e12, say=quiet)
     found = {figure.name: figure for figure in _figures(rig.files, rig, 2)}
     # 0.4 CPU seconds of all stages on two cores, over 0.25 s a clip.
     assert found["archive.share_of_limit"].value == pytest.approx(0.8)
@@ -444,6 +676,9 @@ def test_one_round_of_bench_archive_gives_every_ratio_an_interval(small: configu
     for name in ("clips_per_s", "share_of_limit", "vs_plain_long", "vs_plain_short", "keyframe_vs_plain_long"):
         assert found[f"archive.{name}"].n == 6, "fewer have no interval of 95 %"
     assert found["archive.full_vs_learned"].value == pytest.approx(0.5) and found["archive.full_vs_learned"].n == 3
+    # The plain loop's 4 s over what the stages take of two cores: 0.5 + 0.3 CPU seconds, and 0.02 + 0.3.
+    assert found["archive.vs_plain_long"].limit == pytest.approx(4.0 / 0.4)
+    assert found["archive.vs_plain_short"].limit == pytest.approx(4.0 / 0.16)
 
 
 def test_what_a_burst_is_measured_against_stands_before_and_behind_it(small: configuration.Config) -> None:
@@ -471,9 +706,9 @@ def test_the_limit_is_of_all_files_of_the_mix(small: configuration.Config) -> No
     rig = rig_of_canned(small, [])
     seen: list[Path] = []
 
-    def stages(plan: Any, paths: list[Path]) -> dict[str, float]:
+    def stages(plan: Any, paths: list[Path]) -> Stages:
         seen.extend(paths)
-        return {"source": 1.0}
+        return Stages(seconds={"source": 1.0}, sources=(1.0,) * len(paths))
 
     rig.rivals.aside.stages = stages  # type: ignore[method-assign]
     take_parts(rig.parts()[:1], rounds=1, until_s=1e12, say=quiet)
@@ -503,6 +738,63 @@ def test_a_report_says_how_long_it_all_took(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     commands._measured(lambda **options: report(measured("a", [1.0], unit="s")), path, None, True)
     assert fig.read(path).settings["lasted_s"] >= 0
+
+
+def kept(tmp_path: Path, measure: Any, **options: Any) -> int:
+    return commands._measured(measure, tmp_path / "a.json", options.pop("plot_file", None), True, **options)
+
+
+def test_the_table_is_printed_where_there_is_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    found = report(measured("a", [1.0], unit="s"), what="archive")
+    assert kept(tmp_path, lambda **options: found, plot_file=tmp_path / "a.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "fast enough" and lines[-1].startswith("nothing to draw")
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("plot_file", ["a.doc", "", "a.json/a.png"])
+def test_files_that_cannot_be_written_are_told_before_anything_is_measured(tmp_path: Path, plot_file: str) -> None:
+    (tmp_path / "a.json").touch()
+    with pytest.raises(ConfigError):
+        kept(tmp_path, lambda **options: pytest.fail("measured"), plot_file=tmp_path / plot_file)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def code_of(*arguments: object) -> int:
+    """The exit code of `saccade bench`."""
+    with pytest.raises(SystemExit) as end:
+        run_pipeline.main(["bench", *map(str, arguments)])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_bench_decode_and_compare_as_commands(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path, cache = tmp_path / "decode.json", files.short[0].parent.parent
+    assert code_of("decode", "--quick", "-q", "--json", path, "--plot", tmp_path / "a.png", "--cache", cache) == 0
+    found = fig.read(path)
+    names = {figure.name for figure in found.figures}
+    assert {"decode.exact_vs_sequential", "decode.keyframe_vs_sequential", "decode.short_vs_best"} <= names
+    assert "decode.exact_vs_torchcodec" in names or any(note.startswith("torchcodec") for note in found.notes)
+    goals = {figure.name: figure.goal for figure in found.figures if figure.goal is not None}
+    assert goals["decode.exact_vs_sequential"] == 4.0 and goals["decode.keyframe_vs_sequential"] == 60.0
+    assert found.figure("decode.frames_equal").value == 1.0  # type: ignore[union-attr]
+    assert found.settings["lasted_s"] > 0
+    assert capsys.readouterr().out.startswith(found.headline)
+    assert (tmp_path / "a.png").exists()
+
+    assert code_of("compare", path, path) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 1 + len(found.figures) and "cannot say: samples: 1" in rows[1]
+    assert code_of("compare", path, tmp_path / "nothing.json") == 2
+    assert "nothing.json is no JSON file of `bench`" in capsys.readouterr().err
+    assert code_of("decode", "--quick", "--json", tmp_path) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_no_time_at_all_is_a_wrong_option(capsys: pytest.CaptureFixture) -> None:
+    for arguments in (["live", "--seconds", "0"], ["decode", "--minutes", "-1"]):
+        assert code_of(*arguments, "--json", "a.json") == 2
+        assert "is not in the range x>0" in capsys.readouterr().err
 
 
 def test_a_script_that_fails_ends_its_run(small: configuration.Config) -> None:

@@ -13,7 +13,9 @@ import torch
 
 from operators.compiled import CudaGraphs
 from operators.cost import network_macs
+from operators.errors import ConfigError, PipelineError
 from pipeline import config as configuration
+from pipeline.bench import compute
 from pipeline.bench.archive import QUICK_SETTINGS
 from pipeline.bench.compute import Lab, Side, _planned, _stages, _turns, bench_compute
 from pipeline.bench.figures import Report, read, told, write
@@ -59,6 +61,46 @@ def test_how_it_was_run_is_told_beside_the_figures(report, tmp_path):
     assert report.headline in told(report)
     write(tmp_path / "compute.json", report)
     assert read(tmp_path / "compute.json").figures == report.figures
+
+
+def test_what_was_asked_for_is_measured(report, monkeypatch):
+    # SMALL asks for these.
+    settings = {name: report.settings[name] for name in ("precision", "compile", "focus_batch", "glance_batch")}
+    assert settings == {"precision": "fp32", "compile": "off", "focus_batch": 4, "glance_batch": 4}
+    assert report.figure("compute.focus_share_of_gemm").about.endswith("fp32, plain")
+
+    seen = {}
+
+    def choose(work, **how):
+        seen.update(how)
+        return Choice(precision="bf16", compile="on", glance_batch=8, focus_batch=32, how="measured", seconds={})
+
+    monkeypatch.setattr(compute, "choose", choose)
+    asked = {"compute.precision": "bf16", "compute.compile": "on", "focus.batch_size": 24}
+    choice = compute.chosen(PUBLISHED, configuration.parse(asked), device="cpu", threads=3, quick=False)
+    assert seen == {"device": "cpu", "threads": 3, "precision": "bf16", "compile": "on"}
+    assert (choice.focus_batch, choice.glance_batch) == (24, 8)
+    asked = configuration.parse({})
+    assert compute.chosen(PUBLISHED, asked, device="cpu", threads=3, quick=False).focus_batch == 32
+
+
+def test_device_and_threads_of_the_settings_count_unless_an_option_says_otherwise(monkeypatch):
+    asked = []
+
+    def chosen(work, config, *, device, threads, quick):
+        asked.append((device, threads))
+        raise InterruptedError
+
+    monkeypatch.setattr(compute, "chosen", chosen)
+    config = configuration.parse({**SMALL, "run.threads": 6, "compute.device": "cpu"})
+    for options in ({}, {"threads": 5}):
+        with pytest.raises(InterruptedError):
+            bench_compute(say=print, work=PUBLISHED, full_px=224, config=config, **options)
+    # The focus worker has half of them.
+    assert asked == [("cpu", 3), ("cpu", 5)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no GPU"):
+        bench_compute(say=print, work=PUBLISHED, full_px=224, config=config, device="cuda")
 
 
 def test_the_stages_are_driven_without_a_run_and_held_against_the_networks_alone(report):
@@ -128,6 +170,17 @@ print(report.environment["ffmpeg"], report.notes[1])
     assert done.stdout.startswith("None labels in bf16 were not compared, which needs PyAV and OpenCV")
 
 
+def test_labels_that_cannot_be_compared_cost_no_other_figure(monkeypatch):
+    def broken(**options):
+        raise PipelineError("no room for videos")
+
+    monkeypatch.setattr("pipeline.bench.precision.bf16_figures", broken)
+    work = Work(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16)
+    found = bench_compute(say=lambda text: None, quick=True, work=work, full_px=32, device="cpu")
+    assert found.notes[1] == "labels in bf16 were not compared: PipelineError: no room for videos"
+    assert found.figure("compute.gemm") is not None
+
+
 def small_lab(**segments: int) -> Lab:
     work = Work(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16, **segments)
     return Lab(work, device="cpu", threads=1, frames=3)
@@ -161,6 +214,20 @@ def test_nothing_is_recorded_while_it_is_timed(device, warm_ups):
     lab = Watched(PUBLISHED, device=device, threads=1, frames=4)
     _turns(lab, sides, 1, 60.0, lambda text: None)
     assert ran == ["a", "b"] * warm_ups + ["timed"] * 2
+
+
+def test_warming_up_is_part_of_the_budget(monkeypatch):
+    now_s = 0.0
+
+    def run():
+        nonlocal now_s
+        now_s += 4.0
+
+    monkeypatch.setattr(compute.time, "monotonic", lambda: now_s)
+    budgets = []
+    monkeypatch.setattr(compute, "take_turns", lambda sides, *, budget_s, **form: budgets.append(budget_s))
+    _turns(small_lab(), {"a": Side(run=run, macs=1.0)}, 9, 10.0, lambda text: None)
+    assert budgets == [6.0]
 
 
 def test_where_frames_share_what_they_see_whole_clips_are_timed():

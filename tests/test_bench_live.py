@@ -81,6 +81,12 @@ def test_figures_are_of_all_cameras_together():
     assert figures["live.latency_p50_ms"].value == pytest.approx(200.0)
 
 
+def test_a_watch_shorter_than_the_clock_of_the_cores_does_not_know_how_busy_they_were():
+    watch, summary = watched()
+    watch.busy = [(10.0, 100.0), (10.0, 100.0)]
+    assert "live.machine_busy" not in {figure.name for figure in figures_of(watch, summary, wanted_fps=8.0)}
+
+
 def test_every_camera_has_a_row():
     header, cam0, cam1 = camera_rows(*watched())
     assert dict(zip(header, cam0, strict=True)) == {

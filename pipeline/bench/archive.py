@@ -11,34 +11,31 @@ once, each in a process of its own, and stand still while they are not asked.
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from operators.errors import PipelineError
-from pipeline.bench.alone import label_pieces, workers_of
 from pipeline.bench.figures import Figure, Report, environment, measured, ratio, short
+from pipeline.bench.limit import Stages, stage_seconds
 from pipeline.bench.plain import fastest_decoder, plain_seconds
 from pipeline.bench.session import Beside, Burst
-from pipeline.bench.workloads import CACHE, LONG, QUICK_LONG, QUICK_SHORT, SHORT, as_sources, make
+from pipeline.bench.sizes import QUICK_SIZES, Cost, Sizes, fitting
+from pipeline.bench.workloads import CACHE, LONG, QUICK_LONG, QUICK_SHORT, SHORT, make
 from pipeline.config import Config
-from pipeline.executor import WorkerSpec, make_worker
-from pipeline.messages import ReadRequest, WriteRequest
 from pipeline.placement import this_machine
+from pipeline.pools import process_pool
 from pipeline.resolve import Plan, resolve
 from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM
 from pipeline.tuning import cache_folder
 
 Say = Callable[[str], None]
+Kind = Literal["long", "short"]
 POLICIES = ("center", "random", "full")
 LEARNED = "learned"
 QUICK_SETTINGS = {
@@ -73,29 +70,6 @@ class Files:
         return [path for group in self.groups for path in group]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """What one sample is. Clips of the pipeline's are of a stretch; those of the others are measured one by one."""
-
-    stretches: int = 6
-    """Of a burst, and as many samples of what it is measured against: fewer have no interval of 95 %."""
-    groups: int = 2
-    """Of the mix in a stretch: three stretches are a lap."""
-    long: int = 3
-    short: int = 12
-    near: int = 8
-    """Long videos by their keyframes."""
-    plain_short: int = 5
-    policy_short: int = 2
-    policy_samples: int = 3
-    inline_samples: int = 2
-
-
-QUICK_SIZES = Sizes(
-    stretches=2, groups=1, long=1, short=2, near=2, plain_short=1, policy_short=1, policy_samples=1, inline_samples=1
-)
-
-
 @dataclass(slots=True)
 class Seconds:
     """Per clip, in pairs: the n-th of ours was measured beside the n-th of the others."""
@@ -103,7 +77,7 @@ class Seconds:
     mix: list[float] = field(default_factory=list)
     limit: list[float] = field(default_factory=list)
     """Of the mix."""
-    stages: list[dict[str, float]] = field(default_factory=list)
+    stages: list[Stages] = field(default_factory=list)
     long: list[float] = field(default_factory=list)
     near: list[float] = field(default_factory=list)
     plain_long: list[float] = field(default_factory=list)
@@ -128,7 +102,8 @@ def bench_archive(
     minutes: float = 7.0,
     policies: Sequence[str] = POLICIES,
 ) -> Report:
-    """`config`: the model, and whatever else is to be measured. What would end after `minutes` is not begun."""
+    """`config`: the model, and whatever else is to be measured. Sizes are such that all ends within `minutes`, files
+    and the end of the runs apart; what is left of them is for baselines and further rounds."""
     where = environment()
     cores = this_machine().num_cores
     if quick:
@@ -140,8 +115,13 @@ def bench_archive(
     until_s = time.monotonic() + minutes * 60
     with ExitStack() as stack:
         rivals = start(stack, config, files, policies, say=say)
-        rig = Rig(rivals, files, QUICK_SIZES if quick else Sizes(), say=say)
-        take_parts(rig.parts(), rounds=rounds, until_s=until_s, say=say)
+        sizes, cost = QUICK_SIZES, likely_cost(rivals, files)
+        if not quick:
+            left_s = until_s - time.monotonic()
+            sizes = fitting(cost, left_s)
+            say(f"{left_s:.0f} s are left, about {cost.round_s(sizes):.0f} s are needed: {sizes.stretches} samples")
+        rig = Rig(rivals, files, sizes, cost, say=say)
+        left_out = take_parts(rig.parts(), rounds=rounds, until_s=until_s, say=say)
     figures = _figures(files, rig, cores)
     by_name = {figure.name: figure for figure in figures}
     headline = (
@@ -156,9 +136,12 @@ def bench_archive(
         "quick": quick, "rounds": len(rig.seconds.bursts), "minutes": minutes, "config": plan.config.given(),
         "placement": vars(plan.placement), "long": vars(kinds[0]), "short": vars(kinds[1]), "sizes": vars(rig.sizes),
     }  # fmt: skip
+    decoders = rig.rivals.aside.decoders
     notes = (
         plan.opening_line(),
-        f"the plain loop decodes with {rig.rivals.aside.decoder}, the faster of OpenCV and PyAV here",
+        f"the plain loop decodes long videos with {decoders['long']} and short ones with {decoders['short']}, "
+        "the faster of OpenCV and PyAV here",
+        *(f"{name}: no time was left; --minutes gives more" for name in left_out),
         "rates are of the steady state: stretches in the middle of a burst, with full stages before and more waiting "
         "behind; a sample of a ratio is one stretch over what was measured alone next to that burst",
     )
@@ -174,71 +157,129 @@ class Part:
     name: str
     sides: tuple[Callable[[], None], ...]
     """In the order in which they run in even rounds."""
+    likely_s: float | None = None
+    """Of what can be left out: how long it is likely to take."""
 
 
 def take_parts(
     parts: Sequence[Part], *, rounds: int, until_s: float, say: Say, clock: Callable[[], float] = time.monotonic
-) -> None:
+) -> list[str]:
     """All parts, round after round; the order of a part's sides turns. A part that would end too late is left out,
-    but every one is measured once."""
-    longest_s = dict.fromkeys((part.name for part in parts), 0.0)
+    but what must be there is measured once. Returns the parts that never were."""
+    longest_s = {part.name: part.likely_s or 0.0 for part in parts}
+    times = {part.name: 0 for part in parts}
     for number in range(rounds):
+        before = sum(times.values())
         for part in parts:
             begun_s = clock()
-            if number and begun_s + longest_s[part.name] > until_s:
+            if (number or part.likely_s is not None) and begun_s + longest_s[part.name] > until_s:
                 say(f"time is up after {number} of {rounds} rounds: {part.name}")
                 continue
             for side in part.sides if number % 2 == 0 else reversed(part.sides):
                 side()
             longest_s[part.name] = max(longest_s[part.name], clock() - begun_s)
+            times[part.name] += 1
+        if sum(times.values()) == before:
+            break
+    return [name for name, count in times.items() if not count]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rivals:
-    """What takes turns. All of it runs, waits, and has done something once."""
+    """What takes turns. It runs, waits, and has done something once."""
 
     exact: Beside
     near: Beside
     """By keyframes."""
-    inline: Beside
-    """One process."""
     aside: Aside
-    plans: dict[str, Plan]
-    """By policy, the learned one first."""
+    inline: Callable[[], Beside] | None
+    """One process, made when it is first asked for; none where all is one process anyway."""
+    plans: Callable[[], dict[str, Plan]]
+    """By policy, the learned one first; made ready when first asked for."""
 
 
 def start(stack: ExitStack, config: Config, files: Files, policies: Sequence[str], *, say: Say) -> Rivals:
-    """Everything that is measured, warmed up: weights are loaded, what is compiled is compiled."""
+    """What is measured, warmed up: weights are loaded, what is compiled is compiled."""
     # The first one starts alone: how long that takes is a figure.
     exact = stack.enter_context(Beside(config.replaced({"sampling.seek": "exact"})))
     exact.through(files.mix[: len(files.mix) // 3])
     plan = exact.plan
     say(f"{plan.opening_line()}; first label after {exact.start_s:.1f} s")
     near = stack.enter_context(Beside(config.replaced({"sampling.seek": "keyframe"})))
-    inline = stack.enter_context(Beside(config.replaced({"sampling.seek": "exact", "run.executor": "inline"})))
     near.begin(files.long)
-    inline.begin(files.short[:2])
     aside = Aside(stack)
-    plans = {LEARNED: plan}
-    for policy in policies:
-        changed = config.replaced({"sampling.seek": "exact", "policy.kind": policy})
-        plans[policy] = resolve(changed, this_machine(), cache=cache_folder())
-    aside.plain(plan, files.short[:1])
-    for one in plans.values():
-        aside.stages(one, files.short[:1])
+    aside.stages(plan, files.short[:1])
     near.ready()
-    inline.ready()
-    return Rivals(exact=exact, near=near, inline=inline, aside=aside, plans=plans)
+    # Nothing else may start or run meanwhile.
+    aside.choose_decoders(plan, files)
+    aside.plain(plan, files.short[:1], "short")
+
+    @functools.cache
+    def inline() -> Beside:
+        run = stack.enter_context(Beside(config.replaced({"sampling.seek": "exact", "run.executor": "inline"})))
+        run.through(files.short[:2])
+        return run
+
+    @functools.cache
+    def plans() -> dict[str, Plan]:
+        found = {LEARNED: plan}
+        for policy in policies:
+            changed = config.replaced({"sampling.seek": "exact", "policy.kind": policy})
+            found[policy] = resolve(changed, this_machine(), cache=cache_folder())
+            aside.stages(found[policy], files.short[:1])
+        return found
+
+    is_inline = plan.config.run.executor == "inline"
+    return Rivals(exact=exact, near=near, aside=aside, inline=None if is_inline else inline, plans=plans)
+
+
+_BUSY = 0.8
+"""Share of the cores that a run is expected to use well."""
+
+
+def likely_cost(rivals: Rivals, files: Files) -> Cost:
+    """By one clip of each kind, which takes seconds."""
+    plan, aside = rivals.exact.plan, rivals.aside
+    place, cores = plan.placement, this_machine().num_cores
+    alone = aside.stages(plan, [files.long[0], files.short[0]])
+    workers = {SOURCE: place.source_workers, STREAM: place.stream_workers, FOCUS: place.focus_workers, SINK: 1}
+    num_short = len(files.groups[0]) - 1
+
+    def piped_s(source_s: float) -> float:
+        stages = {**alone.seconds, SOURCE: source_s}
+        if rivals.inline is None:
+            return sum(stages.values())
+        return max(sum(stages.values()) / cores, *(s / workers[stage] for stage, s in stages.items())) / _BUSY
+
+    long_s, short_s = alone.sources
+    mix_source_s = (long_s + num_short * short_s) / (1 + num_short)
+    plain_short_s = min(aside.plain(plan, files.short[:1], "short") for _ in range(2))
+    return Cost(
+        mix_s=piped_s(mix_source_s),
+        alone_s=alone.total_s - alone.seconds[SOURCE] + mix_source_s,
+        long_s=piped_s(long_s),
+        short_s=piped_s(short_s),
+        plain_long_s=plain_short_s + aside.decode_s["long"] - aside.decode_s["short"],
+        plain_short_s=plain_short_s,
+        group=1 + num_short,
+        lead=plan.limits.max_pieces,
+        readers=place.source_workers,
+        scale=stretch_scale(plan),
+        start_s=rivals.exact.start_s,
+    )
+
+
+def stretch_scale(plan: Plan) -> int:
+    """On many cores a stretch of few clips is over before it says anything."""
+    return max(1, plan.placement.source_workers // 2)
 
 
 class Rig:
     """How the rivals are measured, and what was found."""
 
-    def __init__(self, rivals: Rivals, files: Files, sizes: Sizes, *, say: Say) -> None:
-        self.rivals, self.files, self.sizes, self._say = rivals, files, sizes, say
+    def __init__(self, rivals: Rivals, files: Files, sizes: Sizes, cost: Cost, *, say: Say) -> None:
+        self.rivals, self.files, self.sizes, self.cost, self._say = rivals, files, sizes, cost, say
         self.seconds = Seconds()
-        # On many cores a stretch of few clips is over before it says anything.
-        self._scale = max(1, rivals.exact.plan.placement.source_workers // 2)
 
     def parts(self) -> list[Part]:
         def share(side: Callable[[int], None], number: int, of: int) -> Callable[[], None]:
@@ -247,6 +288,7 @@ class Rig:
             return functools.partial(side, count * (number + 1) // of - count * number // of)
 
         limit, plain_short, plain_long = self._limit, self._plain_short, self._plain_long
+        inline = Part(name="inline", sides=(self._all_inline,), likely_s=self.cost.inline_s(self.sizes))
         return [
             # What a burst is measured against stands before it and behind it.
             Part(name="mix", sides=(share(limit, 0, 2), self._mix, share(limit, 1, 2))),
@@ -258,12 +300,14 @@ class Rig:
                 ),
             ),
             Part(name="short", sides=(share(plain_short, 0, 2), self._short, share(plain_short, 1, 2))),
-            Part(name="policies", sides=(self._policies,)),
-            Part(name="inline", sides=(self._all_inline,)),
+            Part(name="policies", sides=(self._policies,), likely_s=self.cost.policies_s(self.sizes)),
+            *([inline] if self.rivals.inline else []),
         ]  # fmt: skip
 
     def _stretches(self, run: Beside, paths: Sequence[Path], stretch: int, **form: Any) -> Burst:
-        return run.timed(paths, stretch=stretch * self._scale, count=self.sizes.stretches, **form)
+        burst = run.timed(paths, stretch=stretch * self.cost.scale, count=self.sizes.stretches, **form)
+        # Where all labels came at once, which only the tiny ones of --quick do, a stretch has no length.
+        return replace(burst, stretches=tuple(s if s > 0 else burst.seconds_per_clip for s in burst.stretches))
 
     def _told(self, name: str, samples: Sequence[float]) -> None:
         if samples:
@@ -285,8 +329,8 @@ class Rig:
                 self.rivals.exact.plan, groups[(first + first // len(groups) % each) % len(groups)]
             )
             self.seconds.stages.append(stages)
-            self.seconds.limit.append(sum(stages.values()) / cores)
-        self._told("limit of the mix", self.seconds.limit[-count:])
+            self.seconds.limit.append(stages.total_s / cores)
+            self._told("limit of the mix", self.seconds.limit[-1:])
 
     def _long(self) -> None:
         # Reading is what they wait for, so nothing piles up that would have to before it is steady.
@@ -303,7 +347,7 @@ class Rig:
     def _plain_long(self, count: int) -> None:
         for _ in range(count):
             path = self.files.long[len(self.seconds.plain_long) % len(self.files.long)]
-            self.seconds.plain_long.append(self.rivals.aside.plain(self.rivals.exact.plan, [path]))
+            self.seconds.plain_long.append(self.rivals.aside.plain(self.rivals.exact.plan, [path], "long"))
             self._told("long, plain loop", self.seconds.plain_long[-1:])
 
     def _short(self) -> None:
@@ -314,7 +358,7 @@ class Rig:
     def _plain_short(self, count: int) -> None:
         for _ in range(count):
             some = self._some(len(self.seconds.plain_short), self.sizes.plain_short)
-            self.seconds.plain_short.append(self.rivals.aside.plain(self.rivals.exact.plan, some))
+            self.seconds.plain_short.append(self.rivals.aside.plain(self.rivals.exact.plan, some, "short"))
             self._told("short, plain loop", self.seconds.plain_short[-1:])
 
     def _some(self, sample: int, size: int) -> list[Path]:
@@ -323,20 +367,23 @@ class Rig:
 
     def _policies(self) -> None:
         """In an order of their own, which turns with every sample."""
+        plans = self.rivals.plans()
         for _ in range(self.sizes.policy_samples):
             turn = len(self.seconds.policies.get(LEARNED, ()))
             some = self._some(turn, self.sizes.policy_short)
-            for policy in self.rivals.plans if turn % 2 == 0 else reversed(self.rivals.plans):
-                stages = self.rivals.aside.stages(self.rivals.plans[policy], some)
-                self.seconds.policies.setdefault(policy, []).append(sum(stages.values()))
+            for policy in plans if turn % 2 == 0 else reversed(plans):
+                stages = self.rivals.aside.stages(plans[policy], some)
+                self.seconds.policies.setdefault(policy, []).append(stages.total_s)
             told = [f"{policy} {samples[-1]:.3f}" for policy, samples in self.seconds.policies.items()]
             self._say(f"policies, CPU seconds per clip: {', '.join(told)}")
 
     def _all_inline(self) -> None:
+        assert self.rivals.inline is not None
+        run = self.rivals.inline()
         for _ in range(self.sizes.inline_samples):
             group = self.files.groups[len(self.seconds.inline) % len(self.files.groups)]
             # One stage after another: there is nothing to fill or to empty, and labels come when much else is done.
-            self.seconds.inline.append(self.rivals.inline.through(group) / len(group))
+            self.seconds.inline.append(run.through(group) / len(group))
             self.seconds.mix_beside_inline.append(median(self.seconds.mix[-self.sizes.stretches :]))
             self._told("inline", self.seconds.inline[-1:])
 
@@ -345,83 +392,31 @@ class Aside:
     """What the pipeline is measured against, each in a process of its own that waits until it is asked."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self._plain, self._stages = (_process(stack) for _ in range(2))
+        self._plain, self._stages = (stack.enter_context(process_pool(1)) for _ in range(2))
         self._cores = this_machine().num_cores
-        self.decoder = ""
+        self.decoders: dict[Kind, str] = {}
+        """Of the plain loop."""
+        self.decode_s: dict[Kind, float] = {}
+        """What they take for a file."""
 
-    def plain(self, plan: Plan, paths: Sequence[Path]) -> float:
+    def choose_decoders(self, plan: Plan, files: Files) -> None:
+        """The beginning of a long video says which is faster, in a quarter of the time."""
+        ways: list[tuple[Kind, Path, float]] = [("long", files.long[0], 0.25), ("short", files.short[0], 1.0)]
+        for kind, path, share in ways:
+            num_frames = plan.config.sampling.num_frames
+            asked = self._plain.submit(fastest_decoder, str(path), num_frames, share=share)
+            self.decoders[kind], self.decode_s[kind] = asked.result()
+
+    def plain(self, plan: Plan, paths: Sequence[Path], kind: Kind) -> float:
         """Seconds per clip of the plain loop."""
-        if not self.decoder:
-            self.decoder = self._plain.submit(fastest_decoder, str(paths[0]), plan.config.sampling.num_frames).result()
         form = plan.config.model_dump_json(), plan.model_id
-        names = [str(path) for path in paths]
-        return self._plain.submit(plain_seconds, *form, names, self._cores, self.decoder).result() / len(paths)
+        names, decoder = [str(path) for path in paths], self.decoders[kind]
+        return self._plain.submit(plain_seconds, *form, names, self._cores, decoder).result() / len(paths)
 
-    def stages(self, plan: Plan, paths: Sequence[Path]) -> dict[str, float]:
+    def stages(self, plan: Plan, paths: Sequence[Path]) -> Stages:
         """CPU seconds per clip of each stage, alone in a process and in one thread."""
         sizes = plan.placement.clips_per_call, plan.rows_per_batch
         return self._stages.submit(stage_seconds, plan.worker_specs(), sizes, [str(path) for path in paths]).result()
-
-
-def _process(stack: ExitStack) -> ProcessPoolExecutor:
-    return stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
-
-
-# The limit
-
-
-_alone: dict[str, dict[str, Any]] = {}
-"""The workers of the process that measures stages, kept from one time to the next."""
-
-
-def stage_seconds(specs: Sequence[WorkerSpec], sizes: tuple[int, int], paths: Sequence[str]) -> dict[str, float]:
-    """CPU seconds per clip of source, stream, focus and sink, one after another in this process.
-
-    `sizes`: clips per call of the stream worker and patches per pass of the focus worker, as the run has them.
-    """
-    key = repr(specs)
-    if key not in _alone:
-        _alone[key] = workers_of(specs)
-    workers = _alone[key]
-    spent = dict.fromkeys((SOURCE, STREAM, FOCUS, SINK), 0.0)
-
-    def timed(stage: str, method: str, *arguments: Any) -> Any:
-        begun_s = time.process_time()
-        answer = getattr(workers[stage], method)(*arguments)
-        spent[stage] += time.process_time() - begun_s
-        return answer
-
-    pieces: list[tuple[Any, list[str]]] = []
-    for source in as_sources([Path(path) for path in paths], lap=0):
-        is_done = False
-        while not is_done:
-            reply, batches = timed(SOURCE, "read", (ReadRequest(source=source),), ())
-            row = reply.rows[0]
-            if row.failed is not None:
-                raise PipelineError(f"{source.uri}: {row.failed.error}")
-            pieces += [(batches[info.row], [clip.clip_id for clip in info.clips]) for info in row.pieces]
-            is_done = row.is_done
-    clips_per_call, rows_per_pass = sizes
-    labels = list(label_pieces(timed, pieces, clips_per_call=clips_per_call, rows_per_pass=rows_per_pass))
-    spent[SINK] = _sink_seconds(labels)
-    return {stage: seconds / len(paths) for stage, seconds in spent.items()}
-
-
-def _sink_seconds(labels: Sequence[Any]) -> float:
-    with tempfile.TemporaryDirectory() as out:
-        sink = make_worker(
-            "pipeline.sink_worker:sink_worker",
-            {"out": out, "run_id": "limit", "resume": False, "retry_failed": False},
-        )
-        sink.open((), ())
-        sink.begin(({},), ())
-        # A part of a real run holds hundreds; its own cost must not fall on a handful.
-        many = list(labels) * max(1, 512 // len(labels))
-        begun_s = time.process_time()
-        sink.write((WriteRequest(sequence=0, labels=tuple(many)),), ())
-        spent_s = time.process_time() - begun_s
-        sink.finish((), ())
-    return spent_s * len(labels) / len(many)
 
 
 # Figures
@@ -430,6 +425,10 @@ def _sink_seconds(labels: Sequence[Any]) -> float:
 def _figures(files: Files, rig: Rig, cores: int) -> list[Figure]:
     seconds = rig.seconds
     stretch = rig.sizes.groups * len(files.groups[0])
+    # The first of a group is the long one.
+    long_limit_s = median(stages.total_with_s(stages.sources[:1]) for stages in seconds.stages) / cores
+    short_limit_s = median(stages.total_with_s(stages.sources[1:]) for stages in seconds.stages) / cores
+    beside = f"limit: the plain loop's seconds over the CPU seconds of all stages alone over {cores} cores"
     figures = [
         measured(
             "archive.clips_per_s",
@@ -452,14 +451,17 @@ def _figures(files: Files, rig: Rig, cores: int) -> list[Figure]:
             seconds.plain_long,
             seconds.long,
             goal=4.0,
-            about=f"exact frames; {rig.sizes.long} videos over one of them by the plain loop",
+            limit=median(seconds.plain_long) / long_limit_s,
+            about=f"exact frames; {rig.sizes.long} videos over one of them by the plain loop; {beside}",
         ),
         ratio(
             "archive.vs_plain_short",
             seconds.plain_short,
             seconds.short,
             goal=3.3,
-            about=f"exact frames; {rig.sizes.short} clips over {rig.sizes.plain_short} of them by the plain loop",
+            limit=median(seconds.plain_short) / short_limit_s,
+            about=f"exact frames; {rig.sizes.short} clips over {rig.sizes.plain_short} of them by the plain loop; "
+            + beside,
         ),
         ratio(
             "archive.keyframe_vs_plain_long",
@@ -468,11 +470,17 @@ def _figures(files: Files, rig: Rig, cores: int) -> list[Figure]:
             goal=25.0,
             about=f"sampling.seek=keyframe; {rig.sizes.near} videos over one of them by the plain loop",
         ),
-        ratio(
-            "archive.ray_vs_inline",
-            seconds.inline,
-            seconds.mix_beside_inline,
-            about="the mix; inline is one process",
+        *(
+            [
+                ratio(
+                    "archive.ray_vs_inline",
+                    seconds.inline,
+                    seconds.mix_beside_inline,
+                    about="the mix; inline is one process",
+                )
+            ]
+            if seconds.inline
+            else []
         ),
         *(
             ratio(
@@ -485,8 +493,12 @@ def _figures(files: Files, rig: Rig, cores: int) -> list[Figure]:
             for policy in rig.seconds.policies
             if policy != LEARNED
         ),
-        measured("archive.long_s", seconds.long, unit="s", goal_is="at_most", about="per long video"),
-        measured("archive.short_s", seconds.short, unit="s", goal_is="at_most", about="per short clip"),
+        measured(
+            "archive.long_s", seconds.long, unit="s", goal_is="at_most", limit=long_limit_s, about="per long video"
+        ),
+        measured(
+            "archive.short_s", seconds.short, unit="s", goal_is="at_most", limit=short_limit_s, about="per short clip"
+        ),
         measured(
             "archive.keyframe_long_s", seconds.near, unit="s", goal_is="at_most", about="per long video, keyframes"
         ),
@@ -506,8 +518,8 @@ def _figures(files: Files, rig: Rig, cores: int) -> list[Figure]:
         ),
     ]
     for stage in (SOURCE, STREAM, FOCUS, SINK):
-        alone = [stages[stage] for stages in seconds.stages]
-        share = [stages[stage] / sum(stages.values()) for stages in seconds.stages]
+        alone = [stages.seconds[stage] for stages in seconds.stages]
+        share = [stages.seconds[stage] / stages.total_s for stages in seconds.stages]
         busy = median(burst.busy.get(stage, 0.0) for burst in seconds.bursts)
         figures.append(
             measured(

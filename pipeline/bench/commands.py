@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from operators.errors import ConfigError
 from pipeline.cli import load_config, say
 
 if TYPE_CHECKING:
     from pipeline.bench.figures import Report
+
+PLOTS = (".png", ".svg", ".pdf")
+POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.group()
@@ -32,7 +36,7 @@ def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
     folder = click.Path(path_type=Path)
     options = [
         click.option("--json", "json_file", type=folder, required=True, metavar="FILE", help="The figures."),
-        click.option("--plot", "plot_file", type=folder, metavar="FILE.png", help="The figures as bars."),
+        click.option("--plot", "plot_file", type=folder, metavar="FILE.png", help="Figures as shares of their goals."),
         click.option("--quick", is_flag=True, help="Tiny sizes: whether it runs, not how fast."),
         click.option("--cache", type=folder, help="Folder of generated files; out/bench/workloads if not given."),
         click.option("-q", "--quiet", is_flag=True, help="No progress."),
@@ -45,7 +49,8 @@ def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def turn_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of what is measured in turn."""
     rounds = click.option("--rounds", type=click.IntRange(min=1), help="Turns; as many as fit at most.")
-    minutes = click.option("--minutes", type=float, default=7.0, show_default=True, help="No round is begun beyond it.")
+    about = "No round is begun beyond it."
+    minutes = click.option("--minutes", type=POSITIVE, default=7.0, show_default=True, help=about)
     return rounds(minutes(command))
 
 
@@ -60,6 +65,10 @@ def _measured(
     """Runs a benchmark with the options that were given, and prints and keeps what it found."""
     from pipeline.bench import figures
 
+    for path in filter(None, (json_file, plot_file)):
+        figures.check_writable(path)
+    if plot_file is not None and plot_file.suffix.lower() not in PLOTS:
+        raise ConfigError(f"--plot {plot_file}: name it {', '.join(PLOTS)}")
     given = {name: value for name, value in options.items() if value is not None}
     begun_s = time.monotonic()
 
@@ -72,9 +81,10 @@ def _measured(
     if keeps_parts:
         given["keep"] = keep
     report = keep(measure(say=(lambda text: None) if quiet else say, **given))
-    if plot_file is not None:
-        figures.draw(plot_file, report)
     click.echo(figures.told(report))
+    if plot_file is not None:
+        for note in figures.draw(plot_file, report):
+            click.echo(note)
     return 0
 
 
@@ -181,7 +191,7 @@ def bench_archive(
 @bench.command("live")
 @bench_options
 @click.option("--cameras", type=click.IntRange(min=1), help="Cameras watched at once.")
-@click.option("--seconds", type=float, help="From the first label on.")
+@click.option("--seconds", type=POSITIVE, help="From the first label on.")
 @click.option("--set", "settings", multiple=True, metavar="KEY.SUB=VALUE", help="One setting; repeatable.")
 def bench_live(settings: tuple[str, ...], cache: Path | None, **options: Any) -> int:
     """Cameras from a real server: latencies, drops, memory.

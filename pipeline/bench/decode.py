@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import multiprocessing
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from pipeline.bench.figures import Figure, Report, environment, measured, ratio,
 from pipeline.bench.plain import with_pyav
 from pipeline.bench.workloads import CACHE, LONG, QUICK_LONG, QUICK_SHORT, SHORT, Clips, make
 from pipeline.placement import this_machine
+from pipeline.pools import process_pool
 
 NUM_FRAMES = 16
 _WORTH_TWICE_S = 2.0
@@ -58,11 +59,16 @@ def bench_decode(
     if quick:
         rounds, minutes = 1, 0.5
     notes: list[str] = []
+
+    def files(paths: Sequence[Path], share: float) -> _Files:
+        texts = [str(path) for path in paths]
+        return _Files(paths=texts, rounds=rounds, budget_s=minutes * 60 * share, say=say, notes=notes)
+
     with ExitStack() as stack:
         others = _others(cores, stack, notes)
         figures = [
-            *_long(str(long_paths[0]), others, cores, rounds, minutes * 60 * 0.5, long_clips, say),
-            *_short([str(path) for path in short_paths], others, cores, rounds, minutes * 60 * 0.3, short_clips, say),
+            *_long(files(long_paths[:1], 0.5), others, cores, long_clips),
+            *_short(files(short_paths[: max(1, len(short_paths) // 3)], 0.3), others, cores, short_clips),
         ]
         if cores > 1:
             paths = [str(path) for path in (*short_paths[:10], long_paths[0])]
@@ -221,7 +227,7 @@ def _others(cores: int, stack: ExitStack, notes: list[str]) -> dict[str, dict[st
         if importlib.util.find_spec(library) is None:
             notes.append(f"{library} is not installed and was not measured: pip install -e '.[bench]'")
             continue
-        pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
+        pool = stack.enter_context(process_pool(1))
         try:
             # Its import and its first file are not part of any figure.
             pool.submit(importlib.import_module, library).exception()
@@ -246,34 +252,70 @@ def _ask(
     return pool.submit(work, list(paths), *arguments).result()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """What all libraries read, and how often they may."""
+
+    paths: Sequence[str]
+    rounds: int
+    budget_s: float
+    say: Say
+    notes: list[str]
+    """What went wrong is added."""
+    failed: set[str] = field(default_factory=set)
+
+    def seconds(self, name: str, way: Side, *, may_fail: bool) -> float:
+        """NaN where another library failed on them, now or before: that costs its figures and nobody else's."""
+        if name in self.failed:
+            return math.nan
+        try:
+            return way(self.paths)
+        except Exception as exc:
+            if not may_fail:
+                raise
+            why = " ".join(str(exc).split())[:200] or type(exc).__name__
+            self.notes.append(f"{name} failed and was left out: {why}")
+            self.say(self.notes[-1])
+            self.failed.add(name)
+            return math.nan
+
+
 def _in_turn(
-    libraries: dict[str, dict[str, Side]], paths: Sequence[str], *, rounds: int, budget_s: float, say: Say
+    ours: dict[str, dict[str, Side]], others: dict[str, dict[str, Side]], files: _Files
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Seconds of each library in its best mode, and which that is.
+    """Seconds of each library in its best mode, and which that is. Of the others those that fail are missing.
 
     Every mode is tried first, which also warms it up; the two best of each library take turns, and the one with the
     lower median counts. One try alone would pick by luck on a machine that has other work.
     """
     begun_s = time.monotonic()
     sides: dict[str, Callable[[], float]] = {}
-    for library, ways in libraries.items():
-        tried: dict[str, float] = {}
-        for mode, way in ways.items():
-            tried[mode] = way(paths)
-            if tried[mode] < _WORTH_TWICE_S:
-                tried[mode] = min(tried[mode], way(paths))
-        say(f"{library}: " + ", ".join(f"{mode} {value:.3g} s" for mode, value in tried.items()))
+    for library, ways in {**ours, **others}.items():
+        runs = {
+            mode: functools.partial(files.seconds, f"{library}, {mode}", way, may_fail=library in others)
+            for mode, way in ways.items()
+        }
+        tried = {mode: run() for mode, run in runs.items()}
+        for mode, seconds in tried.items():
+            if seconds < _WORTH_TWICE_S:
+                tried[mode] = min(seconds, runs[mode]())
+        files.say(f"{library}: " + ", ".join(f"{mode} {value:.3g} s" for mode, value in tried.items()))
+        tried = {mode: seconds for mode, seconds in tried.items() if f"{library}, {mode}" not in files.failed}
+        if not tried:
+            continue
         # What takes long and has no rival close by would only cost time.
         kept = [m for m in sorted(tried, key=lambda m: tried[m])[:2] if tried[m] <= 1.5 * min(tried.values())]
         for mode in kept if min(tried.values()) < 2 * _WORTH_TWICE_S else kept[:1]:
-            sides[f"{library}, {mode}"] = functools.partial(ways[mode], paths)
-    seconds = take_turns(sides, rounds=rounds, budget_s=budget_s - (time.monotonic() - begun_s), say=say)
+            sides[f"{library}, {mode}"] = runs[mode]
+    left_s = files.budget_s - (time.monotonic() - begun_s)
+    seconds_of = take_turns(sides, rounds=files.rounds, budget_s=left_s, say=files.say)
     best: dict[str, str] = {}
-    for library in libraries:
-        modes = [name for name in seconds if name.startswith(f"{library}, ")]
-        best[library] = min(modes, key=lambda name: float(np.median(seconds[name])))
+    for library in (*ours, *others):
+        modes = [name for name in seconds_of if name.startswith(f"{library}, ") and name not in files.failed]
+        if modes:
+            best[library] = min(modes, key=lambda name: float(np.median(seconds_of[name])))
     modes_of = {library: name.removeprefix(f"{library}, ") for library, name in best.items()}
-    return {library: seconds[name] for library, name in best.items()}, modes_of
+    return {library: seconds_of[name] for library, name in best.items()}, modes_of
 
 
 # The measurements
@@ -288,14 +330,13 @@ def _ours(cores: int, *, seek: str = "exact") -> dict[str, Side]:
     return {f"{n} threads": functools.partial(reading, seek=seek, num_threads=n) for n in sorted({1, cores})}
 
 
-def _long(
-    path: str, others: dict[str, dict[str, Side]], cores: int, rounds: int, budget_s: float, clips: Clips, say: Say
-) -> list[Figure]:
-    say(f"long: {clips.num_frames} frames of {clips.width}x{clips.height}")
+def _long(files: _Files, others: dict[str, dict[str, Side]], cores: int, clips: Clips) -> list[Figure]:
+    files.say(f"long: {clips.num_frames} frames of {clips.width}x{clips.height}")
+    (path,) = files.paths
     equal = _share_equal(path)
     exact, near = planned(path), planned(path, seek="keyframe")
-    libraries = {"ours": _ours(cores), **others, "sequential": _EVERYTHING, "keyframe": _ours(cores, seek="keyframe")}
-    seconds, modes = _in_turn(libraries, [path], rounds=rounds, budget_s=budget_s, say=say)
+    ours = {"ours": _ours(cores), "sequential": _EVERYTHING, "keyframe": _ours(cores, seek="keyframe")}
+    seconds, modes = _in_turn(ours, others, files)
     per_frame_s = float(np.median(seconds["sequential"])) / exact.num_frames
     about = f"{exact.num_decoded} of {exact.num_frames} frames decoded in {exact.num_groups} groups, {modes['ours']}"
     figures = [
@@ -359,24 +400,15 @@ def _share_equal(path: str) -> float:
     return float(np.mean([np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)]))
 
 
-def _short(
-    paths: list[str],
-    others: dict[str, dict[str, Side]],
-    cores: int,
-    rounds: int,
-    budget_s: float,
-    clips: Clips,
-    say: Say,
-) -> list[Figure]:
-    say(f"short: {len(paths)} files of {clips.seconds:g} s, {clips.width}x{clips.height}")
-    some = paths[: max(1, len(paths) // 3)]
-    libraries = {"ours": _ours(cores), **others, "sequential": _EVERYTHING}
-    seconds, modes = _in_turn(libraries, some, rounds=rounds, budget_s=budget_s, say=say)
+def _short(files: _Files, others: dict[str, dict[str, Side]], cores: int, clips: Clips) -> list[Figure]:
+    num = len(files.paths)
+    files.say(f"short: {num} files of {clips.seconds:g} s, {clips.width}x{clips.height}")
+    seconds, modes = _in_turn({"ours": _ours(cores), "sequential": _EVERYTHING}, others, files)
     rivals = {name: samples for name, samples in seconds.items() if name != "ours"}
     best = min(rivals, key=lambda name: float(np.median(rivals[name])))
-    per_s = [len(some) / s for s in seconds["ours"]]
+    per_s = [num / s for s in seconds["ours"]]
     figures = [
-        measured("decode.short_clips_per_s", per_s, unit="clips/s", about=f"{len(some)} clips, {modes['ours']}"),
+        measured("decode.short_clips_per_s", per_s, unit="clips/s", about=f"{num} clips, {modes['ours']}"),
         ratio(
             "decode.short_vs_best",
             rivals[best],
@@ -394,7 +426,7 @@ def _short(
 def _side_by_side(paths: list[str], cores: int, rounds: int, budget_s: float, say: Say) -> list[Figure]:
     """Each core reads files of its own; the others' work may not slow it down."""
     say(f"side by side: {len(paths)} files on each of {cores} cores")
-    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with process_pool(cores) as pool:
 
         def read(num_workers: int) -> float:
             waiting = [pool.submit(reading, paths) for _ in range(num_workers)]

@@ -14,6 +14,7 @@ import platform
 import re
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,14 @@ from pipeline.placement import this_machine
 GoalIs = Literal["at_least", "at_most", "no_less"]
 """`no_less`: met unless the whole interval lies below the goal; for what must not fall, where noise is no fall."""
 CONFIDENCE = 0.95
+_ENOUGH = 6
+"""Samples of a side: fewer bound no median at 95 %."""
+_CONDITIONS = (
+    "cpu", "cpu_flags", "cores", "gpu", "threads", "torch", "ray", "av", "ffmpeg", "opencv-python-headless",
+    "torchcodec", "decord",
+)  # fmt: skip
+_EXTENT = ("rounds", "minutes", "sizes", "lasted_s")
+"""Settings that say how often something was measured, not what."""
 _ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
 
@@ -152,6 +161,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     machine = this_machine()
+    changed = _git("status", "--porcelain", "--untracked-files=no")
     found: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -169,7 +179,7 @@ def environment() -> dict[str, Any]:
         "os": platform.platform(),
         "python": platform.python_version(),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": None if changed is None else bool(changed),
     }
     for package in ("torch", "ray", "numpy", "av", "opencv-python-headless", "torchcodec", "decord"):
         try:
@@ -180,9 +190,27 @@ def environment() -> dict[str, Any]:
     return found
 
 
+def check_writable(path: Path) -> None:
+    """Raises ConfigError where no file of this name can be written: said before measuring, not after."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be written: {exc}") from exc
+
+
 def write(path: Path, report: Report) -> None:
+    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(json.dumps(asdict(report), indent=1) + "\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Report:
@@ -201,25 +229,39 @@ def told(report: Report) -> str:
     return "\n".join([*lines, *(["", *report.notes] if report.notes else [])])
 
 
-def draw(path: Path, report: Report) -> None:
-    """Every figure that has a goal or a limit, as a share of it: above 1 a goal is reached."""
+def draw(path: Path, report: Report) -> list[str]:
+    """Every figure that has a goal or a limit, as a share of it: above 1 a goal is reached. Returns what has to be
+    known beside it; there is no file where there is nothing to draw."""
     from pipeline.plots import draw_shares
 
     rows: list[tuple[str, float, float, float]] = []
+    notes: list[str] = []
     for f in report.figures:
         against = f.goal if f.goal is not None else f.limit
-        if not against or not (f.value and f.low and f.high):
+        if against is None:
             continue
-        value, low, high = f.value / against, f.low / against, f.high / against
-        if f.goal_is == "at_most":
-            # A tenth of what is allowed is as good as can be seen.
-            value, low, high = min(1 / value, 10.0), min(1 / high, 10.0), min(1 / low, 10.0)
         kind = "goal" if f.goal is not None else "limit"
-        rows.append((f"{f.name} / {kind} {short(against)}", value, low, high))
+        if against <= 0:
+            notes.append(f"not drawn: {f.name}, {short(f.value)}, whose {kind} is {short(against)}")
+            continue
+        rows.append((f"{f.name} / {kind} {short(against)}", *_shares_drawn(f, against)))
     if not rows:
-        raise ConfigError(f"bench {report.what} has nothing to plot: none of its figures has a goal or a limit")
+        return [*notes, f"nothing to draw: no figure of bench {report.what} is a share of a goal or a limit"]
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_shares(path, rows, title=report.headline, x_label="share of the goal, or of the limit where there is no goal")
+    return notes
+
+
+def _shares_drawn(f: Figure, against: float) -> tuple[float, float, float]:
+    """Value and interval over `against`, the better the larger: above 0, as the axis is logarithmic.
+
+    A tenth of what is allowed is as good as can be seen, a hundredth of what is wanted as bad.
+    """
+    if f.goal_is == "at_most":
+        value, low, high = (min(against / x, 10.0) if x > 0 else 10.0 for x in (f.value, f.high, f.low))
+        return value, low, high
+    value, low, high = (max(x / against, 0.01) for x in (f.value, f.low, f.high))
+    return value, low, high
 
 
 HEADER = ("figure", "value", "95 %", "n", "limit", "of it", "goal", "met", "")
@@ -265,76 +307,111 @@ class Difference:
     name: str
     first: float
     second: float
-    ratio: float | None
+    ratio: float | None = None
     """None where one of the two is not positive: then there is no ratio, and both are shown."""
     low: float | None = None
     high: float | None = None
-    """None where a side is one sample: that says nothing of how far it might have been off."""
-
-    @property
-    def is_none(self) -> bool:
-        if self.low is None or self.high is None:
-            return self.first == self.second
-        return self.low <= 1.0 <= self.high
+    why_not: str = ""
+    """There is no interval, for this reason."""
 
     @property
     def verdict(self) -> str:
         if self.ratio is None:
-            return "no difference" if self.is_none else f"{short(self.first)} -> {short(self.second)}"
-        if self.low is None:
-            return "one sample: cannot say"
-        return "no difference" if self.is_none else f"{self.ratio - 1:+.1%}"
+            is_same = self.first == self.second
+            return "no difference" if is_same else f"{short(self.first)} -> {short(self.second)}"
+        if self.low is None or self.high is None:
+            return f"cannot say: {self.why_not}"
+        return "no difference" if self.low <= 1.0 <= self.high else f"{self.ratio - 1:+.1%}"
 
 
 def compare(first: Report, second: Report) -> list[Difference]:
-    """second/first of every figure that both have."""
-    found = []
-    for figure in first.figures:
-        other = second.figure(figure.name)
-        if other is None or other.unit != figure.unit:
-            continue
-        quotient, low, high = None, None, None
-        if figure.value > 0 and other.value > 0:
-            quotient = other.value / figure.value
-            if min(figure.n, other.n) > 1:
-                low, high = _ratio_interval(figure, other)
-        found.append(
-            Difference(name=figure.name, first=figure.value, second=other.value, ratio=quotient, low=low, high=high)
-        )
-    return found
+    """second/first of every figure that both have in one unit."""
+    return [_difference(figure, other) for figure, other in _pairs(first, second) if figure.unit == other.unit]
+
+
+def _pairs(first: Report, second: Report) -> list[tuple[Figure, Figure]]:
+    found = [(figure, second.figure(figure.name)) for figure in first.figures]
+    return [(figure, other) for figure, other in found if other is not None]
+
+
+def _difference(first: Figure, second: Figure) -> Difference:
+    form: dict[str, Any] = {"name": first.name, "first": first.value, "second": second.value}
+    if min(first.value, second.value) <= 0:
+        return Difference(**form)
+    fewest = min(len(first.samples), len(second.samples))
+    if fewest < _ENOUGH or min(*first.samples, *second.samples) <= 0:
+        why_not = "not all samples are above 0" if fewest >= _ENOUGH else f"samples: {fewest}"
+        return Difference(**form, ratio=second.value / first.value, why_not=why_not)
+    ratio, low, high = _ratio_of_medians(first.samples, second.samples)
+    return Difference(**form, ratio=ratio, low=low, high=high)
+
+
+def _ratio_of_medians(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """second/first with its bounds, of samples that were not taken in turn: by drawing from them again."""
+    rng = np.random.default_rng(0)
+    ours, theirs = (np.median(rng.choice(side, (4000, len(side))), axis=1) for side in (first, second))
+    low, high = np.quantile(theirs / ours, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    ratio = statistics.median(second) / statistics.median(first)
+    return ratio, min(float(low), ratio), max(float(high), ratio)
 
 
 def compare_text(first: Report, second: Report) -> str:
-    rows: list[tuple[str, ...]] = [("figure", "ratio", "95 %", "")]
     differences = compare(first, second)
+    if not differences:
+        raise ConfigError("the two files have no figure in common: compare those of the same `bench` command")
+    rows: list[tuple[str, ...]] = [("figure", "ratio", "95 %", "")]
     for d in differences:
         quotient = "" if d.ratio is None else f"{d.ratio:.3f}"
         bounds = "" if d.low is None else f"{d.low:.3f} .. {d.high:.3f}"
         rows.append((d.name, quotient, bounds, d.verdict))
-    if not differences:
-        raise ConfigError("the two files have no figure in common: compare those of the same `bench` command")
-    lines = rows_as_text(rows)
-    for name in ("cpu", "cores", "torch"):
-        ours, theirs = first.environment.get(name), second.environment.get(name)
-        if ours != theirs:
-            lines.append(f"not the same {name}: {ours} and {theirs}")
-    return "\n".join(lines)
+    return "\n".join([*rows_as_text(rows), *_left_out(first, second), *_other_conditions(first, second)])
 
 
-def _ratio_interval(first: Figure, second: Figure) -> tuple[float, float]:
-    """Bounds of the ratio of two medians that were not measured in turn: by drawing from the samples again."""
-    rng = np.random.default_rng(0)
-    drawn = []
-    for figure in (second, first):
-        # With a handful of samples the drawing knows too little of the tails; the figure's own interval says more.
-        if len(figure.samples) >= 6:
-            medians = np.median(rng.choice(figure.samples, (4000, len(figure.samples))), axis=1)
+def _left_out(first: Report, second: Report) -> list[str]:
+    """Figures that there is nothing to compare with."""
+    lines = [
+        f"not in one unit: {figure.name}, {figure.unit or 'no unit'} and {other.unit or 'no unit'}"
+        for figure, other in _pairs(first, second)
+        if figure.unit != other.unit
+    ]
+    for which, one, another in (("first", first, second), ("second", second, first)):
+        alone = [figure.name for figure in one.figures if another.figure(figure.name) is None]
+        if alone:
+            lines.append(f"only in the {which}: {', '.join(alone)}")
+    return lines
+
+
+def _other_conditions(first: Report, second: Report) -> list[str]:
+    """What was not the same when the two were measured, so that figures may differ for it."""
+
+    def conditions(report: Report) -> dict[str, Any]:
+        where = {name: report.environment.get(name) for name in _CONDITIONS}
+        how = {name: value for name, value in report.settings.items() if name not in _EXTENT}
+        return {**_flat(where), **_flat(how)}
+
+    ours, theirs = conditions(first), conditions(second)
+    return [
+        f"not the same {name}: {_told(ours.get(name))} and {_told(theirs.get(name))}"
+        for name in dict.fromkeys((*ours, *theirs))
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """With dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": one for inner, one in _flat(value).items()}
         else:
-            spread = math.log(figure.high / figure.low) / 4 if figure.low > 0 else 0.0
-            medians = figure.value * np.exp(rng.normal(0.0, spread, 4000))
-        drawn.append(medians)
-    low, high = np.quantile(drawn[0] / drawn[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _cpu_model() -> str:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from operators.encode import write_video
 from operators.records import Source, source_id
+from pipeline.pools import process_pool
 
 CACHE = Path("out/bench/workloads")
 FORM = 3
@@ -72,7 +73,7 @@ def make(clips: Clips, cache: Path, *, say: Callable[[str], None], workers: int 
     made = [folder / f"{number:03d}.mp4" for number in range(clips.num_made or clips.num_files)]
     missing = [number for number, path in enumerate(made) if not path.exists()]
     if missing:
-        with ProcessPoolExecutor(min(workers, len(missing))) as pool:
+        with process_pool(min(workers, len(missing))) as pool:
             waiting = [pool.submit(_write, made[number], clips, number) for number in missing]
             for done, future in enumerate(as_completed(waiting), start=1):
                 future.result()

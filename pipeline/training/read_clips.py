@@ -3,10 +3,9 @@ fast."""
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +17,7 @@ from operators.errors import SourceError, StageError
 from operators.plan import Sampling
 from operators.records import FrameBatch, Source
 from operators.view import Viewer
+from pipeline.pools import process_pool
 from pipeline.training.frame_cache import ClipFrames, Read
 
 if TYPE_CHECKING:
@@ -67,11 +67,9 @@ def read_in_processes(
     """`read_many` for the frame cache: several videos at a time, results in order, a bounded number ahead."""
 
     def read_many(read: Read, sources: Iterable[Source]) -> Generator[ClipFrames | SourceError, None, None]:
-        # Spawned, not forked: the caller has threads.
-        context = multiprocessing.get_context("spawn")
         waiting: list[Future[ClipFrames | SourceError]] = []
         left = iter(sources)
-        pool = ProcessPoolExecutor(num_workers, mp_context=context)
+        pool = process_pool(num_workers)
         try:
             for source in islice(left, 4 * num_workers):
                 waiting.append(pool.submit(_read_one, read, source))
