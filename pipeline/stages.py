@@ -150,11 +150,12 @@ class StreamWorker:
         pixels: list[np.ndarray] = []
         clip_ids: list[str] = []
         steps: list[int] = []
+        answers = iter(self._answers([clip for clip in clips if clip.is_finished]))
         for clip in clips:
             clip_id = clip.window.clip_id
             if clip.is_finished:
                 del self._clips[clip_id]
-                rows.append(Advance(clip_id=clip_id, label=self._label(clip)))
+                rows.append(Advance(clip_id=clip_id, label=self._label(clip, next(answers))))
                 continue
             start = len(clip_ids)
             corners = np.array(clip.corners, np.int64)
@@ -172,9 +173,20 @@ class StreamWorker:
         work = Work(busy_s=self._clock() - begun_s, num_items=len(clips))
         return Reply(rows=tuple(rows), work=work), patches
 
-    def _label(self, clip: OpenClip) -> ClipLabel:
+    def _answers(self, clips: Sequence[OpenClip]) -> Sequence[torch.Tensor]:
+        """float32 [n,K] of each clip, on the CPU: the logits of its steps, of the last alone where that is enough.
+
+        All in one copy: the host waits for a GPU with each.
+        """
+        if not clips:
+            return ()
+        wanted = [clip.step_logits if self._form.step_logits else clip.step_logits[-1:] for clip in clips]
+        together = torch.stack([logits for steps in wanted for logits in steps]).float().cpu()
+        return together.split([len(steps) for steps in wanted])
+
+    def _label(self, clip: OpenClip, answers: torch.Tensor) -> ClipLabel:
         frames, window, facts, source = clip.frames, clip.window, clip.frames.facts, clip.frames.source
-        logits = clip.step_logits[-1].float().cpu()
+        logits = answers[-1]
         scores = torch.softmax(logits, dim=0)
         best = torch.topk(scores, min(self._form.topk, len(scores)))
         topk = tuple(
@@ -197,7 +209,7 @@ class StreamWorker:
             score=topk[0][2],
             topk=topk,
             logits=logits.numpy() if self._form.logits else None,
-            step_logits=torch.stack(clip.step_logits).float().cpu().numpy() if self._form.step_logits else None,
+            step_logits=answers.numpy() if self._form.step_logits else None,
             frames_total=clip.num_frames,
             # Many looks at one image are still one frame.
             frames_focused=min(sum(d.kind is Kind.FOCUS for d in clip.decisions), clip.num_frames),
