@@ -37,6 +37,13 @@ def exact():
         yield
 
 
+@pytest.fixture(autouse=True)
+def recorded(caplog):
+    """Every graph that is asked for is recorded. Without one the passes go kernel by kernel, and answer alike."""
+    yield
+    assert not [record.message for record in caplog.get_records("call") if "no graph of them" in record.message]
+
+
 def noise(rows: int, side: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (rows, side, side, 3), dtype=np.uint8)
 
