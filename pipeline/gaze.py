@@ -229,9 +229,9 @@ class FrameGaze:
         glance = torch.stack([memory.seen[int(memory.rows[step])][1] for step in steps])
         if len(memory.focused) == len(steps):
             return join_features(glance, local, self._focus_features)
-        focus = glance.new_zeros((len(steps), self._focus_features))
-        if memory.focused:
-            focus[[step - steps.start for step in memory.focused]] = local
+        # Row by row: the numbers of the rows would have to be sent to a GPU, and the host waits with each such copy.
+        seen, nothing = iter(local), glance.new_zeros(self._focus_features)
+        focus = torch.stack([next(seen) if step in memory.focused else nothing for step in steps])
         return join_features(glance, focus, self._focus_features)
 
     def _check(self, clips: Sequence[OpenClip], logits: torch.Tensor) -> tuple[list[bool], torch.Tensor]:
@@ -240,7 +240,7 @@ class FrameGaze:
         stops = torch.zeros(len(clips), dtype=torch.bool)
         if self._stop is not None:
             # The rule counts steps, so it is told of each; a round is paid for whole, and its last step decides.
-            for step_logits in logits.unbind(1):
+            for step_logits in logits.cpu().unbind(1):
                 stops, state = self._stop.stop(step_logits, state)
         return stops.tolist(), state
 

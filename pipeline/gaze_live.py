@@ -166,9 +166,9 @@ class LiveGaze:
             for start in range(0, len(together), size):
                 members = together[start : start + size]
                 inputs = torch.stack([torch.stack([s.feature for s in windows[i]]) for i in members])
-                found, _ = self._classifier(inputs)
+                found = self._classifier(inputs)[0].float().cpu()
                 for row, i in enumerate(members):
-                    logits[i] = found[row].float().cpu()
+                    logits[i] = found[row]
         return logits
 
     def gmacs(self, window: Sequence[Seen], num_fresh: int) -> tuple[float, float]:

@@ -327,7 +327,7 @@ class LiveWorker:
             received_at=datetime.fromtimestamp(received_s, UTC),
             start_s=window.start_s,
             end_s=window.end_s,
-            **self._form.answer(tuple(logits)),
+            **self._form.answer(logits),
             frames_total=len(members),
             frames_focused=focused,
             frames_skipped=len(members) - focused,

@@ -95,9 +95,10 @@ class LabelForm:
     logits: bool = False
     step_logits: bool = False
 
-    def answer(self, steps: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """The columns of a ClipLabel that say what was seen, by the logits [K] of every classified step."""
-        last = steps[-1].float().cpu()
+    def answer(self, logits: torch.Tensor) -> dict[str, Any]:
+        """The columns of a ClipLabel that say what was seen: by the logits of classified steps, float32 [n,K] on the
+        CPU, of which the last one counts."""
+        last = logits[-1]
         best = torch.topk(torch.softmax(last, dim=0), min(self.topk, len(last)))
         topk = tuple(
             (self.class_names[i], i, score)
@@ -109,7 +110,7 @@ class LabelForm:
             "score": topk[0][2],
             "topk": topk,
             "logits": last.numpy() if self.logits else None,
-            "step_logits": torch.stack(tuple(steps)).float().cpu().numpy() if self.step_logits else None,
+            "step_logits": logits.numpy() if self.step_logits else None,
         }
 
 
@@ -166,11 +167,12 @@ class StreamWorker:
         pixels: list[np.ndarray] = []
         clip_ids: list[str] = []
         steps: list[int] = []
+        answers = iter(self._answers([clip for clip in clips if clip.is_finished]))
         for clip in clips:
             clip_id = clip.window.clip_id
             if clip.is_finished:
                 del self._clips[clip_id]
-                rows.append(Advance(clip_id=clip_id, label=self._label(clip)))
+                rows.append(Advance(clip_id=clip_id, label=self._label(clip, next(answers))))
                 continue
             start = len(clip_ids)
             corners = np.array(clip.corners, np.int64)
@@ -188,7 +190,18 @@ class StreamWorker:
         work = Work(busy_s=self._clock() - begun_s, num_items=len(clips))
         return Reply(rows=tuple(rows), work=work), patches
 
-    def _label(self, clip: OpenClip) -> ClipLabel:
+    def _answers(self, clips: Sequence[OpenClip]) -> Sequence[torch.Tensor]:
+        """float32 [n,K] of each clip, on the CPU: the logits of its steps, of the last alone where that is enough.
+
+        All in one copy: the host waits for a GPU with each.
+        """
+        if not clips:
+            return ()
+        wanted = [clip.step_logits if self._form.step_logits else clip.step_logits[-1:] for clip in clips]
+        together = torch.stack([logits for steps in wanted for logits in steps]).float().cpu()
+        return together.split([len(steps) for steps in wanted])
+
+    def _label(self, clip: OpenClip, answers: torch.Tensor) -> ClipLabel:
         frames, window, facts, source = clip.frames, clip.window, clip.frames.facts, clip.frames.source
         return ClipLabel(
             video_id=source.video_id,
@@ -197,7 +210,7 @@ class StreamWorker:
             start_s=window.start_s,
             end_s=window.end_s,
             truth=source.truth,
-            **self._form.answer(clip.step_logits),
+            **self._form.answer(answers),
             frames_total=clip.num_frames,
             # Many looks at one image are still one frame.
             frames_focused=min(sum(d.kind is Kind.FOCUS for d in clip.decisions), clip.num_frames),

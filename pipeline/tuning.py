@@ -257,8 +257,8 @@ class _Bench:
     def wake(self) -> None:
         """Makes a GPU's context and loads its libraries, which takes seconds and is no part of any way."""
         if self._device == "cuda":
-            for which in ("glance", "focus"):
-                self._make(which, "fp32", "off", 1)()
+            for which, segments in (("glance", self._work.glance_segments), ("focus", self._work.focus_segments)):
+                self._make(which, "fp32", "off", _whole_clips(1, segments))()
             torch.cuda.synchronize()
 
     def glance_s(self, precision: str, compile: str, rows: int) -> float:

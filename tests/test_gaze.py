@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from looking import SIDE, assert_same, look, make_checkpoint, make_config, make_frames, softmax
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from operators.checkpoints import Checkpoint
 from operators.focus import Focuser
@@ -168,6 +169,20 @@ def test_a_skipped_step_has_zeros_for_its_local_feature():
     with torch.no_grad():
         logits, _ = checkpoint.classifier_module()(torch.cat((glance.feature, local), 1)[None])
     np.testing.assert_allclose(label.step_logits, logits[0], atol=1e-5)
+
+
+def test_rows_of_skipped_steps_are_not_told_by_number():
+    # A GPU would have to be sent such numbers, clip by clip, and the host waits with each copy.
+    called: set[str] = set()
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Watched():
+        look(make_config(skip__kind="uniform", skip__share=0.5), [make_frames()])
+    assert "stack" in called and not {name for name in called if "index_put" in name}
 
 
 def test_a_clip_that_skips_every_step_is_labelled_by_its_glances_at_once():

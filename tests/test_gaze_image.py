@@ -10,7 +10,7 @@ from looking import SIDE, assert_same, look, make_checkpoint, make_config, make_
 from operators.checkpoints import Checkpoint
 from operators.focus import Focuser
 from operators.glance import Glancer
-from operators.records import FrameBatch, Media, Observation, PatchBatch
+from operators.records import FrameBatch, Observation, PatchBatch
 from pipeline.build import learned_policy
 from pipeline.config import Config
 from policies.base import corners
@@ -44,7 +44,7 @@ def cascaded_config() -> Config:
 
 
 def image(seed: int = 0) -> FrameBatch:
-    return make_frames(1, seed=seed, media=Media.IMAGE)
+    return make_frames(1, seed=seed)
 
 
 def by_hand(config: Config, checkpoint: Checkpoint, pixels: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:

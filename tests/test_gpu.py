@@ -17,7 +17,7 @@ from operators.compiled import CudaGraphs
 from operators.focus import Focuser
 from operators.glance import Glancer
 from operators.header import SkipSpec
-from operators.records import FrameBatch, Media, PatchBatch
+from operators.records import FrameBatch, PatchBatch
 from operators.tensors import Upload
 from pipeline.build import build_focuser, build_gaze, skip_head
 from pipeline.config import Config
@@ -35,6 +35,13 @@ def exact():
     """fp32 is no TF32 in any worker. Of matrix products that is torch's own default."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
+
+
+@pytest.fixture(autouse=True)
+def recorded(caplog):
+    """Every graph that is asked for is recorded. Without one the passes go kernel by kernel, and answer alike."""
+    yield
+    assert not [record.message for record in caplog.get_records("call") if "no graph of them" in record.message]
 
 
 def noise(rows: int, side: int, seed: int = 0) -> np.ndarray:
@@ -115,7 +122,7 @@ KINDS = {
 
 def frames_of(config: Config) -> list[FrameBatch]:
     if config.model.family == "gfnet":
-        return [make_frames(1, seed=seed, media=Media.IMAGE) for seed in range(7)]
+        return [make_frames(1, seed=seed) for seed in range(7)]
     if config.model.family == "adafocus_tsm":
         rows = {"glance_rows": [(1, 3, 6, 8)], "focus_rows": [(0, 2, 4, 5, 7, 9)]}
         return [make_frames(10, seed=seed, **rows) for seed in range(7)]

@@ -171,6 +171,26 @@ def test_logits_are_in_the_label_only_where_they_are_asked_for():
     assert asked.logits.dtype == np.float32
 
 
+@pytest.mark.parametrize("step_logits", [False, True])
+def test_the_answers_of_a_call_leave_the_device_in_one_copy(monkeypatch, step_logits):
+    stream = make_stream(step_logits=step_logits)
+    batches = [make_frames(seed=seed) for seed in range(3)]
+    reply, _ = stream.open(tuple(request(frames, row=row) for row, frames in enumerate(batches)), (batches,))
+    to_cpu, copies = torch.Tensor.cpu, []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: copies.append(x) or to_cpu(x))
+    asked = tuple(StepRequest(clip_id=row.clip_id, features=(Slice(0, row.start, row.stop),)) for row in reply.rows)
+    reply, _ = stream.step(asked, (features_of(18),))
+    assert len(copies) == 1
+    together = [row.label.topk for row in reply.rows]
+    monkeypatch.undo()
+    stream = make_stream()
+    for number, (frames, topk) in enumerate(zip(batches, together, strict=True)):
+        reply, _ = stream.open((request(frames),), ([frames],))
+        own = Slice(0, 6 * number, 6 * number + 6)
+        reply, _ = stream.step((StepRequest(clip_id=reply.rows[0].clip_id, features=(own,)),), (features_of(18),))
+        np.testing.assert_allclose([s for *_, s in reply.rows[0].label.topk], [s for *_, s in topk], atol=1e-6)
+
+
 def test_random_numbers_belong_to_the_clip_and_the_seed():
     def draw(seed: int, clip_id: str) -> float:
         return torch.rand(1, generator=generator_of(seed, clip_id)).item()

@@ -168,6 +168,17 @@ def test_a_gpu_is_probed_with_more_than_its_launches():
     assert rows == [64, 128]
 
 
+def test_a_gpu_is_woken_with_whole_clips(monkeypatch):
+    passes: list[tuple[str, int]] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    bench = object.__new__(tuning._Bench)
+    bench._make = lambda which, precision, compile, rows: lambda: passes.append((which, rows))
+    for segments in (0, 4):
+        bench._device, bench._work = "cuda", replace(SMALL, glance_segments=segments)
+        bench.wake()
+    assert passes == [("glance", 1), ("focus", 1), ("glance", 4), ("focus", 1)]
+
+
 def test_full_precision_on_a_gpu_is_no_tf32():
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
