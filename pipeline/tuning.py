@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ from operators.records import PatchBatch
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH_ROUNDING = 1.15
 """How much faster half precision must be to be chosen: below, the exact one is the better bargain."""
-WORTH_WAITING = 0.98
-"""What part of the time per image a larger batch must come down to: below, patches need not wait for each other."""
+WORTH_CHANGING = 0.98
+"""What part of the time per image another batch size must come down to, to be taken instead of the one preferred."""
+_ENOUGH_S = 0.8
+"""Of one way: what takes longer is not timed three times."""
 LIMIT_S = {"cpu": 6.0, "cuda": 20.0}
 """After so long nothing further is tried. On a GPU every size is recorded and cuDNN tries its algorithms for it."""
 CUT_SHORT = "cut short"
-_FORMAT = 2
+_FORMAT = 3
 _SIZES = {"cpu": (4, 8, 16, 32, 64), "cuda": (16, 32, 64, 128, 256)}
 # A GPU does about a hundred times as much: less of it than this would time the launches and not the work.
 _PROBE_ROWS = {"cpu": (4, 8), "cuda": (64, 128)}
@@ -251,6 +253,7 @@ class _Bench:
         self._device = device
         self._glance = empty(work.glance, num_segments=work.glance_segments)
         self._focus = empty(work.focus, num_segments=work.focus_segments)
+        self._known: dict[tuple[str, str, str, int], float] = {}
         self.glance_macs = network_macs(work.glance, work.glance_px)
         self.focus_macs = network_macs(work.focus, work.patch_px)
 
@@ -276,11 +279,17 @@ class _Bench:
         return self._work.glances * glance + self._work.patches * focus
 
     def _time(self, which: str, precision: str, compile: str, rows: int) -> float:
-        run = self._make(which, precision, compile, rows)
-        for _ in range(CudaGraphs.RECORDED_AT if self._device == "cuda" else 1):
-            run()
-        # The least of three: whatever else the machine does can only add.
-        return min(self._seconds(run) for _ in range(3)) / rows
+        way = (which, precision, compile, rows)
+        if way not in self._known:
+            run = self._make(which, precision, compile, rows)
+            for _ in range(CudaGraphs.RECORDED_AT if self._device == "cuda" else 1):
+                run()
+            seconds: list[float] = []
+            while len(seconds) < 3 and sum(seconds) < _ENOUGH_S:
+                seconds.append(self._seconds(run))
+            # The least: whatever else the machine does can only add.
+            self._known[way] = min(seconds) / rows
+        return self._known[way]
 
     def _seconds(self, run: Callable[[], object]) -> float:
         # Seconds of the processor, not of the wall: others may be using the machine.
@@ -350,15 +359,16 @@ def _measure(
             compiled = seconds.get(f"{chosen[0]} compiled") or measure(*chosen)
             if measure(chosen[0], "off") < compiled:
                 chosen = (chosen[0], "off")
-        sizes = _SIZES[device]
         glance_batch, focus_batch = rule.glance_batch, rule.focus_batch
         if has_time():
-            most = _rows(sizes[-1], bench.glance_macs, _BATCH_MACS[device])
-            found = best_size(sizes, most, lambda rows: bench.glance_s(*chosen, rows), has_time)
+            # Small ones: a larger pass of the same speed only takes more memory.
+            sizes = _sizes(device, bench.glance_macs)
+            found = best_size(sizes, lambda rows: bench.glance_s(*chosen, rows), has_time)
             glance_batch = found or rule.glance_batch
         if has_time():
-            most = _rows(sizes[-1], bench.focus_macs, _BATCH_MACS[device])
-            found = best_size(sizes, most, lambda rows: bench.focus_s(*chosen, rows), has_time)
+            # Large ones: what several clips share in a pass they also share in calls and in being classified.
+            sizes = _sizes(device, bench.focus_macs)[::-1]
+            found = best_size(sizes, lambda rows: bench.focus_s(*chosen, rows), has_time)
             focus_batch = found or rule.focus_batch
     if device == "cuda":
         # Who measures is the driver, which lives as long as the run. What torch keeps of the GPU's memory would be
@@ -374,19 +384,26 @@ def _measure(
     )
 
 
+def _sizes(device: str, macs: int) -> tuple[int, ...]:
+    """Of passes that are worth trying, for images that take so many MACs."""
+    sizes = _SIZES[device]
+    most = _rows(sizes[-1], macs, _BATCH_MACS[device])
+    return tuple(size for size in sizes if size <= most) or sizes[:1]
+
+
 def best_size(
-    sizes: tuple[int, ...], most: int, time_per_row: Callable[[int], float], has_time: Callable[[], bool]
+    sizes: Sequence[int], time_per_row: Callable[[int], float], has_time: Callable[[], bool]
 ) -> int | None:
-    """The first size that no larger one betters by enough. Larger ones are tried until two in a row are no better;
-    None where time was up before."""
+    """Of sizes in the order in which they are preferred the first that no later one betters by enough. They are tried
+    until two in a row are no better; None where time was up before."""
     best, best_s, misses = sizes[0], time_per_row(sizes[0]), 0
     for size in sizes[1:]:
-        if size > most or misses == 2:
+        if misses == 2:
             break
         if not has_time():
             return None
         per_row_s = time_per_row(size)
-        if per_row_s < WORTH_WAITING * best_s:
+        if per_row_s < WORTH_CHANGING * best_s:
             best, best_s, misses = size, per_row_s, 0
         else:
             misses += 1
