@@ -166,9 +166,11 @@ def live(
       saccade live cameras.yaml -o out/ --metrics-port 9400
       saccade live rtsp://user:${PASSWORD}@10.0.0.7/stream -o out/ --json
     """
+    # Before all that loads torch: it says how torch's threads wait.
+    from pipeline.live_runner import LiveTold, watch_cameras  # isort: split
+
     from pipeline import report
     from pipeline.live_cameras import cameras_of, is_file
-    from pipeline.live_runner import LiveTold, watch_cameras
 
     config = load_config(
         config_file or ("live" if checkpoint is None else None),

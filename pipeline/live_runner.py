@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+# Cameras' readers need the cores that torch's threads would burn while they wait for each other. Must be said before
+# torch is loaded, here or in a worker. 8 cameras on 2 busy cores, small networks: p95 145 ms instead of 2800.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from operators.errors import ConfigError, StageError
 from operators.passwords import without_password

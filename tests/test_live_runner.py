@@ -485,3 +485,10 @@ main(["live", "nowhere.mp4", "-o", sys.argv[1]])
         [sys.executable, "-c", code, str(tmp_path)], env=environment, cwd=ROOT, capture_output=True, text=True
     )
     assert told.stdout.splitlines()[:1] == ["policy passive"], told.stderr
+
+
+def test_how_threads_wait_is_said_for_cameras_only():
+    code = "import os, pipeline.build, pipeline.archive; print(os.environ.get('OMP_WAIT_POLICY'))"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert told.stdout.split() == ["None"], told.stderr
