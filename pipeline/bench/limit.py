@@ -59,13 +59,14 @@ def stage_seconds(specs: Sequence[WorkerSpec], sizes: tuple[int, int], paths: Se
     pieces: list[tuple[Any, list[str]]] = []
     sources: list[float] = []
     for source in as_sources([Path(path) for path in paths], lap=0):
-        before_s, is_done = spent[SOURCE], False
+        before_s, is_done, num_clips = spent[SOURCE], False, 0
         while not is_done:
-            reply, batches = timed(SOURCE, "read", (ReadRequest(source=source),), ())
+            reply, batches = timed(SOURCE, "read", (ReadRequest(source=source, first_window=num_clips),), ())
             row = reply.rows[0]
             if row.failed is not None:
                 raise PipelineError(f"{source.uri}: {row.failed.error}")
             pieces += [(batches[info.row], [clip.clip_id for clip in info.clips]) for info in row.pieces]
+            num_clips += sum(len(info.clips) for info in row.pieces)
             is_done = row.is_done
         sources.append(spent[SOURCE] - before_s)
     clips_per_call, rows_per_pass = sizes
