@@ -34,6 +34,9 @@ from operators.records import PatchBatch
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH_ROUNDING = 1.15
 """How much faster half precision must be to be chosen: below, the exact one is the better bargain."""
+WORTH_PLAIN = 0.95
+"""What part of the compiled network's time the plain one must come down to, to be taken: a machine drifts by more than
+both differ, and compiled costs nothing more."""
 WORTH_CHANGING = 0.98
 """What part of the time per image another batch size must come down to, to be taken instead of the one preferred."""
 _ENOUGH_S = 0.8
@@ -357,7 +360,7 @@ def _measure(
             chosen = (name, best_compile(name))
         if compile == "auto" and chosen[1] == "on" and has_time():
             compiled = seconds.get(f"{chosen[0]} compiled") or measure(*chosen)
-            if measure(chosen[0], "off") < compiled:
+            if measure(chosen[0], "off") < WORTH_PLAIN * compiled:
                 chosen = (chosen[0], "off")
         glance_batch, focus_batch = rule.glance_batch, rule.focus_batch
         if has_time():

@@ -31,6 +31,7 @@ from pipeline.bench.workloads import QUICK_LONG, QUICK_SHORT, Clips, as_sources,
 from pipeline.messages import Slice
 from pipeline.placement import Machine
 from pipeline.resolve import resolve
+from pipeline.workers import SourceWorker
 
 TINY = Clips(name="tiny", num_files=3, width=96, height=64, seconds=0.5, fps=20, gop=5, num_made=2, num_things=3)
 MACHINE = Machine(num_cores=2, memory_bytes=4 << 30)
@@ -430,6 +431,16 @@ def test_every_stage_alone_costs_something(files: Files, small: configuration.Co
     assert set(found.seconds) == {"source", "stream", "focus", "sink"}
     assert all(seconds > 0 for seconds in found.seconds.values())
     assert len(found.sources) == 3 and sum(found.sources) == pytest.approx(3 * found.seconds["source"])
+
+
+def test_a_video_that_is_read_in_many_slices_is_one_clip_of_the_stages_alone(
+    files: Files, small: configuration.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SourceWorker, "_has_room", lambda self, begun_s, batches: False)
+    written: list[int] = []
+    monkeypatch.setattr("pipeline.bench.limit._sink_seconds", lambda labels: written.append(len(labels)) or 0.1)
+    stage_seconds(resolve(small, MACHINE).worker_specs(), (2, 3), [str(path) for path in files.short[:2]])
+    assert written == [2]
 
 
 def test_the_stages_of_one_file_are_its_own_source_and_the_rest_of_all() -> None:
