@@ -96,8 +96,8 @@ def test_device_and_threads_of_the_settings_count_unless_an_option_says_otherwis
     for options in ({}, {"threads": 5}):
         with pytest.raises(InterruptedError):
             bench_compute(say=print, work=PUBLISHED, full_px=224, config=config, **options)
-    # The focus worker has half of them.
-    assert asked == [("cpu", 3), ("cpu", 5)]
+    # The two focus workers have half of them between them, and rather one more.
+    assert asked == [("cpu", 2), ("cpu", 5)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no GPU"):
         bench_compute(say=print, work=PUBLISHED, full_px=224, config=config, device="cuda")
