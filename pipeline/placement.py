@@ -122,7 +122,7 @@ def place(
         stream_gpus = focus_gpus = live_gpus = 0.0
         source_threads = max(1, budget // 2 // sources)
         stream_threads = max(1, budget // 4 // streams)
-        focus_threads = max(1, -(-(budget // 2) // focuses))
+        focus_threads = max(1, (budget // 2 + focuses // 2) // focuses)
         batch, together, depth = batch_size or 32, clips_per_call or 2, 1
     # In rounds a clip brings few patches at a time, so more clips have to be open to fill a batch.
     open_clips = max(together, -(-2 * batch * focuses // streams) if steps_in_rounds else 4 * together)
