@@ -17,9 +17,9 @@ import click
 from operators.errors import CheckpointError, ConfigError, PipelineError
 from operators.passwords import without_password
 from operators.records import Source
-from pipeline.arguments import hide_arguments
 from pipeline.bench.commands import bench
-from pipeline.cli import (
+from pipeline.commands.hidden_arguments import hide_arguments
+from pipeline.commands.options import (
     FAILED,
     NO_INPUT,
     SOME_FAILED,
@@ -31,7 +31,7 @@ from pipeline.cli import (
     say,
     stop_on_signals,
 )
-from pipeline.scoring_commands import calibrate, evaluate
+from pipeline.commands.score import calibrate, evaluate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -81,8 +81,9 @@ def label(
       saccade label activity_net.json --videos ~/ActivityNet --subset validation -o activitynet/ \\
           --config adafocus_activitynet --checkpoint 128s3_checkpoint.pth.tar
     """
-    from pipeline import archive, report
-    from pipeline import inputs as listing
+    from pipeline.commands import terminal as report
+    from pipeline.inputs import sources as listing
+    from pipeline.run import archive
 
     config = load_config(
         config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
@@ -95,7 +96,7 @@ def label(
         return itertools.islice(found, limit)
 
     if dry_run:
-        from pipeline.estimate import estimate
+        from pipeline.run.dry_run import estimate
 
         figures = estimate(config, list_sources, out=out, resume=resume, retry_failed=retry_failed)
         click.echo(json.dumps(figures.to_dict()) if as_json else figures.text())
@@ -167,10 +168,10 @@ def live(
       saccade live rtsp://user:${PASSWORD}@10.0.0.7/stream -o out/ --json
     """
     # Before all that loads torch: it says how torch's threads wait.
-    from pipeline.live_runner import LiveTold, watch_cameras  # isort: split
+    from pipeline.live.watch import LiveTold, watch_cameras  # isort: split
 
-    from pipeline import report
-    from pipeline.live_cameras import cameras_of, is_file
+    from pipeline.commands import terminal as report
+    from pipeline.live.cameras import cameras_of, is_file
 
     config = load_config(
         config_file or ("live" if checkpoint is None else None),
@@ -248,7 +249,7 @@ def train(
       saccade synth data/ --videos 3500 --shares 2000 500 1000
       saccade train data/annotations.json --videos data/videos --truth data/truth.parquet -o training/
     """
-    from pipeline import report
+    from pipeline.commands import terminal as report
     from pipeline.training import command
 
     beside = Path(inputs[0]).with_name("classes.txt")
@@ -304,9 +305,9 @@ def synth(out: Path, kind: str, workers: int | None, quiet: bool, **knobs: Any) 
       saccade synth data/ --videos 300 --seed 1
       saccade label data/annotations.json --videos data/videos --subset test -o out/ --config demo
     """
-    from pipeline import report
-    from pipeline.placement import this_machine
-    from pipeline.synth import SynthSettings, generate
+    from pipeline.commands import terminal as report
+    from pipeline.plan.placement import this_machine
+    from pipeline.synthetic.archive import SynthSettings, generate
 
     given = {k: v for k, v in knobs.items() if v is not None}
     settings = SynthSettings.motion(**given) if kind == "motion" else SynthSettings(**given)
@@ -330,8 +331,9 @@ def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
     Example:
       saccade demo
     """
-    from pipeline import archive, report
-    from pipeline.demo import rows, run_demo
+    from pipeline.commands import terminal as report
+    from pipeline.commands.demo import rows, run_demo
+    from pipeline.run import archive
 
     stop = stop_on_signals()
     with report.counter("videos", quiet=quiet) as made, report.progress(quiet=quiet) as show:
@@ -362,7 +364,7 @@ def doctor(as_json: bool, ray: bool) -> int:
     Example:
       saccade doctor
     """
-    from pipeline.doctor import examine, worst
+    from pipeline.commands.doctor import examine, worst
 
     findings = examine(start_ray=ray)
     if as_json:

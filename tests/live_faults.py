@@ -40,16 +40,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import pyarrow.dataset as ds  # noqa: E402
-from scripted_rtsp import CodedVideo, Script, ScriptedCamera, load_coded, shown_number, write_numbered  # noqa: E402
 
-import pipeline.build  # noqa: E402
+import pipeline.run.factories  # noqa: E402
 from operators.records import ClipLabel  # noqa: E402
-from pipeline.camera_process import CameraSpec, ReaderHandle, start  # noqa: E402
 from pipeline.config import Camera, load  # noqa: E402
-from pipeline.gaze_live import LiveGaze  # noqa: E402
-from pipeline.live_runner import LiveTold, watch_cameras  # noqa: E402
-from pipeline.live_worker import CameraNews, LiveWorker  # noqa: E402
-from pipeline.runner import StopRequest  # noqa: E402
+from pipeline.families.gaze_live import LiveGaze  # noqa: E402
+from pipeline.live.camera_process import CameraSpec, ReaderHandle, start  # noqa: E402
+from pipeline.live.watch import LiveTold, watch_cameras  # noqa: E402
+from pipeline.live.worker import CameraNews, LiveWorker  # noqa: E402
+from pipeline.run.loop import StopRequest  # noqa: E402
+from tests.support.scripted_rtsp import CodedVideo, Script, ScriptedCamera, load_coded, shown_number, write_numbered  # noqa: E402
 
 NUM_FAULTY = 4
 STEADY = "steady"
@@ -334,12 +334,12 @@ def taps(log: Log) -> Iterator[None]:
             log.looked_at[stream.name].append(time.time())
         return look(self, streams, frames)
 
-    worker = pipeline.build.LiveWorker
-    pipeline.build.LiveWorker, LiveGaze.look = Tapped, noted  # type: ignore[misc,method-assign]
+    worker = pipeline.run.factories.LiveWorker
+    pipeline.run.factories.LiveWorker, LiveGaze.look = Tapped, noted  # type: ignore[misc,method-assign]
     try:
         yield
     finally:
-        pipeline.build.LiveWorker, LiveGaze.look = worker, look  # type: ignore[misc,method-assign]
+        pipeline.run.factories.LiveWorker, LiveGaze.look = worker, look  # type: ignore[misc,method-assign]
 
 
 def num_children() -> int:

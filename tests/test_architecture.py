@@ -12,33 +12,49 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ("operators", "policies", "pipeline")
 HOMES = {
     "av": {
-        "operators/camera.py",
-        "operators/encode.py",
-        "operators/container.py",
-        "operators/indexing.py",
-        "operators/opening.py",
-        "operators/painter.py",
+        "operators/media/camera.py",
+        "operators/media/encode.py",
+        "operators/media/container.py",
+        "operators/media/indexing.py",
+        "operators/media/opening.py",
+        "operators/media/painter.py",
         "pipeline/bench/plain.py",
     },
-    "cv2": {"operators/stills.py", "pipeline/synth.py", "pipeline/synth_scene.py", "pipeline/bench/plain.py"},
+    "cv2": {
+        "operators/media/stills.py",
+        "pipeline/synthetic/archive.py",
+        "pipeline/synthetic/scene.py",
+        "pipeline/bench/plain.py",
+    },
     "decord": {"pipeline/bench/decode.py"},
     "torchcodec": {"pipeline/bench/decode.py"},
     "pyarrow": {
-        "operators/table.py",
-        "pipeline/inputs.py",
-        "pipeline/labels_table.py",
-        "pipeline/synth.py",
+        "operators/table/schema.py",
+        "pipeline/inputs/sources.py",
+        "pipeline/scoring/read_labels.py",
+        "pipeline/synthetic/archive.py",
     },
     "yaml": {"pipeline/config.py"},
-    "click": {"run_pipeline.py", "pipeline/cli.py", "pipeline/scoring_commands.py", "pipeline/bench/commands.py"},
-    "ray": {"pipeline/ray_executor.py"},
-    "prometheus_client": {"pipeline/live_metrics.py"},
-    "rich": {"pipeline/report.py"},
-    "safetensors": {"operators/checkpoints.py"},
-    "matplotlib": {"pipeline/plots.py"},
-    "pydantic": {"pipeline/config.py", "pipeline/reference.py"},
+    "click": {
+        "run_pipeline.py",
+        "pipeline/commands/options.py",
+        "pipeline/commands/score.py",
+        "pipeline/bench/commands.py",
+    },
+    "ray": {"pipeline/run/ray_executor.py"},
+    "prometheus_client": {"pipeline/live/prometheus.py"},
+    "rich": {"pipeline/commands/terminal.py"},
+    "safetensors": {"operators/weights/checkpoints.py"},
+    "matplotlib": {"pipeline/scoring/plots.py"},
+    "pydantic": {"pipeline/config.py", "pipeline/commands/reference.py"},
 }
-LIGHT = ("operators/decode.py", "operators/plan.py", "operators/view.py", "operators/camera.py", "pipeline/workers.py")
+LIGHT = (
+    "operators/media/decode.py",
+    "operators/media/frame_plan.py",
+    "operators/media/view.py",
+    "operators/media/camera.py",
+    "pipeline/run/source_worker.py",
+)
 
 
 def sources() -> list[Path]:

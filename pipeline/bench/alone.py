@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipeline.executor import WorkerSpec, make_worker
-from pipeline.messages import OpenRequest, Slice, StepRequest
-from pipeline.scheduler import FOCUS, STREAM
+from pipeline.steering.executor import WorkerSpec, make_worker
+from pipeline.steering.messages import OpenRequest, Slice, StepRequest
+from pipeline.steering.scheduler import FOCUS, STREAM
 
 Ask = Callable[..., Any]
 """(stage, method of its worker, arguments...) -> what it answers; may look at its clock before and after."""

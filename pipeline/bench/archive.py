@@ -28,11 +28,11 @@ from pipeline.bench.session import Beside, Burst
 from pipeline.bench.sizes import QUICK_SIZES, Cost, Sizes, fitting
 from pipeline.bench.workloads import CACHE, LONG, QUICK_LONG, QUICK_SHORT, SHORT, make
 from pipeline.config import Config
-from pipeline.placement import this_machine
-from pipeline.pools import process_pool
-from pipeline.resolve import Plan, resolve
-from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM
-from pipeline.tuning import cache_folder
+from pipeline.plan.placement import this_machine
+from pipeline.plan.resolve import Plan, resolve
+from pipeline.plan.tuning import cache_folder
+from pipeline.run.pools import process_pool
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM
 
 Say = Callable[[str], None]
 Kind = Literal["long", "short"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from operators.errors import ConfigError
-from pipeline.cli import load_config, say
+from pipeline.commands.options import load_config, say
 
 if TYPE_CHECKING:
     from pipeline.bench.figures import Report
@@ -123,8 +123,8 @@ def bench_compute(config_file: str, settings: tuple[str, ...], **options: Any) -
       saccade bench compute --json tsm.json --config adafocus_tsm_something_v1
     """
     from pipeline.bench.compute import bench_compute as measure
-    from pipeline.placement import this_machine
-    from pipeline.resolve import network_work, resolve
+    from pipeline.plan.placement import this_machine
+    from pipeline.plan.resolve import network_work, resolve
 
     config = load_config(config_file, settings)
     plan = resolve(config.replaced({"model.untrained": config.model.checkpoint is None}), this_machine())

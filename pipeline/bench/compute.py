@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from operators.backbones import build
-from operators.compiled import CudaGraphs, can_compile
-from operators.cost import network_macs
 from operators.errors import ConfigError
-from operators.focus import Focuser
-from operators.glance import Glancer
-from operators.network import Network
+from operators.networks.backbones import build
+from operators.networks.compiled import CudaGraphs, can_compile
+from operators.networks.cost import network_macs
+from operators.networks.focus import Focuser
+from operators.networks.glance import Glancer
+from operators.networks.network import Network
+from operators.networks.tensors import Upload, ready
 from operators.records import FrameBatch, PatchBatch, Source, SourceFacts, Window
-from operators.tensors import Upload, ready
 from pipeline.bench.alone import label_pieces, workers_of
 from pipeline.bench.figures import Figure, Report, environment, measured, ratio, short, take_turns
 from pipeline.config import Config
-from pipeline.placement import place, this_machine
-from pipeline.resolve import Plan, network_work, resolve
-from pipeline.scheduler import SOURCE
-from pipeline.tuning import DTYPES, Choice, Work, by_rule, choose, held_threads
+from pipeline.plan.placement import place, this_machine
+from pipeline.plan.resolve import Plan, network_work, resolve
+from pipeline.plan.tuning import DTYPES, Choice, Work, by_rule, choose, held_threads
+from pipeline.steering.scheduler import SOURCE
 
 Say = Callable[[str], None]
 PATCHES_PX = (96, 128, 160, 192)

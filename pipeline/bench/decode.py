@@ -20,18 +20,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from operators.container import Decoder
-from operators.decode import FileReader
-from operators.indexing import read_table
-from operators.opening import Limits
-from operators.plan import Sampling, decode_plan, keyframe_plan, sample_indices
+from operators.media.container import Decoder
+from operators.media.decode import FileReader
+from operators.media.frame_plan import Sampling, decode_plan, keyframe_plan, sample_indices
+from operators.media.indexing import read_table
+from operators.media.opening import Limits
+from operators.media.view import Viewer
 from operators.records import Source, source_id
-from operators.view import Viewer
 from pipeline.bench.figures import Figure, Report, environment, measured, ratio, short, take_turns
 from pipeline.bench.plain import with_pyav
 from pipeline.bench.workloads import CACHE, LONG, QUICK_LONG, QUICK_SHORT, SHORT, Clips, make
-from pipeline.placement import this_machine
-from pipeline.pools import process_pool
+from pipeline.plan.placement import this_machine
+from pipeline.run.pools import process_pool
 
 NUM_FRAMES = 16
 _WORTH_TWICE_S = 2.0

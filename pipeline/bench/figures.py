@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from operators.errors import ConfigError
-from pipeline.placement import this_machine
+from pipeline.plan.placement import this_machine
 
 GoalIs = Literal["at_least", "at_most", "no_less"]
 """`no_less`: met unless the whole interval lies below the goal; for what must not fall, where noise is no fall."""
@@ -232,7 +232,7 @@ def told(report: Report) -> str:
 def draw(path: Path, report: Report) -> list[str]:
     """Every figure that has a goal or a limit, as a share of it: above 1 a goal is reached. Returns what has to be
     known beside it; there is no file where there is nothing to draw."""
-    from pipeline.plots import draw_shares
+    from pipeline.scoring.plots import draw_shares
 
     rows: list[tuple[str, float, float, float]] = []
     notes: list[str] = []

@@ -12,9 +12,9 @@ from typing import Any
 from operators.errors import PipelineError
 from pipeline.bench.alone import label_pieces, workers_of
 from pipeline.bench.workloads import as_sources
-from pipeline.executor import WorkerSpec, make_worker
-from pipeline.messages import ReadRequest, WriteRequest
-from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM
+from pipeline.steering.executor import WorkerSpec, make_worker
+from pipeline.steering.messages import ReadRequest, WriteRequest
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def stage_seconds(specs: Sequence[WorkerSpec], sizes: tuple[int, int], paths: Se
 def _sink_seconds(labels: Sequence[Any]) -> float:
     with tempfile.TemporaryDirectory() as out:
         sink = make_worker(
-            "pipeline.sink_worker:sink_worker",
+            "pipeline.run.sink_worker:sink_worker",
             {"out": out, "run_id": "limit", "resume": False, "retry_failed": False},
         )
         sink.open((), ())

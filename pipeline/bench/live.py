@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from operators.encode import write_video
 from operators.errors import PipelineError
+from operators.media.encode import write_video
 from operators.records import ClipLabel
 from pipeline.bench.figures import Figure, Report, environment, interval, measured, rows_as_text
 from pipeline.bench.workloads import Clips, scene
 from pipeline.config import Camera, Config, load
-from pipeline.live_runner import LiveSummary, LiveTold, watch_cameras
-from pipeline.live_worker import CameraNews
-from pipeline.runner import StopRequest
-from pipeline.tuning import has_fast_bf16
+from pipeline.live.watch import LiveSummary, LiveTold, watch_cameras
+from pipeline.live.worker import CameraNews
+from pipeline.plan.tuning import has_fast_bf16
+from pipeline.run.loop import StopRequest
 
 Say = Callable[[str], None]
 PRESET = "adafocus_activitynet"

@@ -17,7 +17,7 @@ import time
 import uuid
 from pathlib import Path
 
-from pipeline.synth import SynthSettings, generate
+from pipeline.synthetic.archive import SynthSettings, generate
 
 ROOT = Path(__file__).resolve().parents[2]
 _MARK = "SACCADE_MEMORY"

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from operators.checkpoints import Checkpoint
-from operators.plan import sample_indices
+from operators.media.frame_plan import sample_indices
 from operators.records import Observation
-from pipeline.build import learned_policy, load_checkpoint
+from operators.weights.checkpoints import Checkpoint
 from pipeline.config import Config
+from pipeline.run.factories import learned_policy, load_checkpoint
 from policies.base import corners
 
 Decode = Callable[[str, int], Iterator[np.ndarray]]

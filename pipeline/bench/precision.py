@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from pipeline import config as configuration
-from pipeline import inputs
-from pipeline.archive import label_archive
 from pipeline.bench.figures import Figure, measured
 from pipeline.bench.workloads import CACHE
 from pipeline.config import Config
-from pipeline.labels_table import read_predictions
-from pipeline.placement import this_machine
-from pipeline.scores import Predictions
-from pipeline.synth import SynthSettings, generate
-from pipeline.tuning import held_threads
+from pipeline.inputs import sources as inputs
+from pipeline.plan.placement import this_machine
+from pipeline.plan.tuning import held_threads
+from pipeline.run.archive import label_archive
+from pipeline.scoring.read_labels import read_predictions
+from pipeline.scoring.scores import Predictions
+from pipeline.synthetic.archive import SynthSettings, generate
 
 Say = Callable[[str], None]
 SEED = 606

@@ -17,18 +17,28 @@ import numpy as np
 
 from operators.errors import ConfigError
 from operators.records import ClipLabel, Source, clip_id
-from pipeline.archive import ask
-from pipeline.batching import Batcher
 from pipeline.bench.figures import Figure, Report, environment, measured, short
-from pipeline.doneset import DoneSet
-from pipeline.executor import Call, Executor, InlineExecutor, WorkerSpec
-from pipeline.labels_table import read_predictions
-from pipeline.messages import Advance, ClipRef, OpenRequest, PieceInfo, ReadReply, ReadRequest, Reply, StepRequest, Work
-from pipeline.metrics import RunMetrics, StageTime
-from pipeline.placement import this_machine
-from pipeline.runner import Runner, SourceFeed, StopRequest
-from pipeline.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Scheduler
-from pipeline.simulation import Simulated, simulate
+from pipeline.bench.simulation import Simulated, simulate
+from pipeline.plan.placement import this_machine
+from pipeline.run.archive import ask
+from pipeline.run.loop import Runner, SourceFeed, StopRequest
+from pipeline.run.metrics import RunMetrics, StageTime
+from pipeline.scoring.read_labels import read_predictions
+from pipeline.steering.batching import Batcher
+from pipeline.steering.done_set import DoneSet
+from pipeline.steering.executor import Call, Executor, InlineExecutor, WorkerSpec
+from pipeline.steering.messages import (
+    Advance,
+    ClipRef,
+    OpenRequest,
+    PieceInfo,
+    ReadReply,
+    ReadRequest,
+    Reply,
+    StepRequest,
+    Work,
+)
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Scheduler
 
 Say = Callable[[str], None]
 EXITS = (0.3805, 0.211, 0.1345, 0.112, 0.072, 0.0355, 0.0195, 0.035)
@@ -310,14 +320,14 @@ def null_run(clips: int, *, form: Form, executor: str) -> NullRun:
 def _executor(name: str) -> Executor:
     if name == "inline":
         return InlineExecutor()
-    from pipeline.ray_executor import RayExecutor
+    from pipeline.run.ray_executor import RayExecutor
 
     return RayExecutor(num_cpus=max(4, this_machine().num_cores), store_bytes=256 << 20)
 
 
 def _start(engine: Executor, out: Path) -> None:
     arguments = {"out": str(out), "run_id": "null", "resume": False, "retry_failed": False}
-    engine.start(WorkerSpec(stage=SINK, factory="pipeline.sink_worker:sink_worker", arguments=arguments))
+    engine.start(WorkerSpec(stage=SINK, factory="pipeline.run.sink_worker:sink_worker", arguments=arguments))
     ask(engine, Call(stage=SINK, worker=0, method="open", requests=()))
     ask(engine, Call(stage=SINK, worker=0, method="begin", requests=({},)))
     for stage, factory in ((SOURCE, "NullSource"), (STREAM, "NullStream"), (FOCUS, "NullFocus")):

@@ -23,12 +23,12 @@ import numpy as np
 
 from operators.errors import PipelineError
 from operators.records import Source
-from pipeline.archive import Told, label_archive
 from pipeline.bench.workloads import as_sources
 from pipeline.config import Config
-from pipeline.metrics import RunSummary
-from pipeline.resolve import Plan
-from pipeline.runner import Runner
+from pipeline.plan.resolve import Plan
+from pipeline.run.archive import Told, label_archive
+from pipeline.run.loop import Runner
+from pipeline.run.metrics import RunSummary
 
 Script = Callable[["Session"], Generator[Source, None, None]]
 

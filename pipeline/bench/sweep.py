@@ -24,7 +24,7 @@ from pipeline.bench.figures import Figure, Report, environment, measured, short
 from pipeline.bench.session import Burst, Session
 from pipeline.bench.workloads import CACHE, QUICK_SHORT, SHORT, Clips, make
 from pipeline.config import Config
-from pipeline.placement import this_machine
+from pipeline.plan.placement import this_machine
 
 Say = Callable[[str], None]
 CLIPS = ((10, 3), (100, 1), (1000, 1))

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from operators.encode import write_video
+from operators.media.encode import write_video
 from operators.records import Source, source_id
-from pipeline.pools import process_pool
+from pipeline.run.pools import process_pool
 
 CACHE = Path("out/bench/workloads")
 FORM = 3

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from operators.errors import ConfigError
+from operators.networks.tensors import Normalisation, to_tensor
 from operators.records import Source
-from operators.tensors import Normalisation, to_tensor
 from pipeline.training.frame_cache import FrameCache
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from operators.decode import Limits
 from operators.errors import ConfigError
+from operators.media.decode import Limits
+from operators.media.view import Viewer
 from operators.records import Source
-from operators.view import Viewer
-from pipeline import inputs
 from pipeline.config import Config
-from pipeline.labels_table import read_truth
-from pipeline.placement import this_machine
+from pipeline.inputs import sources as inputs
+from pipeline.plan.placement import this_machine
+from pipeline.scoring.read_labels import read_truth
 from pipeline.training import sequence
 from pipeline.training.clips import FrameTruth
 from pipeline.training.frame_cache import Read

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from operators import checkpoints
-from operators.backbones import build, fill
-from operators.checkpoints import Checkpoint
-from operators.classify import GRUClassifier
 from operators.errors import CheckpointError, ConfigError
-from operators.glance import resize_views
-from operators.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, SkipSpec
-from operators.network import Network
-from operators.tensors import Normalisation
+from operators.networks.backbones import build, fill
+from operators.networks.classify import GRUClassifier
+from operators.networks.glance import resize_views
+from operators.networks.network import Network
+from operators.networks.tensors import Normalisation
+from operators.weights import checkpoints
+from operators.weights.checkpoints import Checkpoint
+from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, SkipSpec
 from pipeline.training.clips import Clips, batches, normalised
 from pipeline.training.settings import Settings, TrainSettings
 from policies.recurrent import RecurrentPolicy, SkipHead

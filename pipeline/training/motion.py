@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from operators import checkpoints
-from operators.backbones import build
-from operators.classify import AverageClassifier
-from operators.glance import resize_views
-from operators.header import ClassifierSpec, Header, NetworkSpec, PolicySpec
+from operators.networks.backbones import build
+from operators.networks.classify import AverageClassifier
+from operators.networks.glance import resize_views
 from operators.records import Observation
+from operators.weights import checkpoints
+from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec
 from pipeline.training.clips import Augmentation, Clips, batches, cut, load_views, normalised
 from pipeline.training.model import Parts, place_on
 from pipeline.training.optimise import half_precision

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from operators.compiled import can_compile
+from operators.networks.compiled import can_compile
 from pipeline.training.journal import Diverged
 from pipeline.training.settings import Optimiser, Supervised, TrainSettings
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from operators.errors import SourceError, StageError
-from operators.plan import Sampling
+from operators.media.frame_plan import Sampling
+from operators.media.view import Viewer
 from operators.records import FrameBatch, Source
-from operators.view import Viewer
-from pipeline.pools import process_pool
+from pipeline.run.pools import process_pool
 from pipeline.training.frame_cache import ClipFrames, Read
 
 if TYPE_CHECKING:
-    from operators.decode import Limits
+    from operators.media.decode import Limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ class ClipReader:
 
     def __call__(self, source: Source) -> ClipFrames:
         # Stages can be trained where there is no decoder, from frames that are there already.
-        from operators.decode import FileReader
+        from operators.media.decode import FileReader
 
         # Two samples cost one decode: inference's frames, and a denser one to draw from.
         dense = self.num_steps * self.candidates if self.candidates > 1 else None

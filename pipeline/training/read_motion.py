@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from operators.plan import Sampling
+from operators.media.frame_plan import Sampling
+from operators.media.view import Viewer
 from operators.records import Source
-from operators.view import Viewer
 from pipeline.training.frame_cache import ClipFrames, choose_candidates
 from pipeline.training.read_clips import only_batch
 
 if TYPE_CHECKING:
-    from operators.decode import Limits
+    from operators.media.decode import Limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class MotionReader:
 
     def __call__(self, source: Source) -> ClipFrames:
         # Stages can be trained where there is no decoder, from frames that are there already.
-        from operators.decode import FileReader
+        from operators.media.decode import FileReader
 
         sampling = Sampling(num_frames=self.num_glance, num_focus_frames=self.num_focus, pad=self.pad)
         if self.candidates > 1:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.classify import join_features
+from operators.networks.classify import join_features
 from pipeline.training.clips import Augmentation, Clips, batches, cut, load_views, normalised
 from pipeline.training.model import Glances, Parts, glance_at
 from pipeline.training.optimise import half_precision

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from operators import checkpoints
 from operators.errors import ConfigError, StageError
 from operators.records import Source
-from pipeline.plots import draw_training
+from operators.weights import checkpoints
+from pipeline.scoring.plots import draw_training
 from pipeline.training.clips import Clips, FrameTruth, label_numbers, make_clips
 from pipeline.training.frame_cache import FrameCache, Read, ReadMany, open_cache
 from pipeline.training.journal import Diverged, Journal, Progress, read_metrics

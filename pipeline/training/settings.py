@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from operators.errors import ConfigError
-from operators.header import Preprocessing
+from operators.weights.header import Preprocessing
 from policies.rewards import RewardKind
 
 Stage = Literal["0a", "0b", "1", "2", "3", "skip", "full"]

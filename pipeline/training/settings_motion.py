@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from operators.header import Preprocessing
+from operators.weights.header import Preprocessing
 from pipeline.training.settings import Networks, Optimiser, PolicyStage, Supervised, TrainSettings
 
 STAGES_OF_MOTION = ("0a", "0b", "1", "2", "3")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from operators.errors import CheckpointError
-from operators.network import Network
+from operators.networks.network import Network
 from pipeline.training.clips import (
     Augmentation,
     Clips,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from operators import checkpoints
-from operators.backbones import fill
 from operators.errors import CheckpointError, ConfigError
+from operators.networks.backbones import fill
 from operators.records import Observation
+from operators.weights import checkpoints
 from pipeline.training.clips import (
     Augmentation,
     Clips,

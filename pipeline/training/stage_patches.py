@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from operators.classify import join_features
+from operators.networks.classify import join_features
 from pipeline.training.clips import (
     Augmentation,
     Clips,

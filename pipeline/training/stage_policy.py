@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.classify import join_features
+from operators.networks.classify import join_features
 from pipeline.training.clips import (
     Augmentation,
     Clips,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from operators.classify import join_features
+from operators.networks.classify import join_features
 from pipeline.training.clips import Clips, batches, seeded
 from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts

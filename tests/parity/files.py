@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from parity.weights import value
+from tests.parity.weights import value
 
 HERE = Path(__file__).parent
 

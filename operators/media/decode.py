@@ -1,0 +1,453 @@
+"""Files, still images and folders of images -> views of the wanted frames, window by window.
+
+Two ways lead to a frame of a video. The planned one seeks to the groups of pictures that hold wanted frames, and only
+where a file is as regular as the plan assumes; every frame that comes out is checked against the plan. At the first
+surprise the other way is taken, which decodes everything and counts: slow, and always right.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from operators.errors import SourceError
+from operators.media import bitstream, stills
+from operators.media.container import Decoder, Irregular, Tally
+from operators.media.cut import Shot, Timeline, cut_batches
+from operators.media.frame_plan import (
+    NO_PTS,
+    Group,
+    PacketTable,
+    Sampling,
+    WindowPlan,
+    decode_plan,
+    frame_seconds,
+    groups_of_pictures,
+    irregularity,
+    keyframe_plan,
+    monotone_seconds,
+    show_order,
+    table_times,
+    whole_plan,
+    window_plans,
+)
+from operators.media.indexing import PROGRESSIVE, index_table, read_table, read_times, times_promised
+from operators.media.opening import Limits, head_of, missing_decoders
+from operators.media.view import Orientation, Viewer
+from operators.records import FrameBatch, Media, Source
+
+__all__ = ["FileReader", "Limits", "Sampling", "missing_decoders"]
+
+
+class FileReader:
+    """Reads one file, image or folder of images; a context manager that owns what is open and its threads.
+
+    `read` gives a FrameBatch whenever windows are complete, and None in between after a few decoded frames, so that
+    the caller can see that it lives. What is wrong with the source is a SourceError with its code.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        sampling: Sampling,
+        viewer: Viewer,
+        clock: Callable[[], float],
+        limits: Limits | None = None,
+        num_threads: int = 1,
+        first_window: int = 0,
+    ) -> None:
+        """`clock` gives Unix seconds. `num_threads` single-threaded decoders work side by side where groups of
+        pictures allow it. Windows before `first_window` were done before and are left out."""
+        self._source = source
+        self._sampling = sampling
+        self._viewer = viewer
+        self._limits = limits or Limits()
+        self._num_threads = max(1, num_threads)
+        self._clock = clock
+        self._first_window = first_window
+        self._next_window = first_window
+        self._open: list[Decoder] = []
+        self._threads: list[threading.Thread] = []
+        self._must_stop = threading.Event()
+        self._opened_unix_s = 0.0
+
+    def __enter__(self) -> FileReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops what runs and closes what is open; a second call does nothing."""
+        self._stop_threads()
+        while self._open:
+            self._open.pop().close()
+
+    def _stop_threads(self) -> None:
+        self._must_stop.set()
+        while self._threads:
+            self._threads.pop().join()
+        self._must_stop.clear()
+
+    def read(self) -> Iterator[FrameBatch | None]:
+        """Batches in the order of time, None in between. Once per reader. Raises SourceError."""
+        self._opened_unix_s = began = self._clock()
+        spent = 0.0
+        items = self._items()
+        while True:
+            item = next(items, _END)
+            # The time that the caller takes between two items is not decoding.
+            spent += self._clock() - began
+            if item is _END:
+                return
+            if isinstance(item, FrameBatch):
+                self._next_window += len(item.windows)
+                yield replace(item, decode_s=spent)
+                spent = 0.0
+            else:
+                yield None
+            began = self._clock()
+
+    def _items(self) -> Iterator[FrameBatch | None]:
+        path = self._source.uri
+        if self._source.media is Media.FRAMES or os.path.isdir(path):
+            yield from self._folder(path)
+            return
+        kind = bitstream.image_kind(head_of(path))
+        if kind is not None:
+            yield from self._still(path)
+        else:
+            yield from self._video(path)
+
+    # Images
+
+    def _still(self, path: str) -> Iterator[FrameBatch | None]:
+        pixels, orientation = stills.read_image(path, max_pixels=self._limits.max_pixels)
+        shot = self._image_shot(pixels, orientation, wanted=0, shown=0)
+        timeline = Timeline(num_frames=1, duration_s=0.0, seconds=lambda shot: 0.0)
+        yield from self._cut([whole_plan(1, 0.0, self._sampling)], [shot], timeline)
+
+    def _folder(self, path: str) -> Iterator[FrameBatch | None]:
+        paths = stills.frame_paths(path)
+        times = np.arange(len(paths)) / stills.FOLDER_FPS
+        duration_s = len(paths) / stills.FOLDER_FPS
+        num_corrupt = 0
+
+        def shots(wanted: Sequence[int]) -> Iterator[Shot | None]:
+            nonlocal num_corrupt
+            known = -1
+            for frame in wanted:
+                for shown in range(frame, known, -1):
+                    try:
+                        image = stills.read_image(paths[shown], max_pixels=self._limits.max_pixels)
+                    except SourceError as exc:
+                        if exc.code == "too_large":
+                            raise
+                        num_corrupt += 1
+                        yield None
+                        continue
+                    known = shown
+                    yield self._image_shot(*image, wanted=frame, shown=shown)
+                    break
+                yield None
+
+        plans = self._plans(len(paths), times, duration_s)
+        timeline = Timeline(
+            num_frames=len(paths),
+            duration_s=duration_s,
+            seconds=lambda shot: float(times[shot.shown]),
+            num_corrupt=lambda: num_corrupt,
+        )
+        yield from self._cut(plans, shots(_wanted(plans)), timeline)
+
+    def _image_shot(self, pixels: np.ndarray, orientation: Orientation, *, wanted: int, shown: int) -> Shot:
+        return Shot(
+            wanted=wanted,
+            shown=shown,
+            pixels=self._viewer(pixels, orientation),
+            pts=None,
+            size=(pixels.shape[0], pixels.shape[1]),
+            orientation=orientation,
+        )
+
+    # Video
+
+    def _video(self, path: str) -> Iterator[FrameBatch | None]:
+        yield None
+        decoder = self._decoder(1)
+        yield None
+        shape = bitstream.file_shape(path)
+        table: PacketTable | None = None
+        trouble: str | None = None
+        promised = 1.0
+        if self._sampling.kind == "whole":
+            table = yield from index_table(decoder, shape)
+            if table is not None and self._sampling.seek == "exact":
+                frames = whole_plan(table.num_frames, 0.0, self._sampling).frames.tolist()
+                table = table if (yield from read_times(decoder, table, frames)) else None
+        if table is None:
+            decoder = self._decoder(1)
+            table, trouble = yield from read_table(decoder)
+            if not len(table) and decoder.has_failed:
+                raise SourceError(f"{path} cannot be read: not one of its pictures comes", "corrupt")
+            if not len(table):
+                raise SourceError(f"{path} has a video stream without a single picture", "no_frames")
+            promised = times_promised(decoder, shape, len(table))
+            if promised > 1.0:
+                trouble = trouble or "the file breaks off"
+            trouble = trouble or irregularity(table)
+        if self._sampling.seek == "keyframe" and (yield from self._try_keyframes(decoder, table, promised)):
+            return
+        if trouble is None and table.pts[0] != NO_PTS:
+            try:
+                yield from self._planned(decoder, table)
+                return
+            except Irregular:
+                pass
+        yield from self._everything(table, shape, promised)
+
+    def _decoder(self, num_threads: int) -> Decoder:
+        decoder = Decoder(self._source.uri, self._limits, self._viewer, num_threads=num_threads)
+        self._open.append(decoder)
+        return decoder
+
+    def _plans(self, num_frames: int, times: np.ndarray | None, duration_s: float) -> list[WindowPlan]:
+        if duration_s > self._limits.max_duration_s:
+            raise SourceError(
+                f"{self._source.shown_uri} lasts {duration_s:.0f} s, more than {self._limits.max_duration_s:.0f}",
+                "too_large",
+            )
+        if self._sampling.kind == "whole" or times is None:
+            return [whole_plan(num_frames, duration_s, self._sampling)]
+        return list(window_plans(times, duration_s, self._sampling, self._next_window))
+
+    def _cut(
+        self, plans: Sequence[WindowPlan], shots: Iterable[Shot | None], timeline: Timeline
+    ) -> Iterator[FrameBatch | None]:
+        return cut_batches(
+            source=self._source,
+            plans=plans,
+            shots=shots,
+            timeline=timeline,
+            viewer=self._viewer,
+            max_bytes=self._limits.max_batch_bytes,
+            opened_unix_s=self._opened_unix_s,
+        )
+
+    def _planned(self, decoder: Decoder, table: PacketTable) -> Iterator[FrameBatch | None]:
+        """The wanted frames and nothing else. Raises Irregular."""
+        tick = decoder.seconds_per_tick
+        times, duration_s = table_times(table, tick)
+        plans = self._plans(table.num_frames, times, duration_s)
+        groups = decode_plan(table, _wanted(plans))
+        origin = int(table.pts[show_order(table, *groups_of_pictures(table, [0])[0])[0]])
+        timeline = Timeline(
+            num_frames=table.num_frames,
+            duration_s=duration_s,
+            seconds=lambda shot: (shot.pts - origin) * tick if shot.pts is not None else 0.0,
+        )
+        shots = self._shots(decoder, table, groups, is_strict=True)
+        yield from self._cut(plans, shots, timeline)
+
+    def _shots(
+        self, decoder: Decoder, table: PacketTable, groups: Sequence[Group], *, is_strict: bool
+    ) -> Iterator[Shot | None]:
+        """Shots of all groups in their order. Raises Irregular; without `is_strict` what fails is left out."""
+        if self._num_threads > 1 and len(groups) > 1 and self._sampling.kind == "whole":
+            yield from self._side_by_side(decoder, table, groups, is_strict=is_strict)
+            return
+        # Windows want most groups, and their views as they come; one group has no neighbour.
+        decoder.use_threads(self._num_threads if is_strict else 1)
+        for group in groups:
+            yield from self._group(decoder, table, group, is_strict=is_strict)
+
+    def _group(self, decoder: Decoder, table: PacketTable, group: Group, *, is_strict: bool) -> Iterator[Shot | None]:
+        try:
+            yield from decoder.group(table, group, is_strict=is_strict)
+        except Irregular:
+            if is_strict:
+                raise
+
+    def _side_by_side(
+        self, decoder: Decoder, table: PacketTable, groups: Sequence[Group], *, is_strict: bool
+    ) -> Iterator[Shot | None]:
+        """As many decoders as threads, each taking the next group that nobody has."""
+        news: queue.SimpleQueue[tuple[int, list[Shot]] | BaseException | None] = queue.SimpleQueue()
+        untaken = iter(range(len(groups)))
+        lock = threading.Lock()
+
+        def work(own: Decoder | None) -> None:
+            try:
+                mine = own or Decoder(self._source.uri, self._limits, self._viewer, num_threads=1)
+                try:
+                    while not self._must_stop.is_set():
+                        with lock:
+                            number = next(untaken, None)
+                        if number is None:
+                            return
+                        shots = []
+                        for item in self._group(mine, table, groups[number], is_strict=is_strict):
+                            if item is not None:
+                                shots.append(item)
+                            else:
+                                news.put(None)
+                            if self._must_stop.is_set():
+                                return
+                        news.put((number, shots))
+                finally:
+                    if own is None:
+                        mine.close()
+            except BaseException as exc:
+                news.put(exc)
+
+        for i in range(min(self._num_threads, len(groups))):
+            thread = threading.Thread(target=work, args=(decoder if i == 0 else None,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        found: dict[int, list[Shot]] = {}
+        due = 0
+        try:
+            while due < len(groups):
+                item = news.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    yield None
+                    continue
+                found[item[0]] = item[1]
+                while due in found:
+                    yield from found.pop(due)
+                    due += 1
+        finally:
+            self._stop_threads()
+
+    def _try_keyframes(
+        self, decoder: Decoder, table: PacketTable, promised: float
+    ) -> Generator[FrameBatch | None, None, bool]:
+        """Batches of keyframes; whether there were any."""
+        num_failures = int(decoder.has_failed)
+        tick = decoder.seconds_per_tick
+        times, duration_s = table_times(table, tick)
+        plans = self._plans(table.num_frames, times, duration_s)
+        # A keyframe coded as two fields is two packets.
+        is_fields = decoder.context.field_order not in PROGRESSIVE
+        instead, groups = keyframe_plan(table, _wanted(plans), packets_per_frame=2 if is_fields else 1)
+        if not groups:
+            return False
+        plans = [plan.showing(instead) for plan in plans]
+        place = {group.frames[0]: i for i, group in enumerate(groups)}
+        missing = 0
+
+        def shots() -> Iterator[Shot | None]:
+            nonlocal missing
+            received = 0
+            for item in self._shots(decoder, table, groups, is_strict=False):
+                if item is not None:
+                    missing = place[item.wanted] - received
+                    received += 1
+                yield item
+            missing = len(groups) - received
+
+        timeline = Timeline(
+            num_frames=table.num_frames,
+            duration_s=duration_s,
+            seconds=lambda shot: float(times[shot.shown]),
+            promised_frames=self._promised_frames(promised, table.num_frames),
+            num_corrupt=lambda: missing + num_failures,
+        )
+        try:
+            yield from self._cut(plans, shots(), timeline)
+        except SourceError:
+            # No keyframe of this file can be decoded by itself.
+            return False
+        return True
+
+    def _promised_frames(self, promised: float, num_frames: int) -> int:
+        """A window is one of what there is, and complete; of the whole a part may be missing."""
+        return round(promised * num_frames) if self._sampling.kind == "whole" else 0
+
+    def _everything(
+        self, table: PacketTable, shape: bitstream.FileShape, promised: float
+    ) -> Iterator[FrameBatch | None]:
+        """Decodes all frames, so that they can be counted; always right."""
+        path = self._source.uri
+        tally = Tally()
+        guesses: set[int] = set()
+        if self._sampling.kind == "whole":
+            # The count is nearly always that of the packets, or a little less: with the frames that are wanted then
+            # kept on the way, one pass does.
+            for count in range(max(1, table.num_frames - 2), table.num_frames + 1):
+                guesses.update(whole_plan(count, 0.0, self._sampling).frames.tolist())
+        decoder = self._decoder(self._num_threads)
+        pts: list[int | None] = []
+        found: dict[int, Shot] = {}
+        good: tuple[int, Any] | None = None
+        for item in decoder.everything(tally):
+            if item is None:
+                yield None
+                continue
+            number, frame = item
+            pts.append(frame.pts)
+            if frame.is_corrupt:
+                tally.num_corrupt += 1
+            else:
+                good = item
+            if number in guesses and good is not None:
+                found[number] = decoder.shot(good[1], number, good[0])
+        if not pts:
+            raise SourceError(f"{path}: not one of its {len(table)} pictures can be decoded", "corrupt")
+        if good is None:
+            raise SourceError(f"{path}: all of its {len(pts)} pictures are corrupt", "corrupt")
+        times = monotone_seconds(pts, decoder.seconds_per_tick)
+        duration_s = float(times[-1]) + frame_seconds(times)
+        plans = self._plans(len(pts), times, duration_s)
+        wanted = _wanted(plans)
+        shots: Iterable[Shot | None] = [found[frame] for frame in wanted if frame in found]
+        if not found.keys() >= set(wanted):
+            shots = self._pick(set(wanted))
+        num_lost = max(0, table.num_frames - len(pts)) if tally.num_errors else 0
+        if tally.num_packets > len(table):
+            # This time reading went farther.
+            promised = times_promised(decoder, shape, tally.num_packets)
+        timeline = Timeline(
+            num_frames=len(pts),
+            duration_s=duration_s,
+            seconds=lambda shot: float(times[shot.shown]),
+            promised_frames=self._promised_frames(promised, len(pts) + num_lost),
+            num_corrupt=lambda: tally.num_errors + tally.num_corrupt,
+        )
+        yield from self._cut(plans, shots, timeline)
+
+    def _pick(self, wanted: set[int]) -> Iterator[Shot | None]:
+        """A second pass over everything, for frames whose numbers only the first one told."""
+        decoder = self._decoder(self._num_threads)
+        last = max(wanted)
+        good: tuple[int, Any] | None = None
+        for item in decoder.everything(Tally()):
+            if item is None:
+                yield None
+                continue
+            if not item[1].is_corrupt:
+                good = item
+            if item[0] in wanted and good is not None:
+                yield decoder.shot(good[1], item[0], good[0])
+            if item[0] >= last:
+                return
+
+
+_END = object()
+
+
+def _wanted(plans: Sequence[WindowPlan]) -> list[int]:
+    """The distinct frame numbers of all plans, ascending."""
+    return np.unique(np.concatenate([plan.frames for plan in plans])).tolist() if plans else []

@@ -1,0 +1,113 @@
+"""Opening files safely: local ones of known kinds only, within limits, and a code for what is wrong with the others."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import av
+from av.container.input import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from operators.errors import SourceError
+from operators.media import bitstream
+from operators.passwords import without_password
+
+# PyAV's log callback wants the interpreter lock from inside native code: with it off, nothing can wait on it.
+av.logging.set_level(None)
+
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,dv,ivf,nut,gif,h264,hevc,m4v,"
+    "obu,yuv4mpegpipe,rm,wtv"
+)
+"""Containers that may be opened: none of them names other files. Playlists, scripts and session descriptions do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a source may demand; more is `too_large`."""
+
+    max_pixels: int = 1 << 26
+    max_duration_s: float = 86_400.0
+    max_streams: int = 64
+    max_batch_bytes: int = 64 << 20
+    """Views in one FrameBatch; a single clip's views may exceed it."""
+
+
+def open_media(path: str, limits: Limits) -> InputContainer:
+    """Opens a local file and nothing else, whatever is written in it. Raises SourceError."""
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": FORMATS,
+        "max_streams": str(limits.max_streams),
+        "max_pixels": str(limits.max_pixels),
+    }
+    try:
+        # The prefix keeps a name like "concat:a|b" a name.
+        return av.open(f"file:{path}", options=options, metadata_errors="replace")
+    except FileNotFoundError as exc:
+        raise SourceError(f"{path} does not exist", "missing") from exc
+    except MemoryError as exc:
+        raise SourceError(f"{path} has more than {limits.max_streams} streams", "too_large") from exc
+    except OSError as exc:
+        raise SourceError(f"{path} cannot be read: {exc.strerror}", "missing") from exc
+    except (av.FFmpegError, UnicodeError) as exc:
+        if bitstream.file_shape(path).is_media:
+            raise SourceError(f"{path} is a container whose index is missing or broken", "corrupt") from exc
+        raise SourceError(f"{path} is not a video of a known kind", "not_media") from exc
+
+
+def missing_decoders(names: Iterable[str]) -> list[str]:
+    """The codecs of these, by FFmpeg's names, that cannot be decoded here."""
+    missing = []
+    for name in names:
+        try:
+            av.Codec(name, "r")
+        except ValueError:
+            missing.append(name)
+    return missing
+
+
+def head_of(path: str) -> bytes:
+    """The first bytes of a file that is there and has some. Raises SourceError."""
+    if "://" in path:
+        raise SourceError(f"{without_password(path)} is not a local file; download it first", "missing")
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise SourceError(f"{path} is not a file", "not_media")
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise SourceError(f"{path} does not exist", "missing") from exc
+    except (OSError, ValueError) as exc:
+        raise SourceError(f"{path} cannot be read: {exc}", "missing") from exc
+    if not head:
+        raise SourceError(f"{path} is empty", "empty")
+    return head
+
+
+def first_video(container: InputContainer, path: str, limits: Limits) -> VideoStream:
+    """The first video stream that is not an attached picture. Raises SourceError."""
+    if len(container.streams) > limits.max_streams:
+        raise SourceError(f"{path} has {len(container.streams)} streams, more than {limits.max_streams}", "too_large")
+    for stream in container.streams.video:
+        if stream.disposition & Disposition.attached_pic:
+            continue
+        context = stream.codec_context
+        if context is None:
+            raise SourceError(f"{path} holds video in a codec that FFmpeg cannot decode here", "unsupported_codec")
+        if context.width * context.height > limits.max_pixels:
+            raise SourceError(
+                f"{path} is {context.width}x{context.height}, more than {limits.max_pixels} pixels",
+                "too_large",
+            )
+        return stream
+    raise SourceError(f"{path} has no video, only {_kinds(container)}", "no_video")
+
+
+def _kinds(container: InputContainer) -> str:
+    kinds = sorted({"cover art" if stream.type == "video" else stream.type for stream in container.streams})
+    return " and ".join(kinds) or "no streams at all"

@@ -1,0 +1,91 @@
+"""Still images, and folders of numbered images that are one video -> RGB pixels.
+
+Images go through OpenCV, whose libjpeg gives the very pixels that Pillow gives: the published frames are JPEG files
+read with Pillow, and FFmpeg's own JPEG decoder differs by up to three levels. Imported at the first image, as the
+other sources do without it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from operators.errors import SourceError
+from operators.media.bitstream import exif_orientation, image_kind, image_size, is_whole_image
+from operators.media.view import Orientation
+
+IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png"))
+FOLDER_FPS = 25.0
+"""Numbered images have no times; the published lists count them at the usual rate of a video."""
+
+_ORIENTATIONS = {
+    # EXIF's number: (rotation clockwise, mirrored first)
+    1: (0, False),
+    2: (0, True),
+    3: (180, False),
+    4: (180, True),
+    5: (270, True),
+    6: (90, False),
+    7: (90, True),
+    8: (270, False),
+}
+
+
+def natural_key(name: str) -> tuple[tuple[int, str], ...]:
+    """Sorts img_2 before img_10."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name))
+
+
+def frame_paths(folder: str | Path) -> list[Path]:
+    """The images of a folder in the order of their numbers. Raises SourceError where there are none."""
+    path = Path(folder)
+    try:
+        names = [entry.name for entry in os.scandir(path) if entry.is_file()]
+    except FileNotFoundError as exc:
+        raise SourceError(f"{path} does not exist", "missing") from exc
+    except OSError as exc:
+        raise SourceError(f"{path} cannot be listed: {exc.strerror}", "missing") from exc
+    images = [
+        name
+        for name in names
+        if os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
+        and any(character.isdecimal() for character in name)
+        and not name.startswith(".")
+    ]
+    if not images:
+        raise SourceError(f"{path} holds no numbered images (image_00001.jpg, ...)", "no_frames")
+    return [path / name for name in sorted(images, key=natural_key)]
+
+
+def read_image(path: str | Path, *, max_pixels: int) -> tuple[np.ndarray, Orientation]:
+    """(uint8 RGB [H,W,3] as stored, how it is to be shown). Raises SourceError."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as exc:
+        raise SourceError(f"{path} does not exist", "missing") from exc
+    except OSError as exc:
+        raise SourceError(f"{path} cannot be read: {exc.strerror}", "missing") from exc
+    if not data:
+        raise SourceError(f"{path} is empty", "empty")
+    if image_kind(data) is None:
+        raise SourceError(f"{path} is neither a JPEG nor a PNG image", "not_media")
+    size = image_size(data)
+    if size is None:
+        raise SourceError(f"{path} breaks off in its header", "corrupt")
+    if size[0] * size[1] > max_pixels:
+        raise SourceError(f"{path} is {size[0]}x{size[1]}, more than {max_pixels} pixels", "too_large")
+    if not is_whole_image(data):
+        raise SourceError(f"{path} breaks off before its end", "corrupt")
+    import cv2
+
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as exc:
+        raise SourceError(f"{path} cannot be decoded: {exc.err}", "corrupt") from exc
+    if pixels is None:
+        raise SourceError(f"{path} cannot be decoded", "corrupt")
+    rotation, is_mirrored = _ORIENTATIONS[exif_orientation(data)]
+    return np.asarray(pixels, np.uint8), Orientation(rotation=rotation, is_mirrored=is_mirrored)

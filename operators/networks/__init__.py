@@ -1,0 +1,1 @@
+"""The networks, how they are run, and what they cost."""

@@ -1,0 +1,87 @@
+"""The one place where a backbone is made from its name, and where weights become a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from operators.errors import CheckpointError
+from operators.networks.mobilenet import MobileNetV2, MobileNetV3Large
+from operators.networks.network import Network, of_zeros
+from operators.networks.resnet import ResNet50
+from operators.networks.small import small_focus, small_glance
+
+
+def _mobilenet_v3_large_100(*, num_segments: int = 0, num_classes: int = 0) -> Network:
+    return MobileNetV3Large(width=1.0, num_segments=num_segments, num_classes=num_classes)
+
+
+def _mobilenet_v3_large_125(*, num_segments: int = 0, num_classes: int = 0) -> Network:
+    return MobileNetV3Large(width=1.25, num_segments=num_segments, num_classes=num_classes)
+
+
+BACKBONES: dict[str, Callable[..., Network]] = {
+    "mobilenet_v2": MobileNetV2,
+    "resnet50": ResNet50,
+    "mobilenetv3_large_100": _mobilenet_v3_large_100,
+    "mobilenetv3_large_125": _mobilenet_v3_large_125,
+    "small_glance": small_glance,
+    "small_focus": small_focus,
+}
+
+
+def build(name: str, *, num_segments: int = 0, num_classes: int = 0) -> Network:
+    """A backbone with fresh weights. `num_segments`: temporal shift over clips of so many frames; 0 for none.
+
+    `num_classes`: size of its own linear head; 0 for none.
+    """
+    if name not in BACKBONES:
+        raise CheckpointError(f"backbone {name!r} is not known; there are {', '.join(BACKBONES)}")
+    return BACKBONES[name](num_segments=num_segments, num_classes=num_classes)
+
+
+def empty(name: str, *, num_segments: int = 0, num_classes: int = 0) -> Network:
+    """A backbone of zeros, which takes as long as any other and no time to make."""
+    with torch.device("meta"):
+        network = build(name, num_segments=num_segments, num_classes=num_classes)
+    return of_zeros(network)
+
+
+def restore(name: str, weights: Mapping[str, Tensor], *, num_segments: int = 0, num_classes: int = 0) -> Network:
+    """A backbone with the given weights, which it shares until they are changed or moved."""
+    with torch.device("meta"):
+        network = build(name, num_segments=num_segments, num_classes=num_classes)
+    fill(network, weights, name)
+    return network
+
+
+def fill(module: torch.nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Gives a module its weights, missing and misshapen ones named; counters of batch norm may be absent.
+
+    A module on the meta device takes the tensors themselves, any other copies them.
+    """
+    wanted = module.state_dict()
+    given = dict(weights)
+    for key, tensor in wanted.items():
+        if key.endswith("num_batches_tracked"):
+            given.setdefault(key, torch.zeros(tensor.shape, dtype=tensor.dtype))
+    missing = [key for key in wanted if key not in given]
+    if missing:
+        raise CheckpointError(f"weights of {what} lack {_some(missing)}")
+    unknown = [key for key in given if key not in wanted]
+    if unknown:
+        raise CheckpointError(f"weights of {what} hold {_some(unknown)}, for which it has no place")
+    for key, tensor in wanted.items():
+        if given[key].shape != tensor.shape:
+            raise CheckpointError(
+                f"{key} of {what} has shape {tuple(given[key].shape)}, but {tuple(tensor.shape)} is needed"
+            )
+    is_meta = any(tensor.is_meta for tensor in wanted.values())
+    module.load_state_dict(given, assign=is_meta)
+
+
+def _some(keys: list[str], limit: int = 4) -> str:
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return ", ".join(keys[:limit]) + more

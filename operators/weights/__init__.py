@@ -1,0 +1,1 @@
+"""Checkpoints: the project's own form and the published ones."""

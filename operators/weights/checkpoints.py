@@ -1,0 +1,224 @@
+"""Weights in files: this project's own form, which says by itself how to run it, and the published ones."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from operators.errors import CheckpointError
+from operators.networks.backbones import fill, restore
+from operators.networks.classify import Classifier, build_classifier
+from operators.networks.network import Network
+from operators.weights import published
+from operators.weights.header import (
+    ClassifierSpec,
+    Header,
+    NetworkSpec,
+    PolicySpec,
+    Preprocessing,
+    SkipSpec,
+)
+
+__all__ = [
+    "Checkpoint",
+    "ClassifierSpec",
+    "Header",
+    "NetworkSpec",
+    "PolicySpec",
+    "Preprocessing",
+    "SkipSpec",
+    "load",
+    "load_backbone",
+    "save",
+]
+
+SECTIONS = ("glancer", "focuser", "classifier", "policy", "skip")
+_HEADER_KEY = "saccade"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A header and the weights of each part that the file holds."""
+
+    header: Header
+    sections: dict[str, dict[str, Tensor]]
+    """A subset of SECTIONS."""
+    path: str = "checkpoint"
+
+    @functools.cached_property
+    def model_id(self) -> str:
+        """32 hex digits: a hash of all names, shapes and values. The header's texts do not count."""
+        digest = hashlib.sha256()
+        for section in sorted(self.sections):
+            for key, tensor in sorted(self.sections[section].items()):
+                if key.endswith("num_batches_tracked"):
+                    continue
+                digest.update(f"{section}.{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+                tensor = tensor.detach().cpu()
+                # NumPy has no bfloat16; its bits are those of an int16.
+                values = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+                digest.update(values.numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def require(self, section: str, purpose: str) -> dict[str, Tensor]:
+        """The weights of a part, or a CheckpointError that names it and what it was wanted for."""
+        if section not in self.sections:
+            there = ", ".join(name for name in SECTIONS if name in self.sections) or "nothing"
+            raise CheckpointError(
+                f"{self.path} has no {section}, which {purpose} needs; it holds {there}. "
+                "Take a checkpoint of a later training stage, or settings that do without"
+            )
+        return self.sections[section]
+
+    def glance_network(self, purpose: str = "a glance") -> Network:
+        return self._network("glancer", self.header.glance, purpose)
+
+    def focus_network(self, purpose: str = "a focus") -> Network:
+        return self._network("focuser", self.header.focus, purpose)
+
+    def _network(self, section: str, spec: NetworkSpec | None, purpose: str) -> Network:
+        weights = self.require(section, purpose)
+        if spec is None:
+            raise CheckpointError(f"{self.path} has weights of a {section}, but its header does not describe one")
+        return restore(spec.name, weights, num_segments=spec.num_segments, num_classes=spec.num_classes)
+
+    def classifier_module(self, *, dropout: float = 0.0, purpose: str = "a label") -> Classifier:
+        weights = self.require("classifier", purpose)
+        spec = self.header.classifier
+        if spec is None:
+            raise CheckpointError(f"{self.path} has weights of a classifier, but its header does not describe one")
+        with torch.device("meta"):
+            classifier = build_classifier(
+                spec.kind,
+                in_features=spec.in_features,
+                num_classes=spec.num_classes,
+                hidden=spec.hidden,
+                num_steps=self.header.num_steps,
+                dropout=dropout,
+            )
+        fill(classifier, weights, f"the classifier of {self.path}")
+        return classifier.eval()
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a checkpoint of any known form. Nothing in the file is executed; a file that asks for that is refused."""
+    shown = os.fspath(path)
+    if _form(shown) == "own":
+        return _load_own(shown)
+    header, sections = published.read(_load_torch(shown), shown)
+    # What is used is copied out of the mapped file, which may be replaced while a run goes on.
+    sections = {name: {key: tensor.clone() for key, tensor in part.items()} for name, part in sections.items()}
+    return Checkpoint(header=header, sections=sections, path=shown)
+
+
+def load_backbone(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights of a single network to begin training from: image classification or TSM pre-training files."""
+    shown = os.fspath(path)
+    if _form(shown) == "own":
+        raise CheckpointError(f"{shown} is a whole checkpoint of this project; a single network's file is needed here")
+    weights = published.backbone_weights(_load_torch(shown), shown)
+    return {key: tensor.clone() for key, tensor in weights.items()}
+
+
+def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint whole or not at all: beside its place first, then renamed over it."""
+    unknown = [name for name in checkpoint.sections if name not in SECTIONS]
+    if unknown:
+        raise ValueError(f"section {unknown[0]!r} is not one of {SECTIONS}")
+    target = Path(path)
+    tensors = {
+        f"{section}.{key}": tensor.detach().cpu().contiguous()
+        for section, weights in checkpoint.sections.items()
+        for key, tensor in weights.items()
+    }
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Not save_file: what it writes only its owner may read.
+        with open(aside, "wb") as file:
+            file.write(safetensors.torch.save(tensors, metadata={_HEADER_KEY: checkpoint.header.to_json()}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, target)
+    except (OSError, safetensors.SafetensorError) as exc:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise CheckpointError(f"{target} cannot be written: {exc}") from exc
+
+
+def _form(path: str) -> Literal["own", "torch"]:
+    """By content, not by name: eight bytes of a length then JSON, or an archive or pickle of torch.save."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as exc:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {exc.strerror or exc}") from exc
+    if start[8:9] == b"{":
+        return "own"
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "torch"
+    raise CheckpointError(f"{path} is no checkpoint: neither a safetensors file nor one that torch.save wrote")
+
+
+def _load_own(path: str) -> Checkpoint:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            if _HEADER_KEY not in metadata:
+                raise CheckpointError(
+                    f"{path} has no header of this project in its metadata, so nothing says how to run it"
+                )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as exc:
+        raise CheckpointError(f"{path} is damaged: {exc}") from exc
+    sections: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = tensor
+    return Checkpoint(header=Header.from_json(metadata[_HEADER_KEY]), sections=sections, path=path)
+
+
+# NumPy's numbers, which accuracies in published files may be, under their names before and after NumPy 2.
+_number = np.float64(0).__reduce__()[0]
+_PLAIN_NUMBERS: list[Any] = [
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
+]
+
+
+def _load_torch(path: str) -> Any:
+    try:
+        with torch.serialization.safe_globals(_PLAIN_NUMBERS):
+            try:
+                # Mapped, so that optimisers and second copies that are not used are never read.
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:
+                # Files from before torch 1.6 are no archives and cannot be mapped.
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(exc))
+        raise CheckpointError(
+            f"{path} is refused: it holds more than weights and plain values"
+            f"{f' ({wanted.group(1)})' if wanted else ''}, and reading that could run code. "
+            "Save its tensors alone with the program that wrote it"
+        ) from exc
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as exc:
+        raise CheckpointError(f"{path} is damaged: {next(iter(str(exc).splitlines()), type(exc).__name__)}") from exc

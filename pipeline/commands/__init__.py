@@ -1,0 +1,1 @@
+"""The commands of the terminal, the options they share, and what they print."""

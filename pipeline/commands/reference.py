@@ -1,0 +1,147 @@
+"""The configuration reference, made from the schema.
+
+`python -m pipeline.commands.reference > docs/configuration.md` writes it.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from pipeline.config import Config, Section, presets
+from pipeline.training.settings import PRESETS
+from pipeline.training.settings_motion import MOTION_PRESETS, MotionSettings
+
+_HEAD = """# Configuration
+
+Made from the schema in pipeline/config.py by `python -m pipeline.commands.reference`; a test compares the two.
+
+Settings come from flags, then `--set section.name=value`, then the `--config` file, then the checkpoint's own header,
+then the defaults below. A setting that nobody gave is taken from the checkpoint where that knows better (frame size,
+patch size, number of frames). The resolved config of a run is written to `OUT/run/config.yaml`.
+
+Presets (`--config NAME`): {presets}.
+"""
+
+
+_TRAIN = """Settings of `train`, from pipeline/training/settings.py and settings_motion.py, with the presets' values.
+`glance`, `focus`, `warmup`, `policy`, `finetune` and `skip` are the stages 0a, 0b, 1, 2, 3 and skip, `full` is the
+comparison on whole views. A rate or share that a stage has no use for does nothing there."""
+
+
+def reference() -> str:
+    parts = [_HEAD.format(presets=", ".join(f"`{name}`" for name in presets()))]
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if name == "train":
+            parts.append(_training())
+            continue
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            parts.append(f"## {name}\n\n{field.description}\n")
+            continue
+        rows = [f"## {name}\n"]
+        own = (section.__doc__ or "").strip()
+        if own and own != (Section.__doc__ or "").strip():
+            rows.append(f"{own}\n")
+        rows.append("| setting | values | default | |\n|---|---|---|---|")
+        for key, setting in section.model_fields.items():
+            description = setting.description or ""
+            rows.append(f"| `{name}.{key}` | {_values(setting)} | `{_default(setting)}` | {description} |")
+        parts.append("\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def _training() -> str:
+    """One table: the settings of the training stages, with what each preset has."""
+    made = {name: preset() for name, preset in (PRESETS | MOTION_PRESETS).items()}
+    head = ["setting", "values", *(f"`{name}`" for name in made), ""]
+    rows = [f"## train\n\n{_TRAIN}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    told: set[str] = set()
+    for path, kind, text in _fields(MotionSettings, "train"):
+        values = [_value_at(settings, path) for settings in made.values()]
+        # The stages' groups are of few kinds: each kind's settings are told once.
+        shown = "" if text in told else text
+        told.add(text)
+        rows.append("| " + " | ".join([f"`{path}`", _kind(kind), *values, shown]) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _fields(section: type, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    """(dotted name, type, docstring) of every setting of a dataclass and of those within it."""
+    hints, texts = typing.get_type_hints(section), _docstrings(section)
+    for field in dataclasses.fields(section):
+        kind, path = hints[field.name], f"{prefix}.{field.name}"
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _fields(kind, path)
+        else:
+            yield path, kind, texts.get(field.name, "")
+
+
+def _docstrings(section: type) -> dict[str, str]:
+    """Of a dataclass's fields: what stands under each. Python does not keep them."""
+    found: dict[str, str] = {}
+    for base in reversed([base for base in section.__mro__ if dataclasses.is_dataclass(base)]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for node, after in itertools.pairwise(tree.body):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                match after:
+                    case ast.Expr(value=ast.Constant(value=str(text))):
+                        found[node.target.id] = " ".join(text.split())
+    return found
+
+
+def _value_at(settings: Any, path: str) -> str:
+    for name in path.split(".")[1:]:
+        if not hasattr(settings, name):
+            return "-"
+        settings = getattr(settings, name)
+    return f"`{_shown(settings)}`"
+
+
+def _default(setting: FieldInfo) -> str:
+    return _shown(setting.get_default(call_default_factory=True))
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _values(setting: FieldInfo) -> str:
+    bounds = []
+    for limit in setting.metadata:
+        match limit:
+            case Ge():
+                bounds.append(f">= {limit.ge}")
+            case Gt():
+                bounds.append(f"> {limit.gt}")
+            case Le():
+                bounds.append(f"<= {limit.le}")
+            case Lt():
+                bounds.append(f"< {limit.lt}")
+    return " ".join([_kind(setting.annotation), *bounds])
+
+
+def _kind(annotation: Any) -> str:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " / ".join(f"`{value}`" for value in args)
+    if origin in (typing.Union, types.UnionType):
+        return _kind(next(arg for arg in args if arg is not type(None)))
+    if origin in (list, tuple):
+        return f"list of {_kind(args[0])}"
+    return {int: "whole number", float: "number", bool: "true / false", str: "text"}.get(annotation, str(annotation))
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,266 @@
+"""`eval` and `calibrate`: what labels are worth, and how sure is sure enough."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from operators.records import Source
+from pipeline.commands.options import (
+    NO_INPUT,
+    common_options,
+    exit_code,
+    input_options,
+    load_config,
+    say,
+    stop_on_signals,
+)
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.run.metrics import RunSummary
+    from pipeline.scoring.calibrate import Score
+
+
+@click.command("eval")
+@click.argument("inputs", nargs=-1, required=True, metavar="LABELS|INPUT...")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for labels and reports.")
+@common_options
+@input_options
+@click.option("--resume/--no-resume", default=True, help="Keep labels that an earlier call left in OUT, or begin anew.")
+@click.option("--allow-failures", is_flag=True, help="Exit with 0 although some items failed.")
+@click.option("--compare", default=None, metavar="A,B,...", help="Policies side by side: learned,center,random,full...")
+@click.option("--full-checkpoint", metavar="FILE", help="What --compare full labels with: `train --stage full`'s.")
+@click.option("--truth", type=click.Path(path_type=Path), help="truth.parquet of a synthetic archive: boxes.")
+@click.option("--per-video", is_flag=True, help="Join the clips of a video before scoring.")
+@click.option(
+    "--search",
+    metavar="LABELS",
+    type=click.Path(path_type=Path),
+    help="Labels of other clips, with step_logits: thresholds of the budgeted curve are searched on them.",
+)
+def evaluate(
+    inputs: tuple[str, ...],
+    out: Path,
+    config_file: str | None,
+    checkpoint: str | None,
+    classes: str | None,
+    settings: tuple[str, ...],
+    executor: str | None,
+    ray_address: str | None,
+    as_json: bool,
+    quiet: bool,
+    videos: Path | None,
+    subset: str | None,
+    limit: int | None,
+    dry_run: bool,
+    resume: bool,
+    allow_failures: bool,
+    compare: str | None,
+    full_checkpoint: str | None,
+    truth: Path | None,
+    per_video: bool,
+    search: Path | None,
+) -> int:
+    """Accuracy and mAP against annotations: of labels that are there, or of inputs labelled for it.
+
+    Where there are step_logits, the report has the anytime curve; with --search, or a published GFNet file as
+    --checkpoint, the budgeted one too.
+
+    \b
+    Example:
+      saccade eval out/ -o report/
+      saccade eval test/ -o report/ --search val/
+      saccade eval data/annotations.json --videos data/videos --subset test -o report/ --config demo \\
+          --truth data/truth.parquet --compare learned,center,random
+    """
+    from pipeline.commands import terminal as report
+    from pipeline.inputs import sources as listing
+    from pipeline.run import archive
+    from pipeline.scoring import compare as comparing
+    from pipeline.scoring.evaluate import comparison, format_table
+
+    tally = listing.Tally()
+    runs: list[RunSummary] = []
+    names = None if classes is None else listing.read_class_names(Path(classes))
+    known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
+    if len(inputs) == 1 and comparing.is_labels_table(Path(inputs[0])):
+        if dry_run:
+            click.echo(json.dumps({}) if as_json else "nothing would be labelled: the labels are there")
+            return 0
+        evaluations = {"labels": comparing.evaluate_table(Path(inputs[0]), out, truth=known, checkpoint=checkpoint)}
+    else:
+        config = load_config(
+            config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
+        )
+        policies = compare.split(",") if compare else [config.policy.kind]
+
+        def list_sources(names: Sequence[str]) -> Iterator[Source]:
+            found = listing.sources(inputs, videos=videos, subset=subset, class_names=names, tally=tally)
+            return itertools.islice(found, limit)
+
+        if dry_run:
+            configs = comparing.policy_configs(config, policies, full_checkpoint=full_checkpoint)
+            return _tell_estimates(configs, list_sources, as_json=as_json)
+        stop = stop_on_signals()
+        with report.progress(quiet=quiet) as show:
+            evaluations, runs = comparing.evaluate_policies(
+                config,
+                list_sources,
+                policies,
+                out=out,
+                resume=resume,
+                truth=known,
+                stop=stop,
+                told=archive.Told(message=say, progress=show),
+                full_checkpoint=full_checkpoint,
+            )
+        if stop.is_set:
+            return 128 + stop.signal_number
+    if as_json:
+        click.echo(json.dumps({name: e.as_dict() for name, e in evaluations.items()}))
+    elif evaluations:
+        click.echo(format_table(*comparison(evaluations)))
+        for name, evaluation in evaluations.items():
+            for remark in evaluation.remarks():
+                click.echo(f"{name}: {remark}")
+        click.echo(f"reports: {out}")
+    if not runs:
+        return 0
+    _tell_failures(runs)
+    return exit_code(inputs, tally, runs, allow_failures=allow_failures)
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for labels and the result.")
+@common_options
+@input_options
+@click.option("--resume/--no-resume", default=True, help="Keep labels that an earlier call left in OUT, or begin anew.")
+@click.option("--allow-failures", is_flag=True, help="Exit with 0 although some items failed.")
+@click.option(
+    "--measure",
+    type=click.Choice(["softmax", "logit"]),
+    default="softmax",
+    show_default=True,
+    help="What is compared with the thresholds: the leading class's probability, or its raw logit.",
+)
+@click.option(
+    "--score",
+    type=click.Choice(["accuracy", "map"]),
+    default="accuracy",
+    show_default=True,
+    help="What the curve tells and the two searches compete by.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    metavar="POINTS",
+    help="By so much the direct search must be better than the published one to be kept.",
+)
+@click.option("--steps-per-round", type=click.IntRange(min=1), default=None, help="Steps between two checks.")
+@click.option("--write", type=click.Path(path_type=Path), help="Also write the checkpoint with the calibration in it.")
+def calibrate(
+    inputs: tuple[str, ...],
+    out: Path,
+    config_file: str | None,
+    checkpoint: str | None,
+    classes: str | None,
+    settings: tuple[str, ...],
+    executor: str | None,
+    ray_address: str | None,
+    as_json: bool,
+    quiet: bool,
+    videos: Path | None,
+    subset: str | None,
+    limit: int | None,
+    dry_run: bool,
+    resume: bool,
+    allow_failures: bool,
+    measure: str,
+    score: Score,
+    margin: float,
+    steps_per_round: int | None,
+    write: Path | None,
+) -> int:
+    """Search thresholds for a whole range of budgets on a labelled validation set, never on the test set.
+
+    \b
+    Example:
+      saccade calibrate data/annotations.json --videos data/videos --subset val -o calibration/ \\
+          --config demo --write calibrated.safetensors
+      saccade label more/ -o out/ --checkpoint calibrated.safetensors \\
+          --set stop.kind=budget --set stop.budget_gmacs=0.05
+    """
+    from pipeline.commands import terminal as report
+    from pipeline.inputs import sources as listing
+    from pipeline.run import archive
+    from pipeline.scoring.calibrate import all_steps, run_calibration
+
+    tally = listing.Tally()
+    config = load_config(
+        config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
+    )
+
+    def list_sources(names: Sequence[str]) -> Iterator[Source]:
+        found = listing.sources(inputs, videos=videos, subset=subset, class_names=names, tally=tally)
+        return itertools.islice(found, limit)
+
+    if dry_run:
+        return _tell_estimates({"calibration": all_steps(config)}, list_sources, as_json=as_json)
+    stop = stop_on_signals()
+    with report.progress(quiet=quiet) as show:
+        calibration, run = run_calibration(
+            config,
+            list_sources,
+            out=out,
+            resume=resume,
+            measure=measure,
+            score=score,
+            margin=margin,
+            steps_per_round=steps_per_round,
+            write=write,
+            stop=stop,
+            told=archive.Told(message=say, progress=show),
+        )
+    if stop.is_set:
+        return 128 + stop.signal_number
+    if calibration is not None and as_json:
+        click.echo(json.dumps(calibration.to_header()))
+    elif calibration is not None:
+        report.print_rows(calibration.rows(out))
+    _tell_failures([run])
+    return exit_code(inputs, tally, [run], allow_failures=allow_failures)
+
+
+def _tell_failures(runs: Sequence[RunSummary]) -> None:
+    """Each run's, once where they are the same."""
+    told = []
+    for run in runs:
+        if failed := run.failed + run.failed_before:
+            reasons = [f"{n} {code}" for code, n in run.errors.items()]
+            reasons += [f"{run.failed_before} in an earlier run"] if run.failed_before else []
+            told.append(f"{failed} items failed ({', '.join(reasons)})")
+    for line in dict.fromkeys(told):
+        say(line)
+
+
+def _tell_estimates(
+    configs: Mapping[str, Config], list_sources: Callable[[Sequence[str]], Iterator[Source]], *, as_json: bool
+) -> int:
+    """What --dry-run says of the runs that a command would make, by their names."""
+    from pipeline.run.dry_run import estimate
+
+    found = {name: estimate(config, list_sources) for name, config in configs.items()}
+    if as_json:
+        click.echo(json.dumps({name: figures.to_dict() for name, figures in found.items()}))
+    else:
+        click.echo("\n\n".join(f"{name}\n{figures.text()}" for name, figures in found.items()))
+    return 0 if all(figures.inputs for figures in found.values()) else NO_INPUT

@@ -1,0 +1,1 @@
+"""Where clips come from: files, folders, lists and annotations become sources."""

@@ -1,0 +1,1 @@
+"""Cameras: their state, their readers, the worker that watches them, and the driver."""

@@ -1,0 +1,1 @@
+"""Config, checkpoint and machine become one resolved plan of a run."""

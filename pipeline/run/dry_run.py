@@ -1,0 +1,187 @@
+"""What a run would do and cost, without doing it: inputs counted, a few of them labelled to time it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from operators.records import ClipLabel, Source, clip_id
+from operators.table.sink import look_at
+from pipeline.config import Config
+from pipeline.plan.placement import Machine, Placement
+from pipeline.plan.resolve import Plan, resolve
+from pipeline.plan.tuning import cache_folder
+from pipeline.run.archive import machine_of, remembered
+from pipeline.run.loop import Runner, SourceFeed, StopRequest
+from pipeline.run.metrics import RunMetrics, StageTime
+from pipeline.steering.done_set import DoneSet
+from pipeline.steering.executor import InlineExecutor, WorkerSpec
+from pipeline.steering.messages import Reply, WriteRequest
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
+
+WORKER_BYTES = 420 << 20
+"""Resident size of a worker that has torch loaded, measured on Linux with torch 2.13; a source worker takes a fifth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    inputs: int
+    done_before: int
+    """Inputs that have a row from an earlier run, even if it is that of their first window only."""
+    failed_before: int
+    """Those of them whose row says that they failed."""
+    clips: int
+    """That would be labelled now."""
+    gmacs_per_clip: float
+    gmacs: float
+    seconds_per_clip: float | None
+    """Of one core; measured on the first inputs. None where none of them could be labelled."""
+    wall_s: float | None
+    memory_bytes: int
+    sampled: int
+    errors: list[str]
+    """Of the inputs that were tried: which could not be labelled, and why."""
+    is_trained: bool
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def text(self) -> str:
+        time_text = "unknown: none of the first inputs could be labelled"
+        if not self.clips:
+            time_text = "none: nothing is left to label"
+        elif self.wall_s is not None:
+            time_text = f"about {self.wall_s:.0f} s, from {self.sampled} input(s) labelled for a try"
+        lines = [f"inputs      {self.inputs}"]
+        if self.done_before > self.failed_before:
+            lines.append(f"labelled    {self.done_before - self.failed_before} of them before")
+        if self.failed_before:
+            lines.append(f"failed      {self.failed_before} of them before; --retry-failed labels them again")
+        lines += [
+            f"clips       {self.clips}",
+            f"GMACs       {self.gmacs:.4g} ({self.gmacs_per_clip:.4g} per clip, if no clip stops early)",
+            f"time        {time_text}",
+            f"memory      {self.memory_bytes / 2**30:.1f} GiB at most",
+        ]
+        lines += [f"error       {error}" for error in self.errors]
+        if not self.is_trained:
+            lines.append("weights     UNTRAINED (seeded random)")
+        return "\n".join(lines)
+
+
+class _NullSink:
+    """Where the labels of a try go: those that failed are kept."""
+
+    def __init__(self, failed: list[ClipLabel]) -> None:
+        self._failed = failed
+
+    def write(self, requests: tuple[WriteRequest, ...], payloads: tuple) -> tuple[Reply, None]:
+        self._failed += [label for request in requests for label in request.labels if label.error_code is not None]
+        return Reply(rows=()), None
+
+
+def null_sink(failed: list[ClipLabel]) -> _NullSink:
+    return _NullSink(failed)
+
+
+def estimate(
+    config: Config,
+    list_sources: Callable[[Sequence[str]], Iterator[Source]],
+    *,
+    sample: int = 3,
+    out: Path | None = None,
+    resume: bool = True,
+    retry_failed: bool = False,
+) -> Estimate:
+    """Lists all inputs and labels the first few in this process, writing nothing.
+
+    `out`: the table that a run would go on with. Raises what the run would be refused with.
+    """
+    machine = machine_of(config)
+    seen = look_at(out) if out is not None and resume else None
+    plan = resolve(config, machine, remembered=remembered(seen.identity) if seen else None, cache=cache_folder())
+    if seen is not None:
+        seen.check(plan.identity())
+    labelled = DoneSet(seen.labelled if seen else None)
+    failed = DoneSet(seen.failed if seen and not retry_failed else None)
+    head: list[Source] = []
+    num_inputs = num_labelled = num_failed = 0
+    for source in list_sources(plan.class_names):
+        num_inputs += 1
+        clip = clip_id(source.source_id, 0.0)
+        if clip in labelled:
+            num_labelled += 1
+        elif clip in failed:
+            num_failed += 1
+        elif len(head) < sample:
+            head.append(source)
+    if plan.placement.device == "cuda":
+        # A GPU's first passes take many times as long as all others.
+        _try_out(plan, head[:1], [])
+    errors: list[ClipLabel] = []
+    metrics, busy_s = _try_out(plan, head, errors)
+    per_source = max(1.0, (metrics.labelled + metrics.failed) / len(head)) if head else 0.0
+    clips = round((num_inputs - num_labelled - num_failed) * per_source)
+    seconds = busy_s / metrics.labelled if metrics.labelled else None
+    gmacs = metrics.gmacs / metrics.labelled if metrics.labelled else 0.0
+    workers = plan.placement
+    memory = (
+        (1 + workers.stream_workers + workers.focus_workers) * WORKER_BYTES
+        + workers.source_workers * WORKER_BYTES // 5
+        + workers.store_bytes
+    )
+    return Estimate(
+        inputs=num_inputs,
+        done_before=num_labelled + num_failed,
+        failed_before=num_failed,
+        clips=clips,
+        gmacs_per_clip=gmacs,
+        gmacs=gmacs * clips,
+        seconds_per_clip=seconds,
+        wall_s=None if seconds is None else wall_s(metrics, busy_s, machine, workers) * clips / metrics.labelled,
+        memory_bytes=memory,
+        sampled=len(head),
+        errors=[f"{label.error_code}: {label.error}" for label in errors],
+        is_trained=plan.is_trained,
+    )
+
+
+def wall_s(metrics: RunMetrics, busy_s: float, machine: Machine, workers: Placement) -> float:
+    """Of the clips that were tried, with all workers at work. What a GPU does is not shared out among cores."""
+    if workers.device == "cpu":
+        return busy_s / machine.num_cores
+    times = metrics.stages
+    on_gpus_s = (times[STREAM].busy_s + times[FOCUS].busy_s) / max(1, machine.num_gpus)
+    return max(times[SOURCE].busy_s / workers.source_workers, on_gpus_s)
+
+
+def _try_out(plan: Plan, sources: list[Source], failed: list[ClipLabel]) -> tuple[RunMetrics, float]:
+    executor, done = InlineExecutor(), DoneSet()
+    metrics = RunMetrics(stages={name: StageTime() for name in plan.workers})
+    with contextlib.closing(executor), SourceFeed(iter(sources)) as feed:
+        executor.start(
+            WorkerSpec(stage=SINK, factory="pipeline.run.dry_run:null_sink", arguments={"failed": failed})
+        )
+        for spec in plan.worker_specs():
+            executor.start(spec)
+        runner = Runner(
+            executor=executor,
+            scheduler=Scheduler(
+                workers=plan.workers,
+                limits=plan.limits,
+                batcher=plan.batcher(),
+                is_wanted=lambda clip: clip not in done,
+            ),
+            feed=feed,
+            done=done,
+            metrics=metrics,
+            stop=StopRequest(),
+            deadline_s=plan.config.decode.timeout_s,
+            stride_s=plan.limits.stride_s,
+        )
+        begun_s = time.monotonic()
+        runner.run()
+    return metrics, time.monotonic() - begun_s

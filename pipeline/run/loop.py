@@ -1,0 +1,244 @@
+"""The loop: sources in, calls out, ends of calls back in, until every source has its rows.
+
+Decisions are the scheduler's and execution is the executor's; what is here is time, deadlines and stopping.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from operators.records import ClipLabel, Source, clip_id
+from pipeline.run.metrics import RunMetrics
+from pipeline.steering.done_set import DoneSet
+from pipeline.steering.executor import Call, Executor
+from pipeline.steering.scheduler import SOURCE, Planned, Scheduler
+
+_END = object()
+
+
+class SourceFeed:
+    """Walks the inputs in a thread of its own, a bounded number ahead: a slow listing must not hold up the loop."""
+
+    def __init__(self, sources: Iterator[Source], *, ahead: int = 256) -> None:
+        self._ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+        self._is_closed = False
+        self.num_seen = 0
+        self.is_complete = False
+        """All inputs have been listed, and num_seen is their number."""
+        self._thread = threading.Thread(target=self._walk, args=(sources,), name="inputs", daemon=True)
+        self._thread.start()
+
+    def _walk(self, sources: Iterator[Source]) -> None:
+        try:
+            for source in sources:
+                self.num_seen += 1
+                self._put(source)
+                if self._is_closed:
+                    return
+            self.is_complete = True
+            self._put(_END)
+        except BaseException as exc:  # handed to the loop, which raises it
+            self._put(exc)
+
+    def _put(self, item: Any) -> None:
+        while not self._is_closed:
+            try:
+                return self._ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def next(self) -> Source | None:
+        """The next input if one is ready; raises StopIteration at the end and what the listing raised."""
+        try:
+            item = self._ready.get_nowait()
+        except queue.Empty:
+            return None
+        if item is _END:
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def __enter__(self) -> SourceFeed:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._is_closed = True
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """Set from a signal handler: the run drains."""
+
+    is_set: bool = False
+    signal_number: int = 2
+
+
+class Runner:
+    """One run of an archive over an executor."""
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        scheduler: Scheduler,
+        feed: SourceFeed,
+        done: DoneSet,
+        metrics: RunMetrics,
+        stop: StopRequest,
+        deadline_s: float,
+        stride_s: float = 0.0,
+        max_failed: int | None = None,
+        revive: Mapping[str, Call] | None = None,
+        on_progress: Callable[[Runner], None] = lambda runner: None,
+        on_failed: Callable[[ClipLabel], None] = lambda label: None,
+        note: Callable[..., None] = lambda event, **facts: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`deadline_s`: how long a source worker may take to come back. `stride_s`: 0 for one clip per source.
+
+        `revive`: by stage, what a worker that takes a dead one's place is told before anything else.
+        `note(event, **facts)`: told of what a person may want to know of afterwards.
+        """
+        self._executor = executor
+        self._scheduler = scheduler
+        self.feed = feed
+        self._done = done
+        self.metrics = metrics
+        self._stop = stop
+        self._deadline_s = deadline_s
+        self._stride_s = stride_s
+        self._max_failed = max_failed
+        self._revive = revive or {}
+        self._reviving: set[int] = set()
+        self._on_progress = on_progress
+        self._on_failed = on_failed
+        self._note = note
+        self._clock = clock
+        self._running: dict[int, tuple[Planned, float]] = {}
+        self._active: set[str] = set()
+        self.ended_early: str | None = None
+        self.was_stopped = False
+        scheduler.on_label = self._on_label
+
+    def run(self) -> None:
+        is_draining = False
+        while not self._scheduler.is_finished:
+            if not is_draining and (self._stop.is_set or self.ended_early):
+                is_draining = True
+                self.was_stopped = self._stop.is_set
+                self._note("stopping", why="a signal" if self.was_stopped else self.ended_early)
+                self.feed.close()
+                self._scheduler.drain()
+            if not is_draining:
+                self._feed()
+            now_s = self._clock()
+            while (planned := self._scheduler.next_call(now_s)) is not None:
+                self._running[self._executor.submit(planned.call)] = (planned, now_s)
+            self._collect()
+            self._watch()
+            self._on_progress(self)
+
+    def _feed(self) -> None:
+        while self._scheduler.wants_source():
+            try:
+                source = self.feed.next()
+            except StopIteration:
+                self._scheduler.end_sources()
+                return
+            if source is None:
+                return
+            if source.source_id in self._active:
+                self.metrics.duplicates += 1
+                continue
+            window = self._first_window(source)
+            if window is None:
+                self.metrics.done_before += 1
+                continue
+            self._active.add(source.source_id)
+            self._scheduler.add_source(source, first_window=window)
+
+    def _first_window(self, source: Source) -> int | None:
+        """The first window that has no label yet; None where the only one has."""
+        if self._stride_s <= 0:
+            return None if self._done.meet(clip_id(source.source_id, 0.0)) else 0
+        window = 0
+        while self._done.meet(clip_id(source.source_id, window * self._stride_s)):
+            window += 1
+        return window
+
+    def _collect(self) -> None:
+        # With nothing under way there is only a slow listing, or a part that is not old enough, to wait for.
+        if not self._running:
+            time.sleep(0.005)
+            return
+        for completion in self._executor.poll(0.05):
+            if completion.ticket in self._reviving:
+                # If it failed, the calls behind it fail as well and tell the scheduler.
+                self._reviving.discard(completion.ticket)
+                continue
+            planned, _ = self._running.pop(completion.ticket)
+            now_s = self._clock()
+            match completion.outcome:
+                case "done":
+                    self.metrics.add_work(planned.call.stage, completion.reply.work)
+                    self._scheduler.on_done(planned, completion.reply, completion.payload, now_s)
+                    if completion.reply.is_spent:
+                        self._executor.replace(planned.call.stage, planned.call.worker)
+                    if planned.call.method == "write":
+                        self.metrics.committed += len(planned.call.requests[0].labels)
+                case "died":
+                    if self._scheduler.on_died(planned, now_s):
+                        self.metrics.stages[planned.call.stage].deaths += 1
+                        self._note("died", **_place(planned), why=completion.error)
+                        self._executor.replace(planned.call.stage, planned.call.worker)
+                        if planned.call.stage in self._revive:
+                            self._reviving.add(self._executor.submit(self._revive[planned.call.stage]))
+                case "lost":
+                    self._scheduler.on_lost(planned, now_s)
+                case _:
+                    self._note("exception", **_place(planned), trace=completion.error)
+                    self._scheduler.on_failed(planned, completion.error, now_s)
+        for source in self._scheduler.finished_sources:
+            self._active.discard(source.source_id)
+        self._scheduler.finished_sources.clear()
+
+    def _watch(self) -> None:
+        """Ends source workers that do not come back: a decoder that hangs hears nothing else."""
+        now_s = self._clock()
+        for ticket, (planned, since_s) in self._running.items():
+            if planned.call.stage != SOURCE or planned.timed_out:
+                continue
+            if not self._executor.is_ready(SOURCE, planned.call.worker):
+                # Its process is still being made: the time has not begun.
+                self._running[ticket] = (planned, now_s)
+            elif now_s - since_s > self._deadline_s:
+                planned.timed_out = True
+                self._note("hangs", **_place(planned), seconds=round(now_s - since_s, 1))
+                self._executor.kill(planned.call.stage, planned.call.worker)
+
+    def _on_label(self, label: ClipLabel) -> None:
+        self._done.add(label.clip_id)
+        self.metrics.add_label(label, self._clock())
+        if label.error_code is None:
+            return
+        self._on_failed(label)
+        if self._max_failed is None or self.ended_early:
+            return
+        # With 0 the first failure ends it, not the first label.
+        if self.metrics.failed >= self._max_failed:
+            self.ended_early = f"{self.metrics.failed} items failed (run.max_failed={self._max_failed})"
+
+
+def _place(planned: Planned) -> dict[str, Any]:
+    """Where a call ran, and which sources it was to read."""
+    call, sources = planned.call, [reading.source.shown_uri for reading in planned.readings]
+    return {"stage": call.stage, "worker": call.worker, "method": call.method, "sources": sources}

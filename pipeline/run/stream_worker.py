@@ -1,0 +1,255 @@
+"""The stream worker: it holds clips that are open, and moves them from frames to patches to labels.
+
+How a family of models looks is a Gaze; what is the same for all of them is here. A clip opens with its frames, steps
+each time the features of its patches arrive, and closes with its label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from operators.media.view import crop_patches, place_in_frame
+from operators.records import (
+    ClipLabel,
+    Decision,
+    FrameBatch,
+    Kind,
+    PatchBatch,
+    PatchFeatures,
+    PatchPlace,
+    Window,
+)
+from pipeline.steering.messages import Advance, OpenRequest, Reply, StepRequest, Work
+
+
+@dataclass(slots=True, eq=False)
+class OpenClip:
+    """A clip between its frames and its label. Tensors live on the device of the networks."""
+
+    frames: FrameBatch
+    window: Window
+    generator: torch.Generator
+    memory: Any = None
+    """What its family keeps of it."""
+    num_frames: int = 0
+    """Sampled, a repeated one each time; a gaze says so when it opens the clip."""
+    decisions: list[Decision] = field(default_factory=list)
+    step_logits: list[torch.Tensor] = field(default_factory=list)
+    """[K] of every classified step"""
+    corners: list[tuple[int, int]] = field(default_factory=list)
+    """Of the patches that it waits for, (row, column)."""
+    rows: list[int] = field(default_factory=list)
+    """Of its FrameBatch, likewise."""
+    steps: list[int] = field(default_factory=list)
+    is_finished: bool = False
+    gmacs: float = 0.0
+    gmacs_full: float = 0.0
+    step_gmacs: list[float] = field(default_factory=list)
+    """Up to each classified step."""
+
+    def focus(self, *, step: int, row: int, corner: tuple[int, int], patch_px: int) -> None:
+        """Asks for a patch."""
+        side = self.frames.pixels.shape[1]
+        y, x = corner
+        box = (y / side, x / side, (y + patch_px) / side, (x + patch_px) / side)
+        self.decisions.append(Decision(step=step, kind=Kind.FOCUS, box_yxyx=box))
+        self.steps.append(step)
+        self.rows.append(row)
+        self.corners.append(corner)
+
+    def skip(self, step: int) -> None:
+        self.decisions.append(Decision(step=step, kind=Kind.SKIP))
+
+
+class Gaze(Protocol):
+    """How one family of models looks at clips."""
+
+    patch_px: int
+
+    def open(self, clips: Sequence[OpenClip]) -> None:
+        """Glances, and goes on until each clip waits for patches or is finished."""
+
+    def step(self, clips: Sequence[OpenClip], features: Sequence[PatchFeatures]) -> None:
+        """Takes the features of the patches asked for, and goes on likewise."""
+
+
+def generator_of(seed: int, clip_id: str) -> torch.Generator:
+    """The random numbers of one clip: the same whatever it is batched with."""
+    digest = hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelForm:
+    """What of an answer goes into its row."""
+
+    class_names: Sequence[str]
+    topk: int = 5
+    logits: bool = False
+    step_logits: bool = False
+
+    def answer(self, logits: torch.Tensor) -> dict[str, Any]:
+        """The columns of a ClipLabel that say what was seen: by the logits of classified steps, float32 [n,K] on the
+        CPU, of which the last one counts."""
+        last = logits[-1]
+        best = torch.topk(torch.softmax(last, dim=0), min(self.topk, len(last)))
+        topk = tuple(
+            (self.class_names[i], i, score)
+            for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
+        return {
+            "label": topk[0][0],
+            "label_id": topk[0][1],
+            "score": topk[0][2],
+            "topk": topk,
+            "logits": last.numpy() if self.logits else None,
+            "step_logits": logits.numpy() if self.step_logits else None,
+        }
+
+
+class StreamWorker:
+    """Opens, steps and closes clips. One process holds a clip from its frames to its label."""
+
+    def __init__(
+        self,
+        *,
+        gaze: Gaze,
+        form: LabelForm,
+        seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._gaze = gaze
+        self._form = form
+        self._seed = seed
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._clips: dict[str, OpenClip] = {}
+
+    def open(
+        self, requests: tuple[OpenRequest, ...], payloads: tuple[list[FrameBatch], ...]
+    ) -> tuple[Reply, PatchBatch | None]:
+        begun_s = self._clock()
+        clips = []
+        for request in requests:
+            frames = payloads[request.frames.payload][request.frames.start]
+            wanted = set(request.clip_ids)
+            for window in frames.windows:
+                if window.clip_id in wanted:
+                    generator = generator_of(self._seed, window.clip_id)
+                    clips.append(OpenClip(frames=frames, window=window, generator=generator))
+        self._gaze.open(clips)
+        self._clips.update({clip.window.clip_id: clip for clip in clips})
+        return self._reply(clips, begun_s)
+
+    def step(
+        self, requests: tuple[StepRequest, ...], payloads: tuple[PatchFeatures, ...]
+    ) -> tuple[Reply, PatchBatch | None]:
+        begun_s = self._clock()
+        clips = [self._clips[request.clip_id] for request in requests]
+        self._gaze.step(clips, [_gathered(request, payloads) for request in requests])
+        return self._reply(clips, begun_s)
+
+    def close(self, requests: tuple[str, ...], payloads: tuple[Any, ...] = ()) -> tuple[Reply, None]:
+        for clip_id in requests:
+            self._clips.pop(clip_id, None)
+        return Reply(rows=()), None
+
+    def _reply(self, clips: list[OpenClip], begun_s: float) -> tuple[Reply, PatchBatch | None]:
+        rows = []
+        pixels: list[np.ndarray] = []
+        clip_ids: list[str] = []
+        steps: list[int] = []
+        answers = iter(self._answers([clip for clip in clips if clip.is_finished]))
+        for clip in clips:
+            clip_id = clip.window.clip_id
+            if clip.is_finished:
+                del self._clips[clip_id]
+                rows.append(Advance(clip_id=clip_id, label=self._label(clip, next(answers))))
+                continue
+            start = len(clip_ids)
+            corners = np.array(clip.corners, np.int64)
+            pixels.append(
+                crop_patches(clip.frames.pixels, np.array(clip.rows), corners, patch_px=self._gaze.patch_px)
+            )
+            clip_ids += [clip_id] * len(clip.corners)
+            steps += clip.steps
+            clip.corners, clip.rows, clip.steps = [], [], []
+            rows.append(Advance(clip_id=clip_id, start=start, stop=len(clip_ids)))
+        patches = None
+        if pixels:
+            joined = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
+            patches = PatchBatch(pixels=joined, clip_ids=tuple(clip_ids), steps=np.array(steps, np.int64))
+        work = Work(busy_s=self._clock() - begun_s, num_items=len(clips))
+        return Reply(rows=tuple(rows), work=work), patches
+
+    def _answers(self, clips: Sequence[OpenClip]) -> Sequence[torch.Tensor]:
+        """float32 [n,K] of each clip, on the CPU: the logits of its steps, of the last alone where that is enough.
+
+        All in one copy: the host waits for a GPU with each.
+        """
+        if not clips:
+            return ()
+        wanted = [clip.step_logits if self._form.step_logits else clip.step_logits[-1:] for clip in clips]
+        together = torch.stack([logits for steps in wanted for logits in steps]).float().cpu()
+        return together.split([len(steps) for steps in wanted])
+
+    def _label(self, clip: OpenClip, answers: torch.Tensor) -> ClipLabel:
+        frames, window, facts, source = clip.frames, clip.window, clip.frames.facts, clip.frames.source
+        return ClipLabel(
+            video_id=source.video_id,
+            clip_id=window.clip_id,
+            source_uri=source.shown_uri,
+            start_s=window.start_s,
+            end_s=window.end_s,
+            truth=source.truth,
+            **self._form.answer(answers),
+            frames_total=clip.num_frames,
+            # Many looks at one image are still one frame.
+            frames_focused=min(sum(d.kind is Kind.FOCUS for d in clip.decisions), clip.num_frames),
+            frames_skipped=sum(d.kind is Kind.SKIP for d in clip.decisions),
+            stopped_at=len(clip.step_logits),
+            patches=tuple(_places(clip)),
+            gmacs=clip.gmacs,
+            gmacs_full=clip.gmacs_full,
+            step_gmacs=tuple(clip.step_gmacs) if self._form.step_logits else None,
+            decode_s=frames.decode_s / max(1, len(frames.windows)),
+            latency_s=max(0.0, self._unix_clock() - frames.opened_unix_s),
+            width=facts.width,
+            height=facts.height,
+            rotation=facts.rotation,
+            num_corrupt=facts.num_corrupt,
+            coverage=window.coverage,
+        )
+
+
+def _places(clip: OpenClip) -> list[PatchPlace]:
+    places = []
+    for decision in clip.decisions:
+        if decision.box_yxyx is None:
+            continue
+        row = int(clip.window.focus_rows[min(decision.step, len(clip.window.focus_rows) - 1)])
+        y, x, h, w = place_in_frame(decision.box_yxyx, clip.frames.view_yxhw)
+        places.append(
+            PatchPlace(
+                frame=int(clip.frames.frame_index[row]), pts_s=float(clip.frames.pts_s[row]), y=y, x=x, h=h, w=w
+            )
+        )
+    return places
+
+
+def _gathered(request: StepRequest, payloads: tuple[PatchFeatures, ...]) -> PatchFeatures:
+    parts = [payloads[s.payload].feature[s.start : s.stop] for s in request.features]
+    maps = [payloads[s.payload].feature_map for s in request.features]
+    feature_map = None
+    if all(m is not None for m in maps):
+        pairs = zip(request.features, maps, strict=True)
+        feature_map = np.concatenate([m[s.start : s.stop] for s, m in pairs if m is not None])
+    return PatchFeatures(feature=parts[0] if len(parts) == 1 else np.concatenate(parts), feature_map=feature_map)

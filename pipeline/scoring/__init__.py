@@ -1,0 +1,1 @@
+"""What labels are worth: accuracy and mAP against a truth, comparisons, calibration, plots."""

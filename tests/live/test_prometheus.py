@@ -1,0 +1,147 @@
+"""What Prometheus scrapes is what the run told, and /healthz says whether the run goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from operators.errors import PipelineError
+from operators.records import CameraCounts
+from pipeline.live.camera_state import CameraState
+from pipeline.live.prometheus import LiveMetrics, serve_metrics
+
+NOW_S = 1_700_000_000.0
+
+
+def metrics(now_s: float = NOW_S) -> LiveMetrics:
+    made = LiveMetrics(clock=lambda: now_s)
+    made.add_camera("door")
+    return made
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as exc:
+        return exc.code, exc.read().decode()
+
+
+def scrape(told: LiveMetrics) -> dict[tuple[str, ...], float]:
+    """(sample name, label values in the order of their names) -> value, as a scrape over HTTP gives it."""
+    with serve_metrics(told, port=0, host="127.0.0.1") as port:
+        status, text = get(port, "/metrics")
+    assert status == 200
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_all_series_of_a_camera_are_there_before_anything_happens():
+    found = scrape(metrics())
+    for name in ("decoded", "analysed", "focused", "restamped"):
+        assert found[(f"saccade_frames_{name}_total", "door")] == 0
+    for reason in ("before_keyframe", "after_loss", "corrupt", "joining", "behind", "queue"):
+        assert found[("saccade_frames_dropped_total", "door", reason)] == 0
+    assert found[("saccade_up", "door")] == 0 and found[("saccade_reconnects_total", "door")] == 0
+    assert found[("saccade_misses_total", "door")] == 0
+
+
+def test_the_totals_of_a_cameras_readers_become_counters():
+    told = metrics()
+    told.observe_reader("door", CameraCounts(num_decoded=100, num_corrupt=2, num_behind=1))
+    told.observe_reader(
+        "door",
+        CameraCounts(num_decoded=150, num_corrupt=2, num_behind=4, num_before_keyframe=7, num_after_loss=1),
+    )
+    told.observe_reader(
+        "door",
+        CameraCounts(
+            num_decoded=180, num_corrupt=2, num_behind=4, num_before_keyframe=7, num_after_loss=1, num_joining=5
+        ),
+    )
+    told.dropped("door", count=3)
+    found = scrape(told)
+    assert found[("saccade_frames_decoded_total", "door")] == 180
+    drops = {key[2]: value for key, value in found.items() if key[0] == "saccade_frames_dropped_total"}
+    assert drops == {"corrupt": 2, "behind": 4, "before_keyframe": 7, "after_loss": 1, "joining": 5, "queue": 3}
+
+
+def test_the_state_of_a_camera_shows_with_its_reconnects():
+    told = metrics()
+    told.set_state("door", CameraState.LIVE, 0)
+    told.set_state("door", CameraState.WAITING, 0)
+    told.set_state("door", CameraState.LIVE, 2, 3)
+    told.set_state("door", CameraState.LIVE, 2, 3)
+    found = scrape(told)
+    assert found[("saccade_up", "door")] == 1
+    assert (found[("saccade_reconnects_total", "door")], found[("saccade_misses_total", "door")]) == (2, 3)
+    states = {key[2]: value for key, value in found.items() if key[0] == "saccade_camera_state"}
+    assert states == {"connecting": 0, "live": 1, "lost": 0, "waiting": 0, "stopped": 0}
+
+
+def test_latencies_are_counted_in_buckets():
+    told = metrics()
+    for latency_s in (0.04, 0.12, 0.45, 0.51):
+        told.labelled("door", latency_s=latency_s)
+    found = scrape(told)
+    assert found[("saccade_latency_seconds_bucket", "door", "0.05")] == 1
+    assert found[("saccade_latency_seconds_bucket", "door", "0.5")] == 3
+    assert found[("saccade_latency_seconds_count", "door")] == 4
+    assert found[("saccade_latency_seconds_sum", "door")] == pytest.approx(1.12)
+    assert found[("saccade_labels_total", "door")] == 4
+
+
+def test_the_share_focused_and_the_age_of_the_newest_frame_show():
+    told = metrics()
+    for n in range(4):
+        told.analysed("door", time_unix_s=NOW_S - 2 + n * 0.25, was_focused=n == 0)
+    told.set_queues({"frames": 5})
+    found = scrape(told)
+    assert found[("saccade_focus_share", "door")] == 0.25
+    assert found[("saccade_frames_analysed_total", "door")] == 4
+    assert found[("saccade_frames_focused_total", "door")] == 1
+    assert found[("saccade_newest_frame_age_seconds", "door")] == pytest.approx(1.25)
+    assert found[("saccade_queue_size", "frames")] == 5
+
+
+def test_health_goes_by_the_beat_of_the_loop_and_not_by_the_cameras():
+    now_s = NOW_S
+    told = LiveMetrics(clock=lambda: now_s, max_beat_s=5.0)
+    told.add_camera("door")
+    told.set_state("door", CameraState.LOST)
+    with serve_metrics(told, port=0, host="127.0.0.1") as port:
+        now_s = NOW_S + 5.0
+        status, text = get(port, "/healthz")
+        assert status == 200 and json.loads(text) == {"ok": True, "beat_age_s": 5.0, "cameras": {"door": "lost"}}
+        now_s = NOW_S + 5.1
+        assert get(port, "/healthz")[0] == 503
+        told.beat(now_s)
+        assert get(port, "/healthz")[0] == 200
+        assert get(port, "/")[0] == 404
+
+
+def test_a_port_that_is_taken_is_told_in_one_line():
+    with (
+        serve_metrics(metrics(), port=0, host="127.0.0.1") as port,
+        pytest.raises(PipelineError, match=f"port {port}"),
+        serve_metrics(metrics(), port=port, host="127.0.0.1"),
+    ):
+        pass
+
+
+def test_a_client_that_connects_and_says_nothing_is_hung_up_on(monkeypatch):
+    monkeypatch.setattr("pipeline.live.prometheus._SILENCE_S", 0.1)
+    with (
+        serve_metrics(metrics(), port=0, host="127.0.0.1") as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10.0) as client,
+    ):
+        assert client.recv(1) == b""
+        assert get(port, "/metrics")[0] == 200
