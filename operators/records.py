@@ -87,8 +87,10 @@ class Window:
     end_s: float
     glance_rows: np.ndarray
     """int64 [T]: the row of the FrameBatch that each glance step shows."""
-    focus_rows: np.ndarray
-    """int64 [T']: likewise for the focus steps. The same array where a frame is focused where it was glanced."""
+    candidate_rows: np.ndarray
+    """int64 [T']: the rows of the FrameBatch among which a gaze picks, after the glance, the frames that are focused.
+
+    The same array as `glance_rows` where a frame is focused where it was glanced at."""
     coverage: float = 1.0
     """Share of the wanted frames that were really there."""
 
@@ -199,6 +201,8 @@ class Decision:
     kind: Kind
     box_yxyx: tuple[float, float, float, float] | None = None
     """In [0,1] of the view; None unless the step is focused."""
+    row: int | None = None
+    """The row of the clip's FrameBatch that is focused; None unless the step is focused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

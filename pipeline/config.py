@@ -12,13 +12,23 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from operators.errors import ConfigError
 from operators.passwords import without_password
+from pipeline.families import NAMES
+from policies.kinds import KINDS, PolicyKind
+
+if TYPE_CHECKING:
+    FamilyName = str
+    PolicyName = str
+else:
+    # The tables of families and of policies say which names there are; there is no second list.
+    FamilyName = Literal[NAMES]
+    PolicyName = Literal[tuple(KINDS)]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _CAMERA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -62,7 +72,7 @@ class View(Section):
 class Model(Section):
     """Which networks; a checkpoint's header knows this by itself."""
 
-    family: Literal["adafocus", "gfnet", "adafocus_tsm"] = "adafocus"
+    family: FamilyName = "adafocus"
     checkpoint: str | None = Field(None, description="file of weights: the project's or a published one")
     untrained: bool = Field(False, description="seeded random weights where no checkpoint is given")
     classes: str | None = Field(None, description="file of class names, one per line")
@@ -91,8 +101,13 @@ class Focus(Section):
 
 
 class Policy(Section):
-    kind: Literal["learned", "center", "random", "full", "glance", "oracle"] = "learned"
+    kind: PolicyName = "learned"
     truth: str | None = Field(None, description="oracle: where the evidence is, the truth.parquet of `synth`")
+
+    @property
+    def traits(self) -> PolicyKind:
+        """What this policy needs, and what of a view the focus network sees under it."""
+        return KINDS[self.kind]
 
 
 class Skip(Section):
@@ -199,6 +214,11 @@ class Config(Section):
         if self.stop.kind == "budget" and self.stop.budget_gmacs is None:
             raise ValueError("stop.kind=budget needs stop.budget_gmacs")
         return self
+
+    @property
+    def patch_px(self) -> int:
+        """Side of what the focus network sees: a patch, or the whole view where the policy takes all of it."""
+        return self.view.crop_px if self.policy.traits.patch == "whole" else self.focus.patch_px
 
     def given(self) -> dict[str, Any]:
         """What somebody set: flat, dotted names."""

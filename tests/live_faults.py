@@ -44,8 +44,8 @@ import pyarrow.dataset as ds  # noqa: E402
 import pipeline.run.factories  # noqa: E402
 from operators.records import ClipLabel  # noqa: E402
 from pipeline.config import Camera, load  # noqa: E402
-from pipeline.families.gaze_live import LiveGaze  # noqa: E402
 from pipeline.live.camera_process import CameraSpec, ReaderHandle, start  # noqa: E402
+from pipeline.live.gaze import LiveGaze  # noqa: E402
 from pipeline.live.watch import LiveTold, watch_cameras  # noqa: E402
 from pipeline.live.worker import CameraNews, LiveWorker  # noqa: E402
 from pipeline.run.loop import StopRequest  # noqa: E402
@@ -334,12 +334,12 @@ def taps(log: Log) -> Iterator[None]:
             log.looked_at[stream.name].append(time.time())
         return look(self, streams, frames)
 
-    worker = pipeline.run.factories.LiveWorker
-    pipeline.run.factories.LiveWorker, LiveGaze.look = Tapped, noted  # type: ignore[misc,method-assign]
+    worker = pipeline.live.factories.LiveWorker
+    pipeline.live.factories.LiveWorker, LiveGaze.look = Tapped, noted  # type: ignore[misc,method-assign]
     try:
         yield
     finally:
-        pipeline.run.factories.LiveWorker, LiveGaze.look = worker, look  # type: ignore[misc,method-assign]
+        pipeline.live.factories.LiveWorker, LiveGaze.look = worker, look  # type: ignore[misc,method-assign]
 
 
 def num_children() -> int:

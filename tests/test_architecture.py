@@ -31,6 +31,7 @@ HOMES = {
     "pyarrow": {
         "operators/table/schema.py",
         "pipeline/inputs/sources.py",
+        "pipeline/families/truth.py",
         "pipeline/scoring/read_labels.py",
         "pipeline/synthetic/archive.py",
     },
@@ -48,6 +49,22 @@ HOMES = {
     "matplotlib": {"pipeline/scoring/plots.py"},
     "pydantic": {"pipeline/config.py", "pipeline/commands/reference.py"},
 }
+MAY_IMPORT = {
+    # config takes the table of names from families, whose first file imports nothing of the pipeline.
+    "config": ["families"],
+    "inputs": [],
+    "steering": [],
+    "families": ["config", "steering"],
+    "plan": ["config", "families", "inputs", "steering"],
+    "run": ["config", "families", "inputs", "plan", "steering"],
+    "live": ["config", "families", "plan", "run", "steering"],
+    "scoring": ["config", "families", "plan", "run"],
+    "synthetic": ["run"],
+    "training": ["config", "families", "inputs", "plan", "run", "scoring"],
+    "bench": ["commands", "config", "families", "inputs", "live", "plan", "run", "scoring", "steering", "synthetic"],
+    "commands": ["config", "inputs", "live", "plan", "run", "scoring", "steering", "synthetic", "training"],
+}
+"""What each room of the pipeline may import; run_pipeline.py alone may import them all."""
 LIGHT = (
     "operators/media/decode.py",
     "operators/media/frame_plan.py",
@@ -79,6 +96,24 @@ def imported(path: Path) -> set[str]:
 
 def place(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").glob("*/**/*.py")), ids=place)
+def test_rooms_import_only_the_rooms_below_them(path: Path) -> None:
+    room = room_of(place(path).removesuffix(".py").replace("/", "."))
+    seen = {room_of(name) for name in imported(path) if name.startswith("pipeline.")}
+    wrong = seen - {room, *MAY_IMPORT[room]}
+    assert not wrong, f"{place(path)} may not import pipeline.{sorted(wrong)}"
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_no_room_of_the_pipeline_is_without_a_line_in_the_table() -> None:
+    there = {path.stem for path in (ROOT / "pipeline").iterdir() if path.suffix == ".py" or any(path.glob("*.py"))}
+    assert there - {"__init__"} == set(MAY_IMPORT)
+    assert len(there) <= 13
 
 
 @pytest.mark.parametrize("path", sources(), ids=place)

@@ -133,7 +133,7 @@ def _batch(
                 start_s=plan.start_s,
                 end_s=plan.end_s,
                 glance_rows=glance,
-                focus_rows=focus,
+                candidate_rows=focus,
                 coverage=sum(there) / len(there) * _share_promised(plan, timeline),
             )
         )

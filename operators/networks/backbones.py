@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,6 +42,32 @@ def build(name: str, *, num_segments: int = 0, num_classes: int = 0) -> Network:
     if name not in BACKBONES:
         raise CheckpointError(f"backbone {name!r} is not known; there are {', '.join(BACKBONES)}")
     return BACKBONES[name](num_segments=num_segments, num_classes=num_classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a backbone gives, whatever its weights are."""
+
+    name: str
+    map_channels: int
+    num_features: int
+
+    def map_side(self, size_px: int) -> int:
+        """Cells along each side of the map of an input of `size_px` squared."""
+        return _map_side(self.name, size_px)
+
+
+def facts_of(name: str) -> Facts:
+    """What the backbone of this name gives; no weights are drawn for it."""
+    with torch.device("meta"):
+        network = build(name)
+    return Facts(name, network.map_channels, network.num_features)
+
+
+@functools.cache
+def _map_side(name: str, size_px: int) -> int:
+    with torch.no_grad():
+        return int(empty(name).eval().feature_map(torch.zeros(1, 3, size_px, size_px)).shape[-1])
 
 
 def empty(name: str, *, num_segments: int = 0, num_classes: int = 0) -> Network:

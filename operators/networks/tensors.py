@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The precisions that settings name."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalisation:
@@ -222,3 +225,10 @@ def ready(
     if isinstance(head, nn.Module):
         head.float()
     return network
+
+
+def exact_fp32(device: str) -> None:
+    """fp32 is fp32 in this process, on a GPU too, where cuDNN would round it to TF32's ten bits of fraction."""
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False

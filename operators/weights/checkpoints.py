@@ -8,7 +8,7 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,6 @@ from operators.errors import CheckpointError
 from operators.networks.backbones import fill, restore
 from operators.networks.classify import Classifier, build_classifier
 from operators.networks.network import Network
-from operators.weights import published
 from operators.weights.header import (
     ClassifierSpec,
     Header,
@@ -32,6 +31,7 @@ from operators.weights.header import (
     Preprocessing,
     SkipSpec,
 )
+from operators.weights.published import Sections, backbone_weights
 
 __all__ = [
     "Checkpoint",
@@ -114,12 +114,28 @@ class Checkpoint:
         return classifier.eval()
 
 
-def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a checkpoint of any known form. Nothing in the file is executed; a file that asks for that is refused."""
+Reader = Callable[[Mapping[str, Any], str], tuple[Header, Sections] | None]
+"""Content of a published file and its path -> header and sections in this project's names; None for another's file."""
+
+
+def load(path: str | os.PathLike[str], *, readers: Sequence[Reader] = ()) -> Checkpoint:
+    """Reads a checkpoint of the project's own form, or of a form that one of the readers knows.
+
+    Nothing in the file is executed; a file that asks for that is refused.
+    """
     shown = os.fspath(path)
     if _form(shown) == "own":
         return _load_own(shown)
-    header, sections = published.read(_load_torch(shown), shown)
+    content = _load_torch(shown)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{shown} holds {type(content).__name__}, not the sections of a published checkpoint")
+    found = next((found for reader in readers if (found := reader(content, shown)) is not None), None)
+    if found is None:
+        raise CheckpointError(
+            f"{shown} is no checkpoint of a known form: its sections are "
+            f"{', '.join(map(str, list(content)[:6])) or 'none'}"
+        )
+    header, sections = found
     # What is used is copied out of the mapped file, which may be replaced while a run goes on.
     sections = {name: {key: tensor.clone() for key, tensor in part.items()} for name, part in sections.items()}
     return Checkpoint(header=header, sections=sections, path=shown)
@@ -130,7 +146,7 @@ def load_backbone(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     shown = os.fspath(path)
     if _form(shown) == "own":
         raise CheckpointError(f"{shown} is a whole checkpoint of this project; a single network's file is needed here")
-    weights = published.backbone_weights(_load_torch(shown), shown)
+    weights = backbone_weights(_load_torch(shown), shown)
     return {key: tensor.clone() for key, tensor in weights.items()}
 
 

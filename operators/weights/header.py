@@ -14,8 +14,6 @@ from operators.errors import CheckpointError
 FORMAT = 1
 """Raised when a header can no longer be read by what read the one before."""
 
-Family = Literal["adafocus", "gfnet", "adafocus_tsm"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkSpec:
@@ -99,7 +97,8 @@ class Preprocessing:
 class Header:
     """How to run a checkpoint. A part that is None is not in the file."""
 
-    family: Family
+    family: str
+    """A name in the table of families, which this file does not know."""
     glance: NetworkSpec | None
     focus: NetworkSpec | None
     classifier: ClassifierSpec | None

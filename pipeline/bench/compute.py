@@ -24,14 +24,14 @@ from operators.networks.cost import network_macs
 from operators.networks.focus import Focuser
 from operators.networks.glance import Glancer
 from operators.networks.network import Network
-from operators.networks.tensors import Upload, ready
+from operators.networks.tensors import DTYPES, Upload, ready
 from operators.records import FrameBatch, PatchBatch, Source, SourceFacts, Window
 from pipeline.bench.alone import label_pieces, workers_of
 from pipeline.bench.figures import Figure, Report, environment, measured, ratio, short, take_turns
 from pipeline.config import Config
 from pipeline.plan.placement import place, this_machine
 from pipeline.plan.resolve import Plan, network_work, resolve
-from pipeline.plan.tuning import DTYPES, Choice, Work, by_rule, choose, held_threads
+from pipeline.plan.tuning import Choice, Work, by_rule, choose, held_threads
 from pipeline.steering.scheduler import SOURCE
 
 Say = Callable[[str], None]
@@ -519,7 +519,7 @@ def noise(clip: str, work: Work, px: int, *, seed: int) -> FrameBatch:
     focus_rows = rows
     if work.focus_segments and work.patches != count:
         focus_rows = np.linspace(0, count - 1, work.patches).round().astype(np.int64)
-    window = Window(clip_id=clip, start_s=0.0, end_s=1.0, glance_rows=rows, focus_rows=focus_rows)
+    window = Window(clip_id=clip, start_s=0.0, end_s=1.0, glance_rows=rows, candidate_rows=focus_rows)
     return FrameBatch(
         source=Source(source_id=clip, uri=f"/noise/{clip}", video_id=clip),
         pixels=views,

@@ -24,7 +24,8 @@ from operators.media.frame_plan import sample_indices
 from operators.records import Observation
 from operators.weights.checkpoints import Checkpoint
 from pipeline.config import Config
-from pipeline.run.factories import learned_policy, load_checkpoint
+from pipeline.families.parts import learned_policy
+from pipeline.run.factories import load_checkpoint
 from policies.base import corners
 
 Decode = Callable[[str, int], Iterator[np.ndarray]]

@@ -21,8 +21,10 @@ from operators.passwords import without_password
 from operators.records import ClipLabel
 from operators.table.sink import read_identity
 from pipeline.config import Camera, Config
+from pipeline.families import every_family, family_named
 from pipeline.live.cameras import camera_plans
 from pipeline.live.prometheus import LiveMetrics, serve_metrics
+from pipeline.live.state_log import logging_states
 from pipeline.live.worker import CameraNews, CameraPlan, LiveNews
 from pipeline.plan.resolve import Plan, resolve
 from pipeline.plan.tuning import cache_folder
@@ -127,12 +129,16 @@ class LiveSummary:
 
 def check(config: Config, plan: Plan) -> None:
     """What cannot be had from cameras."""
-    if plan.header.family != "adafocus":
-        raise ConfigError(f"live labels need an adafocus checkpoint, not {plan.header.family}: frames come one by one")
+    if not family_named(plan.header.family).may_be_live:
+        able = [family.name for family in every_family() if family.may_be_live]
+        raise ConfigError(
+            f"live labels need a checkpoint of the family {' or '.join(able)}, not {plan.header.family}: "
+            "frames come one by one"
+        )
     if config.stop.kind != "none":
         raise ConfigError("stop rules do not apply to windows that overlap: leave stop.kind at none")
-    if config.policy.kind == "oracle":
-        raise ConfigError("nobody knows the truth of a live camera: policy.kind=oracle is for archives")
+    if config.policy.traits.needs_truth:
+        raise ConfigError(f"nobody knows the truth of a live camera: policy.kind={config.policy.kind} is for archives")
 
 
 def watch_cameras(
@@ -150,7 +156,7 @@ def watch_cameras(
     run_id = new_run_id()
     with RunLog(out, run_id) as log:
         told = told or LiveTold()
-        told = replace(told, message=log.telling(told.message), news=log.watching(told.news))
+        told = replace(told, message=log.telling(told.message), news=logging_states(log, told.news))
         summary = _watch_cameras(
             config, cameras, out=out, run_id=run_id, stop=stop, resume=resume, told=told, for_s=for_s, log=log
         )
@@ -204,7 +210,7 @@ def _watch_cameras(
         executor.start(
             WorkerSpec(
                 stage=WATCH,
-                factory="pipeline.run.factories:live_worker",
+                factory="pipeline.live.factories:live_worker",
                 arguments={**plan.live_arguments(), "num_threads": max(1, plan.placement.num_threads // count)},
                 count=count,
                 num_cpus=0,

@@ -18,7 +18,7 @@ import torch
 from operators.media.view import place_in_frame
 from operators.passwords import without_password
 from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchPlace, clip_id, source_id
-from pipeline.families.gaze_live import LiveGaze, Seen, Stream
+from pipeline.families.clip import LabelForm
 from pipeline.live.camera_process import CameraSpec, ReaderHandle, start
 from pipeline.live.camera_state import (
     Camera,
@@ -36,7 +36,7 @@ from pipeline.live.camera_state import (
 )
 from pipeline.live.camera_state import CameraState as State
 from pipeline.live.frames_and_windows import CutWindow, FairBuffer, WindowCutter
-from pipeline.run.stream_worker import LabelForm
+from pipeline.live.gaze import LiveGaze, Seen, Stream
 from pipeline.steering.messages import Reply, Work
 
 _MAX_WAIT_S = 0.05

@@ -1,47 +1,28 @@
-"""What a checkpoint and the settings say together: which of them go with each other, when a clip stops, what a skip
-costs. Everything wrong is told here, before any process is started.
-"""
+"""Which settings and which checkpoint go with each other. Whatever does not is refused here, before workers start."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 from operators.errors import CheckpointError, ConfigError
 from operators.weights.checkpoints import Checkpoint, Header
-from pipeline.config import Config, Skip, parse
-from policies.recurrent import price_for_share
-from policies.stopping import Confidence, OperatingPoint, StopRule, checked_thresholds, for_budget
+from pipeline.config import Config
+from pipeline.families import family_named
+from pipeline.families.calibrated import skip_price, stop_rule
 
 
 def check(config: Config, checkpoint: Checkpoint) -> None:
     """Raises ConfigError or CheckpointError where a run could not do what was asked for."""
-    _check_parts(config, checkpoint)
     header = checkpoint.header
+    _check_parts(config, checkpoint)
     _check_networks(config, checkpoint)
-    _check_sampling(config, header)
+    family_named(header.family).check(config, checkpoint)
     _check_sizes(config, header)
-    if header.family == "adafocus_tsm" and (config.skip.kind != "none" or config.stop.kind != "none"):
-        raise ConfigError(
-            "AdaFocus-TSM looks at one place of the whole clip: skip.kind and stop.kind do not apply, "
-            "leave them at none"
-        )
-    if header.family == "gfnet":
-        if config.skip.kind != "none":
-            raise ConfigError("GFNet looks at one image again and again: skip.kind does not apply, leave it at none")
-        if config.stop.steps_per_round not in (None, 1):
-            raise ConfigError("GFNet's looks depend on one another, so each is a round: leave stop.steps_per_round out")
-        if config.model.num_looks > header.num_steps:
-            raise ConfigError(
-                f"model.num_looks={config.model.num_looks}, but {checkpoint.path} was made for {header.num_steps} looks"
-            )
-    if config.skip.kind == "learned" and config.policy.kind != "learned":
+    if config.skip.kind == "learned" and not config.policy.traits.is_learned:
         raise ConfigError("skip.kind=learned reads the learned policy's state: it needs policy.kind=learned")
-    if config.policy.kind == "oracle":
+    if config.policy.traits.needs_truth:
         if config.policy.truth is None:
-            raise ConfigError("policy.kind=oracle needs policy.truth: the truth.parquet of `synth`")
+            raise ConfigError(f"policy.kind={config.policy.kind} needs policy.truth: the truth.parquet of `synth`")
         if not Path(config.policy.truth).is_file():
             raise ConfigError(f"policy.truth={config.policy.truth}: there is no such file")
     stop_rule(config, header)
@@ -51,7 +32,7 @@ def check(config: Config, checkpoint: Checkpoint) -> None:
 
 def _check_parts(config: Config, checkpoint: Checkpoint) -> None:
     wanted = {"glancer": "every model", "focuser": "every model", "classifier": "a label"}
-    if config.policy.kind == "learned":
+    if config.policy.traits.is_learned:
         wanted["policy"] = "policy.kind=learned"
     if config.skip.kind == "learned":
         wanted["skip"] = "skip.kind=learned"
@@ -76,194 +57,14 @@ def _check_networks(config: Config, checkpoint: Checkpoint) -> None:
             )
 
 
-def _check_sampling(config: Config, header: Header) -> None:
-    sampling = config.sampling
-    assert header.glance is not None and header.focus is not None
-    match header.family:
-        case "gfnet" if sampling.num_frames != 1:
-            raise ConfigError(f"GFNet labels single images: sampling.num_frames is {sampling.num_frames}, set it to 1")
-        case "adafocus_tsm":
-            wanted = header.glance.num_segments, header.focus.num_segments
-            given = sampling.num_frames, sampling.num_focus_frames
-            if given != wanted:
-                raise ConfigError(
-                    f"this AdaFocus-TSM glances at {wanted[0]} frames and focuses on {wanted[1]}, but "
-                    f"sampling.num_frames={given[0]} and sampling.num_focus_frames={given[1]}"
-                )
-    if header.family != "adafocus_tsm" and sampling.num_focus_frames not in (None, sampling.num_frames):
-        raise ConfigError(
-            f"sampling.num_focus_frames={sampling.num_focus_frames}: this model focuses on the frames that it "
-            "glances at, leave it out"
-        )
-
-
 def _check_sizes(config: Config, header: Header) -> None:
     glance_px, patch_px = config.glance.size_px, config.focus.patch_px
     if patch_px > config.view.crop_px:
         raise ConfigError(f"focus.patch_px={patch_px} is larger than view.crop_px={config.view.crop_px}")
-    assert header.glance is not None and header.focus is not None
-    if config.policy.kind != "learned":
-        return
+    assert header.glance is not None
     # The policy's first layer is as large as the maps that it reads.
-    if header.glance.size_px not in (None, glance_px):
+    if config.policy.traits.is_learned and header.glance.size_px not in (None, glance_px):
         raise ConfigError(
             f"the policy was trained on glances of {header.glance.size_px} px, but glance.size_px={glance_px}: "
             f"set glance.size_px={header.glance.size_px}"
-            + (f" and focus.patch_px={header.glance.size_px}" if header.family == "gfnet" else "")
         )
-    if header.family == "gfnet" and patch_px != glance_px:
-        raise ConfigError(
-            f"this GFNet's glance and patches have one size, but glance.size_px={glance_px} and "
-            f"focus.patch_px={patch_px}: set focus.patch_px={glance_px}"
-        )
-
-
-def num_steps(config: Config) -> int:
-    """How often a clip may be classified at most."""
-    return config.model.num_looks if config.model.family == "gfnet" else config.sampling.num_frames
-
-
-def stop_rule(config: Config, header: Header) -> StopRule | None:
-    """When a clip is done early; None: never."""
-    steps = num_steps(config)
-    match config.stop.kind:
-        case "none":
-            return None
-        case "confidence":
-            if config.stop.thresholds is None:
-                raise ConfigError("stop.kind=confidence needs stop.thresholds: one number, or one per step")
-            thresholds = checked_thresholds(config.stop.thresholds, num_steps=steps)
-            return Confidence(thresholds=thresholds, measure=config.stop.confidence)
-        case "budget":
-            assert config.stop.budget_gmacs is not None
-            found = calibration(config, header)
-            measure = found.get("measure", "softmax")
-            rule = for_budget(operating_points(found), config.stop.budget_gmacs, measure=measure)
-            if len(rule.thresholds) not in (1, steps):
-                raise ConfigError(
-                    f"the checkpoint is calibrated for {len(rule.thresholds)} steps, but a clip has {steps}: "
-                    "leave sampling.num_frames and model.num_looks out, or calibrate again"
-                )
-            return rule
-
-
-def calibrated_for(config: Config, header: Header) -> dict[str, Any]:
-    """What thresholds and costs depend on, beside the weights and the steps per round: as it is, whether it was given
-    or left to the checkpoint. What the way of skipping does not read is None.
-    """
-    skip = config.skip
-    is_learned = skip.kind == "learned"
-    return {
-        "policy.kind": config.policy.kind,
-        "focus.patch_px": config.focus.patch_px,
-        "skip.kind": skip.kind,
-        "skip.sees": skip_sees(config, header) if is_learned else None,
-        "skip.price": skip_price(config, header) if is_learned else None,
-        "skip.share": skip.share if skip.kind in ("random", "uniform") else None,
-    }
-
-
-def made_for(found: Mapping[str, Any], header: Header) -> dict[str, Any]:
-    """`calibrated_for` of a calibration that is there."""
-    told = dict(found["for"])
-    given = {name: value for name, value in told.items() if name.startswith("skip.") and value is not None}
-    if told.get("skip.kind") == "learned":
-        # Older ones hold null for what was left to the checkpoint, and the share's default where no share was given.
-        if given.get("skip.share") == Skip().share:
-            del given["skip.share"]
-        if header.skip is None:
-            return told
-    try:
-        return told | {k: v for k, v in calibrated_for(parse(given), header).items() if k.startswith("skip.")}
-    except ConfigError:
-        # A share that was never reached: no settings lead there any more.
-        return told
-
-
-def calibration(config: Config, header: Header) -> Mapping[str, Any]:
-    """The calibration made under these settings: from stop.calibration, or the checkpoint's header."""
-    if config.stop.calibration is not None:
-        known = [read_calibration(Path(config.stop.calibration))]
-    else:
-        known = list(header.thresholds.get("calibrations", []))
-    if not known:
-        raise ConfigError("stop.kind=budget needs a calibration: run `calibrate`, or use stop.kind=confidence")
-    wanted = calibrated_for(config, header)
-    every = config.stop.steps_per_round
-    if every is not None:
-        wanted["stop.steps_per_round"] = every
-    nearest: list[str] | None = None
-    for found in known:
-        made = made_for(found, header) if "for" in found else dict(wanted)
-        made["stop.steps_per_round"] = int(found.get("steps_per_round", 1))
-        differ = [f"{k}={made.get(k)} there, {v} here" for k, v in wanted.items() if made.get(k) != v]
-        if not differ:
-            return found
-        nearest = differ if nearest is None or len(differ) < len(nearest) else nearest
-    assert nearest is not None
-    raise ConfigError(
-        f"no calibration was made under these settings ({', '.join(nearest)}): run `calibrate` with them"
-    )
-
-
-def read_calibration(path: Path) -> Mapping[str, Any]:
-    """A calibration kept beside a checkpoint that cannot hold it."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path} is no calibration: {exc}") from exc
-    if not isinstance(found, dict) or "points" not in found:
-        raise ConfigError(f"{path} is no calibration: it has no points")
-    return found
-
-
-def operating_points(found: Mapping[str, Any]) -> list[OperatingPoint]:
-    return [
-        OperatingPoint(
-            gmacs=point["gmacs"],
-            score=point["score"],
-            thresholds=tuple(point["thresholds"]),
-            found_by=point.get("found_by", ""),
-        )
-        for point in found["points"]
-    ]
-
-
-def steps_per_round(config: Config, header: Header) -> int:
-    """Steps between two checks: as given, as calibrated, or 1."""
-    if config.stop.steps_per_round is not None:
-        return config.stop.steps_per_round
-    if config.stop.kind == "budget":
-        return int(calibration(config, header).get("steps_per_round", 1))
-    return 1
-
-
-def skip_sees(config: Config, header: Header) -> Literal["glance", "classifier"]:
-    """What the learned skip decides by."""
-    assert header.skip is not None
-    return config.skip.sees or header.skip.sees
-
-
-def skip_price(config: Config, header: Header) -> float:
-    """What a focus costs the learned skip: as given, or as measured for the share asked for, or the head's own."""
-    assert header.skip is not None
-    if config.skip.price is not None:
-        return config.skip.price
-    if "skip.share" not in config.given():
-        return header.skip.price
-    sees = skip_sees(config, header)
-    tables = {name: dict(table) for name, table in header.skip.price_tables.items() if table}
-    if sees not in tables:
-        raise ConfigError(
-            f"skip.share={config.skip.share:g} with skip.kind=learned needs measured prices, and the checkpoint has "
-            f"none for skip.sees={sees}: set skip.price instead"
-        )
-    price = price_for_share(tables[sees], config.skip.share)
-    if price is None:
-        ranges = {name: f"{min(t.values()):.4g} to {max(t.values()):.4g}" for name, t in tables.items()}
-        others = "".join(f", or set skip.sees={name} ({ranges[name]})" for name in tables if name != sees)
-        raise ConfigError(
-            f"skip.share={config.skip.share:g} is not a share that this checkpoint skips to with skip.sees={sees}: "
-            f"give one from {ranges[sees]}{others}, or set skip.price instead"
-        )
-    return price

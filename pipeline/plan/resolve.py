@@ -15,13 +15,15 @@ from typing import Any
 import torch
 
 from operators.errors import ConfigError
-from operators.weights import checkpoints
 from operators.weights.checkpoints import Header
 from pipeline.config import Config
-from pipeline.plan.compatibility import check, skip_price, skip_sees, steps_per_round, stop_rule
+from pipeline.families import family_named
+from pipeline.families.calibrated import skip_price, skip_sees, steps_per_round, stop_rule
+from pipeline.families.files import load_checkpoint_file
+from pipeline.families.untrained import untrained
+from pipeline.plan.compatibility import check
 from pipeline.plan.placement import Machine, Placement, place
 from pipeline.plan.tuning import Choice, Work, by_rule, choose, work_of
-from pipeline.plan.untrained import untrained
 from pipeline.steering.batching import SHAPES, Batcher
 from pipeline.steering.executor import WorkerSpec
 from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits
@@ -190,8 +192,8 @@ def resolve(
     """
     is_trained = config.model.checkpoint is not None
     if config.model.checkpoint is not None:
-        checkpoint = checkpoints.load(config.model.checkpoint)
-        config = config.filled_in(header_settings(checkpoint.header))
+        checkpoint = load_checkpoint_file(config.model.checkpoint)
+        config = config.filled_in(family_named(checkpoint.header.family).settings_of(checkpoint.header))
         names = _class_names(config, checkpoint.header)
     else:
         if not config.model.untrained:
@@ -201,8 +203,7 @@ def resolve(
             )
         names = _class_names(config, None)
         config = config.replaced({"model.num_classes": len(names)})
-        if config.model.family == "gfnet":
-            config = config.filled_in({"glance.size_px": config.focus.patch_px, "sampling.num_frames": 1})
+        config = config.filled_in(family_named(config.model.family).untrained_settings(config))
         checkpoint = untrained(config)
     if remembered:
         config = config.filled_in({k: v for k, v in remembered.items() if k.startswith("compute.")})
@@ -257,9 +258,9 @@ def network_work(config: Config, header: Header) -> Work:
     return work_of(
         header,
         glance_px=config.glance.size_px,
-        patch_px=config.view.crop_px if config.policy.kind == "full" else config.focus.patch_px,
-        num_frames=config.sampling.num_frames,
-        num_focus_frames=config.sampling.num_focus_frames,
+        patch_px=config.patch_px,
+        glances=config.sampling.num_frames,
+        patches=family_named(header.family).num_patches(config, header),
     )
 
 
@@ -279,34 +280,6 @@ def _tuned(config: Config, header: Header, placement: Placement, cache: Path | N
     )
 
 
-def header_settings(header: Header) -> dict[str, Any]:
-    """What a checkpoint says of how it is run, as settings."""
-    form = header.preprocessing
-    is_image = header.family == "gfnet"
-    settings: dict[str, Any] = {
-        "model.family": header.family,
-        # An image has one frame; how often it is looked at is the model's own.
-        "sampling.num_frames": 1 if is_image else header.num_steps,
-        "sampling.num_focus_frames": header.num_focus_steps,
-        "sampling.pad": header.pad,
-        "view.resize_px": form.resize_px,
-        "view.crop_px": form.crop_px,
-        "view.interpolation": form.interpolation,
-        "view.square_pixels": form.square_pixels,
-    }
-    if is_image:
-        settings["model.num_looks"] = header.num_steps
-    if header.glance is not None:
-        settings["model.glance_backbone"] = header.glance.name
-        if header.glance.size_px:
-            settings["glance.size_px"] = header.glance.size_px
-    if header.focus is not None:
-        settings["model.focus_backbone"] = header.focus.name
-        if header.focus.size_px:
-            settings["focus.patch_px"] = header.focus.size_px
-    return settings
-
-
 def _class_names(config: Config, header: Header | None) -> tuple[str, ...]:
     if config.model.classes is not None:
         # Reading them is the driver's work, and its library is not needed in the workers that import this file.
@@ -321,7 +294,7 @@ def _class_names(config: Config, header: Header | None) -> tuple[str, ...]:
 
 def goes_in_rounds(config: Config, header: Header) -> bool:
     """Whether clips bring few patches at a time, because what they see decides how they go on."""
-    if header.family == "gfnet" or config.stop.kind != "none":
+    if family_named(header.family).always_in_rounds() or config.stop.kind != "none":
         return True
     return config.skip.kind == "learned" and skip_sees(config, header) == "classifier"
 

@@ -28,10 +28,10 @@ from operators.networks.compiled import CudaGraphs, can_compile
 from operators.networks.cost import network_macs
 from operators.networks.focus import Focuser
 from operators.networks.glance import Glancer
+from operators.networks.tensors import DTYPES, exact_fp32
 from operators.records import PatchBatch
 from operators.weights.header import Header
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH_ROUNDING = 1.15
 """How much faster half precision must be to be chosen: below, the exact one is the better bargain."""
 WORTH_PLAIN = 0.95
@@ -96,19 +96,19 @@ class Choice:
         return line + ")"
 
 
-def work_of(header: Header, *, glance_px: int, patch_px: int, num_frames: int, num_focus_frames: int | None) -> Work:
-    """The work of a checkpoint's networks. Every frame counts as focused: skipping and stopping come on top."""
+def work_of(header: Header, *, glance_px: int, patch_px: int, glances: int, patches: int) -> Work:
+    """The work of a checkpoint's networks on a clip. Every frame counts as focused, whatever is skipped later."""
     glance, focus = header.glance or header.focus, header.focus or header.glance
     assert glance is not None and focus is not None
     return Work(
         glance=glance.name,
         glance_px=glance_px,
         glance_segments=glance.num_segments,
-        glances=num_frames,
+        glances=glances,
         focus=focus.name,
         patch_px=patch_px,
         focus_segments=focus.num_segments,
-        patches=header.num_steps if header.family == "gfnet" else num_focus_frames or num_frames,
+        patches=patches,
     )
 
 
@@ -238,13 +238,6 @@ def held_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def exact_fp32(device: str) -> None:
-    """fp32 is fp32 in this process, on a GPU too, where cuDNN would round it to TF32's ten bits of fraction."""
-    if device == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class _Bench:

@@ -10,13 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from operators.passwords import without_password
 from operators.records import ClipLabel
-
-if TYPE_CHECKING:
-    from pipeline.live.worker import CameraNews
 
 MAX_LINES = {"failed": 10_000, "died": 1_000, "exception": 100}
 """Of an event; the table has every clip that failed."""
@@ -72,21 +69,6 @@ class RunLog:
             say(text)
 
         return tell
-
-    def watching(
-        self, tell: Callable[[Mapping[str, CameraNews]], None]
-    ) -> Callable[[Mapping[str, CameraNews]], None]:
-        """Tells the news of cameras, and notes every change of a camera's state here."""
-        states: dict[str, str] = {}
-
-        def take(cameras: Mapping[str, CameraNews]) -> None:
-            for name, camera in cameras.items():
-                if states.get(name) != camera.state.value:
-                    states[name] = camera.state.value
-                    self.note("camera", camera=name, state=camera.state.value, last_error=camera.last_error)
-            tell(cameras)
-
-        return take
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is None:

@@ -22,7 +22,8 @@ from operators.errors import ConfigError
 from operators.records import Source
 from operators.weights import checkpoints
 from pipeline.config import Config
-from pipeline.plan.compatibility import calibrated_for, made_for
+from pipeline.families.calibrated import calibrated_for, made_for
+from pipeline.families.files import load_checkpoint_file
 from pipeline.plan.resolve import resolve
 from pipeline.run.archive import Told, label_archive, machine_of
 from pipeline.run.loop import StopRequest
@@ -238,7 +239,7 @@ def _spread(thresholds: np.ndarray, ends: np.ndarray, num_steps: int) -> np.ndar
 
 def write_into(checkpoint: Path, out: Path, calibration: Mapping[str, Any]) -> None:
     """The checkpoint again, with the calibration in its header; one made under the same settings is replaced."""
-    found = checkpoints.load(checkpoint)
+    found = load_checkpoint_file(checkpoint)
     known = found.header.thresholds.get("calibrations", [])
     others = [c for c in known if made_for(c, found.header) != calibration["for"]]
     header = dataclasses.replace(found.header, thresholds={"calibrations": [*others, dict(calibration)]})

@@ -9,15 +9,16 @@ from pathlib import Path
 
 from operators.errors import ConfigError
 from operators.records import Source
-from operators.weights import checkpoints
 from pipeline.config import Config
+from pipeline.families.files import load_checkpoint_file
 from pipeline.run.archive import Told, label_archive
 from pipeline.run.loop import StopRequest
 from pipeline.run.metrics import RunSummary
 from pipeline.scoring.evaluate import Evaluation, evaluate_labels, write_report
 from pipeline.scoring.scores import Predictions
+from policies.kinds import KINDS
 
-POLICIES = ("learned", "center", "random", "full", "glance", "oracle")
+POLICIES = tuple(KINDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def policy_configs(
 
 
 def _scored(labels: Path, truth: Truth, checkpoint: str | None) -> tuple[Predictions, Evaluation]:
-    told = checkpoints.load(checkpoint).header.training if checkpoint is not None else {}
+    told = load_checkpoint_file(checkpoint).header.training if checkpoint is not None else {}
     return evaluate_labels(
         labels,
         class_names=truth.class_names,

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from operators.errors import ConfigError, SinkError
+from pipeline.families.truth import read_truth
 from pipeline.scoring.looks import LookScores, look_scores
-from pipeline.scoring.read_labels import labels_dataset, read_looks, read_predictions, read_truth
+from pipeline.scoring.read_labels import labels_dataset, read_looks, read_predictions
 from pipeline.scoring.scores import (
     BUDGET_QS,
     CurvePoint,

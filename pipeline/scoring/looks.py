@@ -9,16 +9,7 @@ import numpy as np
 
 from operators.errors import ConfigError
 from operators.media.frame_plan import sample_indices
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TruthBoxes:
-    """One video's evidence, frame by frame from frame 0."""
-
-    visible: np.ndarray
-    """bool [F]"""
-    boxes: np.ndarray
-    """float64 [F,4]: y, x, h, w in units of the frame; nan where not visible."""
+from pipeline.families.truth import TruthBoxes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from operators.errors import ConfigError, PipelineError
 from operators.table.schema import part_paths
-from pipeline.scoring.looks import ClipLooks, TruthBoxes
+from pipeline.scoring.looks import ClipLooks
 from pipeline.scoring.scores import Predictions
 
 _COLUMNS = (
@@ -212,27 +211,6 @@ def _check_finite(logits: np.ndarray, table: pa.Table) -> None:
     if not finite.all():
         name = table["video_id"][int(finite.argmin())].as_py()
         raise PipelineError(f"scores of video {name} are not finite: label it with --set compute.precision=fp32")
-
-
-def read_truth(path: Path) -> dict[str, TruthBoxes]:
-    """The synthetic archive's truth.parquet, by video."""
-    names = ["video_id", "frame", "visible", "y", "x", "h", "w"]
-    try:
-        table = pq.read_table(path, columns=names)
-    except (pa.ArrowException, OSError, KeyError) as exc:
-        raise ConfigError(f"{path} is no table of truth boxes ({exc}): give the truth.parquet of `synth`") from exc
-    if missing := set(names) - set(table.schema.names):
-        raise ConfigError(f"{path} has no column {', '.join(sorted(missing))}: give the truth.parquet of `synth`")
-    table = table.sort_by([("video_id", "ascending"), ("frame", "ascending")])
-    visible = table["visible"].to_numpy()
-    boxes = np.stack([table[name].to_numpy().astype(np.float64) for name in "yxhw"], axis=1)
-    videos = table["video_id"].combine_chunks().dictionary_encode()
-    starts = np.flatnonzero(np.diff(videos.indices.to_numpy(), prepend=-1))
-    ends = [*starts[1:].tolist(), len(visible)]
-    return {
-        videos.dictionary[number].as_py(): TruthBoxes(visible=visible[start:end], boxes=boxes[start:end])
-        for number, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True))
-    }
 
 
 def read_looks(dataset: ds.Dataset) -> Iterator[ClipLooks]:

@@ -15,9 +15,9 @@ from operators.media.decode import Limits
 from operators.media.view import Viewer
 from operators.records import Source
 from pipeline.config import Config
+from pipeline.families.truth import read_truth
 from pipeline.inputs import sources as inputs
 from pipeline.plan.placement import this_machine
-from pipeline.scoring.read_labels import read_truth
 from pipeline.training import sequence
 from pipeline.training.clips import FrameTruth
 from pipeline.training.frame_cache import Read

@@ -24,7 +24,6 @@ from pipeline.training.optimise import half_precision
 from pipeline.training.scoring import Score, truth_of
 from pipeline.training.settings_motion import MotionSettings
 from policies.base import Policy, corners
-from policies.fixed import Center, GlanceOnly, Oracle, Random
 from policies.recurrent import RecurrentPolicy
 
 
@@ -150,23 +149,6 @@ def focus_on(parts: Parts, settings: MotionSettings, views: np.ndarray, places: 
     with half_precision(settings):
         _, feature = parts.focuser(normalised(cut(views, everywhere, patch_px), parts.normalisation, parts.device))
     return feature.float().unflatten(0, views.shape[:2])
-
-
-def motion_policy(name: str, parts: Parts) -> Policy:
-    """`learned`, `center`, `random`, `glance` or `oracle`."""
-    view_px, patch_px, _ = sizes_of(parts)
-    match name:
-        case "learned":
-            return parts.policy
-        case "center":
-            return Center()
-        case "random":
-            return Random()
-        case "glance":
-            return GlanceOnly()
-        case "oracle":
-            return Oracle(patch_share=patch_px / view_px, num_actions=None)
-    raise ValueError(f"policy {name!r} is not known")
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from pipeline.training.model import Glances, Parts, glance_at
 from pipeline.training.optimise import half_precision
 from pipeline.training.settings import TrainSettings
 from policies.base import Policy, act_all, corners
-from policies.fixed import Center, GlanceOnly, Oracle, Random
+from policies.kinds import KINDS, fixed_policy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,18 +58,11 @@ def policy_named(name: str, parts: Parts) -> Policy:
     """`learned`, `center`, `random`, `glance` or `oracle`."""
     assert parts.header.focus is not None and parts.header.focus.size_px is not None
     share = parts.header.focus.size_px / parts.header.preprocessing.crop_px
-    match name:
-        case "learned":
-            return parts.policy
-        case "center":
-            return Center()
-        case "random":
-            return Random()
-        case "glance":
-            return GlanceOnly()
-        case "oracle":
-            return Oracle(patch_share=share, num_actions=parts.policy.num_actions)
-    raise ValueError(f"policy {name!r} is not known")
+    if KINDS[name].is_learned:
+        return parts.policy
+    spec = parts.header.policy
+    assert spec is not None
+    return fixed_policy(name, patch_share=share, num_actions=spec.num_actions if spec.kind == "grid" else None)
 
 
 def truth_of(clips: Clips, rows: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

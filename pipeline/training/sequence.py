@@ -30,7 +30,7 @@ from pipeline.training.model import (
     sections_after,
     with_device,
 )
-from pipeline.training.motion import glance_once, motion_policy, motion_score, new_motion_parts
+from pipeline.training.motion import glance_once, motion_score, new_motion_parts
 from pipeline.training.read_motion import MotionReader
 from pipeline.training.scoring import policy_named, score
 from pipeline.training.settings import FULL, STAGES, TITLES, Stage, TrainSettings
@@ -365,7 +365,7 @@ def _scores(stage: Stage, parts: Parts, settings: TrainSettings, ready: _Data) -
     kept = ready.glances.get("test")
     for kind in kinds:
         if isinstance(settings, MotionSettings):
-            found = motion_score(parts, settings, ready.test, motion_policy(kind, parts), glances=kept)
+            found = motion_score(parts, settings, ready.test, policy_named(kind, parts), glances=kept)
         else:
             found = score(parts, settings, ready.test, policy_named(kind, parts), glances=kept)
         values |= {k: round(v, 4) for k, v in found.values(f"test_{kind}_").items()}

@@ -32,12 +32,12 @@ from pipeline.training.motion import (
     MotionGlances,
     focus_on,
     glance_at_clips,
-    motion_policy,
     motion_score,
     sizes_of,
     split_steps,
 )
 from pipeline.training.optimise import half_precision, make_optimiser, make_scaler, num_epochs, set_rate, take_step
+from pipeline.training.scoring import policy_named
 from pipeline.training.settings import Supervised
 from pipeline.training.settings_motion import MotionSettings
 from policies.base import corners
@@ -221,7 +221,7 @@ class _Course:
         return _Batch(views, labels, seen, rng)
 
     def validate(self, policy: str) -> dict[str, float]:
-        where = motion_policy(policy, self.parts)
+        where = policy_named(policy, self.parts)
         return motion_score(self.parts, self.settings, self.val, where, glances=self.val_glances).values("val_")
 
     def glance_loss(self, batch: _Batch, stage: Supervised) -> Tensor:

@@ -19,7 +19,8 @@ from operators.networks.glance import Glancer
 from operators.records import PatchBatch
 from operators.weights.checkpoints import Checkpoint
 from operators.weights.header import SkipSpec
-from pipeline.run.factories import read_truth_at, skip_head
+from pipeline.families.parts import skip_head
+from pipeline.families.truth import read_truth_at
 from pipeline.synthetic.archive import TRUTH_SCHEMA
 from tests.support.looking import SIDE, assert_same, look, make_checkpoint, make_config, make_frames, softmax
 
@@ -39,7 +40,7 @@ def glanced(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
             views.extend(view for part in pixels for view in part)
             return super().__call__(pixels)
 
-    monkeypatch.setattr("pipeline.run.factories.Glancer", Watched)
+    monkeypatch.setattr("pipeline.families.parts.Glancer", Watched)
     return views
 
 

@@ -13,7 +13,7 @@ from operators.networks.focus import Focuser
 from operators.networks.glance import Glancer
 from operators.records import FrameBatch, Observation, PatchBatch
 from pipeline.config import Config
-from pipeline.run.factories import learned_policy
+from pipeline.families.parts import learned_policy
 from policies.base import corners
 from tests.support.looking import SIDE, assert_same, look, make_checkpoint, make_config, make_frames
 

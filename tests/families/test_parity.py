@@ -16,7 +16,8 @@ from operators.networks.cost import cost_model, module_macs
 from operators.networks.focus import Focuser
 from operators.networks.glance import Glancer
 from operators.records import Observation, PatchBatch
-from operators.weights.checkpoints import Checkpoint, load
+from operators.weights.checkpoints import Checkpoint
+from pipeline.families.files import load_checkpoint_file as load
 from policies.base import act_all, corners
 from policies.recurrent import RecurrentPolicy
 from tests.parity.files import write_adafocus, write_adafocus_tsm, write_gfnet

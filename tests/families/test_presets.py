@@ -13,11 +13,11 @@ import torch
 from operators.errors import ConfigError
 from operators.weights.checkpoints import Checkpoint, save
 from pipeline.config import Config, load, presets
-from pipeline.plan.compatibility import skip_price
+from pipeline.families.calibrated import skip_price
+from pipeline.families.parts import build_cost
+from pipeline.families.untrained import untrained
 from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import Plan, resolve
-from pipeline.plan.untrained import untrained
-from pipeline.run.factories import build_cost
 from pipeline.steering.scheduler import STREAM
 
 ROOT = Path(__file__).parents[2]

@@ -22,13 +22,13 @@ from operators.networks.glance import Glancer
 from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchBatch, SourceFacts
 from operators.weights import checkpoints
 from pipeline.config import Config, load
-from pipeline.families.gaze_live import LiveGaze, warm_up_sizes
 from pipeline.live.camera_process import CameraSpec, Polled
 from pipeline.live.camera_state import CameraState, Limits
+from pipeline.live.factories import live_worker
+from pipeline.live.gaze import LiveGaze, warm_up_sizes
 from pipeline.live.worker import CameraPlan, LiveNews, LiveWorker
 from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import resolve
-from pipeline.run.factories import live_worker
 from tests.support.looking import NAMES, look, make_checkpoint, make_config, make_frames
 
 START_S = 1_700_000_000.0
@@ -164,7 +164,7 @@ def made_worker(config: Config, folder, **own) -> LiveWorker:
         }
     )
     plan = resolve(config, Machine(num_cores=1, memory_bytes=1 << 30))
-    with patch("pipeline.run.factories.LiveWorker", lambda **settings: LiveWorker(**(settings | own))):
+    with patch("pipeline.live.factories.LiveWorker", lambda **settings: LiveWorker(**(settings | own))):
         return live_worker(**plan.live_arguments())
 
 
@@ -224,8 +224,8 @@ def test_each_frame_is_glanced_at_and_focused_once_however_many_windows_have_it(
             focused.extend(batch.pixels)
             return super().__call__(batch)
 
-    monkeypatch.setattr("pipeline.run.factories.Glancer", WatchedGlancer)
-    monkeypatch.setattr("pipeline.run.factories.Focuser", WatchedFocuser)
+    monkeypatch.setattr("pipeline.families.parts.Glancer", WatchedGlancer)
+    monkeypatch.setattr("pipeline.families.parts.Focuser", WatchedFocuser)
     door = studio(plan={"window_s": 1.5, "stride_s": 0.5})
     # What was looked at before cameras were opened was grey.
     assert glanced and focused and all((view == 128).all() for view in [*glanced, *focused])

@@ -107,7 +107,7 @@ def test_a_video_gives_one_batch_with_one_window(movie):
     assert batch.pixels.dtype == np.uint8
     assert batch.pixels.shape == (6, SIDE, SIDE, 3)
     assert window.glance_rows.tolist() == [0, 1, 2, 3, 4, 5]
-    assert window.focus_rows is window.glance_rows
+    assert window.candidate_rows is window.glance_rows
     assert (window.start_s, window.end_s) == (0.0, pytest.approx(2.4))
     assert window.clip_id == clip_id(source_id(str(movie)), 0.0)
     assert window.coverage == 1.0
@@ -171,7 +171,7 @@ def test_the_second_sample_has_rows_of_its_own(movie):
     # 60/3/2 = 10, 30, 50 and 60/2/2 = 15, 45.
     assert batch.frame_index.tolist() == [10, 15, 30, 45, 50]
     assert batch.windows[0].glance_rows.tolist() == [0, 2, 4]
-    assert batch.windows[0].focus_rows.tolist() == [1, 3]
+    assert batch.windows[0].candidate_rows.tolist() == [1, 3]
 
 
 def test_views_are_those_of_the_published_preprocessing(tmp_path):

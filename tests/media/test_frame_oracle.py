@@ -103,7 +103,7 @@ def test_chosen_frames_are_those_of_a_whole_decode(
         batch = read_whole(path, num_threads=num_threads)
         (window,) = batch.windows
         assert batch.frame_index[window.glance_rows].tolist() == glance
-        assert batch.frame_index[window.focus_rows].tolist() == focus
+        assert batch.frame_index[window.candidate_rows].tolist() == focus
         assert batch.frame_index.tolist() == sorted(set(glance) | set(focus))
         assert batch.facts.num_frames == len(truth)
         assert (batch.facts.width, batch.facts.height) == (truth[0].shape[1], truth[0].shape[0])

@@ -15,10 +15,12 @@ from operators.weights import checkpoints
 from operators.weights.checkpoints import Checkpoint, save
 from operators.weights.header import Header, SkipSpec
 from pipeline.config import CONFIGS, Config, parse
-from pipeline.plan.compatibility import calibrated_for, check, skip_price, steps_per_round, stop_rule
+from pipeline.families import family_named
+from pipeline.families.calibrated import calibrated_for, skip_price, steps_per_round, stop_rule
+from pipeline.families.untrained import untrained
+from pipeline.plan.compatibility import check
 from pipeline.plan.placement import Machine
-from pipeline.plan.resolve import Plan, goes_in_rounds, header_settings, resolve
-from pipeline.plan.untrained import untrained
+from pipeline.plan.resolve import Plan, goes_in_rounds, resolve
 from pipeline.scoring.calibrate import write_into
 from policies.stopping import Confidence
 from tests.support.looking import make_config
@@ -185,7 +187,8 @@ def shipped(**settings: object) -> tuple[Config, Header]:
     """The checkpoint that ships, under the settings of its preset."""
     header = checkpoints.load(SHIPPED).header
     given = {name.replace("__", "."): value for name, value in settings.items()}
-    return parse({"model.checkpoint": str(SHIPPED), **given}).filled_in(header_settings(header)), header
+    config = parse({"model.checkpoint": str(SHIPPED), **given})
+    return config.filled_in(family_named(header.family).settings_of(header)), header
 
 
 def test_a_share_of_frames_that_the_learned_skip_does_not_reach_is_refused_with_the_range():

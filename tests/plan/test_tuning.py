@@ -15,7 +15,7 @@ from operators.networks.compiled import can_compile
 from pipeline.config import load
 from pipeline.plan import tuning
 from pipeline.plan.tuning import Choice, Work, best_size, by_rule, cache_folder, choose
-from pipeline.run.factories import _prepare as prepare
+from pipeline.run.factories import prepare
 
 SMALL = Work(glance="small_glance", glance_px=32, glances=4, focus="small_focus", patch_px=24, patches=4)
 NO_KERNELS = "fp16"

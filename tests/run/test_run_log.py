@@ -10,6 +10,7 @@ import pytest
 
 from operators.records import ClipLabel
 from pipeline.live.camera_state import CameraState
+from pipeline.live.state_log import logging_states
 from pipeline.live.worker import CameraNews
 from pipeline.run.run_log import MAX_LINES, RunLog
 
@@ -75,7 +76,7 @@ def test_a_camera_is_noted_when_its_state_changes(out):
     told: list[object] = []
     with RunLog(out, "r1") as log:
         log.begin("")
-        take = log.watching(told.append)
+        take = logging_states(log, told.append)
         for state in (CameraState.CONNECTING, CameraState.LIVE, CameraState.LIVE, CameraState.LOST):
             take({"door": CameraNews(state=state, last_error="no frame" if state == "lost" else None)})
     states = [(line["camera"], line["state"], line["last_error"]) for line in lines(out)[1:]]

@@ -32,7 +32,7 @@ def frames(of: Source, number: int) -> FrameBatch:
         start_s=number * 2.0,
         end_s=number * 2.0 + 2,
         glance_rows=rows,
-        focus_rows=rows,
+        candidate_rows=rows,
     )
     return FrameBatch(
         source=of,

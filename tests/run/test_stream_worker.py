@@ -11,10 +11,11 @@ import torch
 
 from operators.records import FrameBatch, PatchFeatures
 from pipeline.config import load
+from pipeline.families.clip import LabelForm, generator_of
 from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import resolve
 from pipeline.run.factories import build_gaze, focus_worker, stream_worker
-from pipeline.run.stream_worker import LabelForm, StreamWorker, generator_of
+from pipeline.run.stream_worker import StreamWorker
 from pipeline.steering.messages import Advance, OpenRequest, Slice, StepRequest
 from tests.parity.files import write_adafocus, write_adafocus_tsm, write_gfnet
 from tests.parity.frames import frames as parity_frames

@@ -11,7 +11,7 @@ import pytest
 from operators.errors import ConfigError
 from operators.weights.header import Header
 from pipeline.config import Config, parse
-from pipeline.plan.compatibility import calibrated_for, read_calibration, stop_rule
+from pipeline.families.calibrated import calibrated_for, read_calibration, stop_rule
 from pipeline.scoring.calibrate import MARGIN, Table, search, table_of
 from pipeline.scoring.scores import Predictions
 from policies.stopping import Confidence, exit_steps, for_budget

@@ -16,6 +16,7 @@ import pytest
 from operators.errors import ConfigError, PipelineError, SinkError
 from operators.records import ClipLabel, PatchPlace
 from operators.table.schema import SCHEMA, LabelStore
+from pipeline.families.truth import TruthBoxes, read_truth
 from pipeline.scoring.evaluate import (
     comparison,
     evaluate,
@@ -24,8 +25,8 @@ from pipeline.scoring.evaluate import (
     predictions_json,
     write_report,
 )
-from pipeline.scoring.looks import ClipLooks, TruthBoxes, look_scores
-from pipeline.scoring.read_labels import read_predictions, read_truth, truth_array
+from pipeline.scoring.looks import ClipLooks, look_scores
+from pipeline.scoring.read_labels import read_predictions, truth_array
 from pipeline.scoring.scores import (
     Predictions,
     anytime_curve,

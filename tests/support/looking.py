@@ -11,11 +11,12 @@ from operators.networks.focus import Focuser
 from operators.records import ClipLabel, FrameBatch, PatchBatch, Source, SourceFacts, Window
 from operators.weights.checkpoints import Checkpoint
 from pipeline.config import Config, parse
-from pipeline.families.gaze_frames import TruthAt
-from pipeline.plan.untrained import untrained
+from pipeline.families.clip import LabelForm
+from pipeline.families.truth import TruthAt
+from pipeline.families.untrained import untrained
 from pipeline.run.factories import build_gaze
 from pipeline.run.source_worker import FocusWorker
-from pipeline.run.stream_worker import LabelForm, StreamWorker
+from pipeline.run.stream_worker import StreamWorker
 from pipeline.steering.messages import OpenRequest, Slice, StepRequest
 
 SIDE = 64
@@ -74,7 +75,7 @@ def make_frames(
             start_s=float(number),
             end_s=float(number + 1),
             glance_rows=np.array(glance, np.int64),
-            focus_rows=np.array(focus, np.int64),
+            candidate_rows=np.array(focus, np.int64),
         )
         for number, (glance, focus) in enumerate(zip(glance_rows, focus_rows, strict=True))
     )

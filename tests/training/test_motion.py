@@ -18,14 +18,15 @@ from operators.networks.backbones import build
 from operators.records import Source
 from operators.weights import checkpoints
 from operators.weights.header import Preprocessing
-from pipeline.plan.resolve import header_settings
+from pipeline.families import family_named
 from pipeline.training.clips import Clips, FrameTruth
 from pipeline.training.frame_cache import ClipFrames, choose_candidates
 from pipeline.training.journal import Journal, read_metrics
 from pipeline.training.model import save_parts
-from pipeline.training.motion import MotionGlances, motion_policy, motion_score, new_motion_parts
+from pipeline.training.motion import MotionGlances, motion_score, new_motion_parts
 from pipeline.training.optimise import make_optimiser, num_epochs, set_rate
 from pipeline.training.read_motion import MotionReader
+from pipeline.training.scoring import policy_named
 from pipeline.training.sequence import Setting, TrainingData, checkpoint_path, run
 from pipeline.training.settings import Networks, Optimiser, PolicyStage, Stage, Supervised, changed
 from pipeline.training.settings_motion import MotionSettings, train_synth_motion, train_tsm_something
@@ -374,17 +375,17 @@ def test_a_gaussian_place_has_the_density_of_two_normals():
 def test_the_oracle_hits_every_frame_and_no_place_scores_without_the_focus(tmp_path):
     settings, clips = make_settings(), make_clips(range(6))
     parts = new_motion_parts(settings, CLASSES)
-    found = motion_score(parts, settings, clips, motion_policy("oracle", parts))
+    found = motion_score(parts, settings, clips, policy_named("oracle", parts))
     # The patch is half as wide again as the evidence, which may lie in a corner of the view.
     assert (found.hits, found.whole_hits) == (100.0, 100.0)
-    assert motion_score(parts, settings, clips, motion_policy("glance", parts)).hits is None
+    assert motion_score(parts, settings, clips, policy_named("glance", parts)).hits is None
 
 
 def test_a_score_does_not_depend_on_how_clips_are_batched(tmp_path):
     settings, clips = make_settings(), make_clips(range(9))
     parts = new_motion_parts(settings, CLASSES)
-    one = motion_score(parts, settings, clips, motion_policy("random", parts), batch_size=9)
-    few = motion_score(parts, settings, clips, motion_policy("random", parts), batch_size=2)
+    one = motion_score(parts, settings, clips, policy_named("random", parts), batch_size=9)
+    few = motion_score(parts, settings, clips, policy_named("random", parts), batch_size=2)
     assert (one.hits, one.accuracy) == (few.hits, few.accuracy)
 
 
@@ -399,7 +400,8 @@ def test_the_pipeline_answers_as_the_trainings_own_scores_do(tmp_path):
     def answers() -> np.ndarray:
         save_parts(tmp_path / "c", parts, stage="3", training={})
         checkpoint = checkpoints.load(tmp_path / "c")
-        told = {k.replace(".", "__"): v for k, v in header_settings(checkpoint.header).items()}
+        own = family_named(checkpoint.header.family).settings_of(checkpoint.header)
+        told = {k.replace(".", "__"): v for k, v in own.items()}
         labels = looking.look(looking.make_config(**told), frames, checkpoint=checkpoint).labels
         return np.stack([labels[f.windows[0].clip_id].logits for f in frames])  # type: ignore[misc]
 
@@ -408,9 +410,9 @@ def test_the_pipeline_answers_as_the_trainings_own_scores_do(tmp_path):
     told = answers().argmax(1).tolist()
     assert len(set(told)) > 1
     clips = Clips(pixels=np.stack([f.pixels[:, None] for f in frames]), labels=tuple((k,) for k in told))
-    assert motion_score(parts, settings, clips, motion_policy("learned", parts)).accuracy == 100
+    assert motion_score(parts, settings, clips, policy_named("learned", parts)).accuracy == 100
     others = Clips(pixels=clips.pixels, labels=tuple(((k + 1) % 7,) for k in told))
-    assert motion_score(parts, settings, others, motion_policy("learned", parts)).accuracy == 0
+    assert motion_score(parts, settings, others, policy_named("learned", parts)).accuracy == 0
 
 
 # ---- beginnings ----

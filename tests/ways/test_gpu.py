@@ -19,9 +19,11 @@ from operators.records import FrameBatch, PatchBatch
 from operators.weights.checkpoints import Checkpoint
 from operators.weights.header import SkipSpec
 from pipeline.config import Config
-from pipeline.run.factories import build_focuser, build_gaze, skip_head
+from pipeline.families.clip import LabelForm
+from pipeline.families.parts import build_focuser, skip_head
+from pipeline.run.factories import build_gaze
 from pipeline.run.source_worker import FocusWorker
-from pipeline.run.stream_worker import LabelForm, StreamWorker
+from pipeline.run.stream_worker import StreamWorker
 from tests.support.looking import NAMES, Look, drive, make_checkpoint, make_config, make_frames
 
 pytestmark = [

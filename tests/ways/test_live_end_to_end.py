@@ -25,12 +25,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from operators.table.sink import LIVE_SCHEMA
 from pipeline.config import load
-from pipeline.families.gaze_live import LiveGaze
 from pipeline.live.camera_process import CameraSpec
+from pipeline.live.factories import live_worker
+from pipeline.live.gaze import LiveGaze
 from pipeline.live.worker import CameraPlan
 from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import resolve
-from pipeline.run.factories import live_worker
 from tests.support.gstreamer import Server, serving
 from tests.support.processes import Command, wait_for
 from tests.support.scripted_rtsp import shown_number, write_numbered

@@ -7,23 +7,17 @@ the frames of later rounds are not even glanced at before their turn.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from operators.networks.classify import GRUClassifier, join_features
-from operators.networks.cost import CostModel
-from operators.networks.glance import Glancer
-from operators.records import FrameBatch, Observation, PatchFeatures
-from pipeline.run.stream_worker import OpenClip
-from policies.base import Policy, PolicyState, act_all, corners, join
-from policies.stopping import StopRule
-
-TruthAt = Callable[[FrameBatch, int], tuple[float, float]]
-"""Where the evidence is in a row of a FrameBatch, in units of the view; NaN where there is none."""
+from operators.records import Observation, PatchFeatures
+from pipeline.families.clip import OpenClip, grouped, runs_of
+from pipeline.families.parts import GazeParts
+from policies.base import PolicyState, act_all, corners, join
 
 
 @dataclass(slots=True, eq=False)
@@ -50,35 +44,15 @@ class _Memory:
 class FrameGaze:
     """The Gaze of AdaFocus on frames one after another."""
 
-    def __init__(
-        self,
-        *,
-        glancer: Glancer,
-        policy: Policy,
-        classifier: GRUClassifier,
-        focus_features: int,
-        stop: StopRule | None,
-        cost: CostModel,
-        patch_px: int,
-        view_px: int,
-        steps_per_round: int = 1,
-        has_skip: bool = False,
-        decides: bool = True,
-        truth_at: TruthAt | None = None,
-    ) -> None:
-        """`stop` None: no clip stops early. `decides`: the policy is learned, and its work costs something."""
-        self._glancer = glancer
-        self._policy = policy
-        self._classifier = classifier
+    def __init__(self, parts: GazeParts, *, focus_features: int) -> None:
+        """`focus_features`: how many numbers the focus network gives for a patch."""
+        self.patch_px = parts.patch_px
+        self._parts = parts
+        self._glancer = parts.glancer
+        self._policy = parts.policy
+        self._classifier: GRUClassifier = parts.classifier
+        self._stop = parts.stop
         self._focus_features = focus_features
-        self._stop = stop
-        self._cost = cost
-        self.patch_px = patch_px
-        self._view_px = view_px
-        self._steps_per_round = steps_per_round
-        self._has_skip = has_skip
-        self._decides = decides
-        self._truth_at = truth_at
 
     @torch.inference_mode()
     def open(self, clips: Sequence[OpenClip]) -> None:
@@ -127,8 +101,8 @@ class FrameGaze:
         """The end of the steps that are glanced at together."""
         if self._stop is None:
             return clip.num_frames
-        rounds = clip.memory.next_step // self._steps_per_round + 1
-        return min(clip.num_frames, rounds * self._steps_per_round)
+        rounds = clip.memory.next_step // self._parts.steps_per_round + 1
+        return min(clip.num_frames, rounds * self._parts.steps_per_round)
 
     def _glance(self, clips: Sequence[OpenClip]) -> None:
         """All clips' frames in one pass, each frame of a FrameBatch once however many windows show it."""
@@ -158,7 +132,7 @@ class FrameGaze:
             generators=[clip.generator for clip in clips],
             truth_yx=self._truth(clips, range(start, stop)),
         )
-        places = corners(actions.offsets, view_px=self._view_px, patch_px=self.patch_px).tolist()
+        places = corners(actions.offsets, view_px=self._parts.view_px, patch_px=self.patch_px).tolist()
         is_focused = actions.focus.tolist()
         for i, clip in enumerate(clips):
             clip.memory.policy_state = state.row(i)
@@ -184,7 +158,7 @@ class FrameGaze:
         )
         state = join([clip.memory.policy_state for clip in clips])
         actions, state = self._policy.act(observation, state, generators=[clip.generator for clip in clips])
-        places = corners(actions.offsets, view_px=self._view_px, patch_px=self.patch_px).tolist()
+        places = corners(actions.offsets, view_px=self._parts.view_px, patch_px=self.patch_px).tolist()
         is_focused = actions.focus.tolist()
         for i, clip in enumerate(clips):
             clip.memory.policy_state = state.row(i)
@@ -200,10 +174,9 @@ class FrameGaze:
         clip.memory.focused.append(step)
 
     def _truth(self, clips: Sequence[OpenClip], steps: range) -> torch.Tensor | None:
-        if self._truth_at is None:
-            return None
-        truth = [[self._truth_at(c.frames, int(c.memory.rows[step])) for step in steps] for c in clips]
-        return torch.tensor(truth, dtype=torch.float32, device=self._glancer.device)
+        places = [(clip.frames, int(clip.memory.rows[step])) for clip in clips for step in steps]
+        truth = self._parts.truths(places)
+        return None if truth is None else truth.unflatten(0, (len(clips), -1))
 
     def _classify(self, clips: Sequence[OpenClip], local: Sequence[torch.Tensor]) -> None:
         """The steps of the round that has just ended; a skipped step has zeros for its local feature."""
@@ -254,35 +227,16 @@ class FrameGaze:
         glanced = np.minimum(glanced, memory.num_glanced)
         clip.step_gmacs = [self._gmacs(int(glanced[k]), int(focused[k]), k + 1) for k in range(steps)]
         clip.gmacs = self._gmacs(memory.num_glanced, int(focused[steps - 1]), steps)
-        clip.gmacs_full = self._cost.gmacs_full(
+        clip.gmacs_full = self._parts.cost.gmacs_full(
             glanced=len(set(rows)), focused=clip.num_frames, classified=clip.num_frames
         )
         clip.memory = None
 
     def _gmacs(self, glanced: int, focused: int, steps: int) -> float:
-        is_full = self.patch_px == self._view_px
-        return self._cost.gmacs(
+        return self._parts.cost.gmacs(
             glanced=glanced,
-            focused=0 if is_full else focused,
-            focused_full=focused if is_full else 0,
+            focused=focused,
             classified=steps,
-            decided=steps if self._decides else 0,
-            skips_decided=steps if self._has_skip else 0,
+            decided=steps if self._parts.decides else 0,
+            skips_decided=steps if self._parts.has_skip else 0,
         )
-
-
-def runs_of(views: Iterable[tuple[np.ndarray, int]]) -> list[np.ndarray]:
-    """Rows of arrays, each where it lies; neighbours of one array stay together."""
-    runs: list[tuple[np.ndarray, int, int]] = []
-    for pixels, row in views:
-        if runs and runs[-1][0] is pixels and runs[-1][2] == row:
-            runs[-1] = (pixels, runs[-1][1], row + 1)
-        else:
-            runs.append((pixels, row, row + 1))
-    return [pixels[start:stop] for pixels, start, stop in runs]
-
-
-def grouped(items: Sequence, key: Callable) -> list[tuple]:
-    """(key, items) of those with equal keys, in order of the keys."""
-    ordered = sorted(items, key=key)
-    return [(value, list(group)) for value, group in itertools.groupby(ordered, key=key)]

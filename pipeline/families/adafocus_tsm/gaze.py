@@ -10,40 +10,23 @@ import numpy as np
 import torch
 
 from operators.networks.classify import AverageClassifier
-from operators.networks.cost import CostModel
-from operators.networks.glance import Glancer
 from operators.records import Observation, PatchFeatures
-from pipeline.families.gaze_frames import TruthAt, runs_of
-from pipeline.run.stream_worker import OpenClip
-from policies.base import Policy, corners
+from pipeline.families.clip import OpenClip, runs_of
+from pipeline.families.parts import GazeParts
+from policies.base import corners
 
 
 class MotionGaze:
     """The Gaze of AdaFocus-TSM. A clip's memory is its glance logits [T,K]; everything goes in one round."""
 
-    def __init__(
-        self,
-        *,
-        glancer: Glancer,
-        policy: Policy,
-        classifier: AverageClassifier,
-        cost: CostModel,
-        num_focused: int,
-        patch_px: int,
-        view_px: int,
-        decides: bool = True,
-        truth_at: TruthAt | None = None,
-    ) -> None:
-        """`num_focused`: frames that the focus network's shift takes for a clip. `decides`: the policy is learned."""
-        self._glancer = glancer
-        self._policy = policy
-        self._classifier = classifier
-        self._cost = cost
+    def __init__(self, parts: GazeParts, *, num_focused: int) -> None:
+        """`num_focused`: frames that the focus network's shift takes for a clip."""
+        self.patch_px = parts.patch_px
+        self._parts = parts
+        self._glancer = parts.glancer
+        self._policy = parts.policy
+        self._classifier: AverageClassifier = parts.classifier
         self._num_focused = num_focused
-        self.patch_px = patch_px
-        self._view_px = view_px
-        self._decides = decides
-        self._truth_at = truth_at
 
     @torch.inference_mode()
     def open(self, clips: Sequence[OpenClip]) -> None:
@@ -60,7 +43,7 @@ class MotionGaze:
             self._policy.initial_state(len(clips)),
             generators=[clip.generator for clip in clips],
         )
-        places = corners(actions.offsets, view_px=self._view_px, patch_px=self.patch_px).tolist()
+        places = corners(actions.offsets, view_px=self._parts.view_px, patch_px=self.patch_px).tolist()
         is_focused = actions.focus.tolist()
         for i, clip in enumerate(clips):
             clip.num_frames = num_glanced + self._num_focused
@@ -68,7 +51,7 @@ class MotionGaze:
             if not is_focused[i]:
                 self._settle(clip, self._classifier(logits[i : i + 1], None)[0], num_focused=0)
                 continue
-            for step, row in enumerate(_sample(clip.window.focus_rows, self._num_focused).tolist()):
+            for step, row in enumerate(_sample(clip.window.candidate_rows, self._num_focused).tolist()):
                 clip.focus(step=step, row=row, corner=(places[i][0], places[i][1]), patch_px=self.patch_px)
 
     @torch.inference_mode()
@@ -80,25 +63,21 @@ class MotionGaze:
 
     def _truth(self, clips: Sequence[OpenClip]) -> torch.Tensor | None:
         """[B,2]: one box serves all frames, so it is put in the middle of where the evidence is in them."""
-        if self._truth_at is None:
+        if self._parts.truth_at is None:
             return None
-        truth = [
-            torch.tensor([self._truth_at(clip.frames, int(row)) for row in clip.window.focus_rows]) for clip in clips
-        ]
-        return torch.stack([places.nanmean(0) for places in truth]).to(self._glancer.device, torch.float32)
+        truth = [self._parts.truths([(c.frames, int(row)) for row in c.window.candidate_rows]) for c in clips]
+        return torch.stack([places.nanmean(0) for places in truth if places is not None])
 
     def _settle(self, clip: OpenClip, logits: torch.Tensor, *, num_focused: int) -> None:
-        is_full = self.patch_px == self._view_px
         clip.step_logits.append(logits)
-        clip.gmacs = self._cost.gmacs(
+        clip.gmacs = self._parts.cost.gmacs(
             glanced=self._glancer.num_segments,
-            focused=0 if is_full else num_focused,
-            focused_full=num_focused if is_full else 0,
+            focused=num_focused,
             classified=1,
-            decided=1 if self._decides else 0,
+            decided=1 if self._parts.decides else 0,
         )
         clip.step_gmacs = [clip.gmacs]
-        clip.gmacs_full = self._cost.gmacs_full(
+        clip.gmacs_full = self._parts.cost.gmacs_full(
             glanced=self._glancer.num_segments, focused=self._num_focused, classified=1
         )
         clip.is_finished = True

@@ -15,12 +15,11 @@ import torch
 from operators.media.view import crop_patches
 from operators.networks.classify import GRUClassifier, join_features
 from operators.networks.compiled import CudaGraphs
-from operators.networks.cost import CostModel
 from operators.networks.focus import Focuser
-from operators.networks.glance import Glancer
 from operators.records import CameraFrame, Observation, PatchBatch, SourceFacts
-from pipeline.run.stream_worker import generator_of
-from policies.base import Policy, PolicyState, corners, join
+from pipeline.families.clip import generator_of
+from pipeline.families.parts import GazeParts
+from policies.base import PolicyState, corners, join
 
 _LEAST_TOGETHER = 10
 """On a CPU a step of fewer rows than this is slower together than one by one: for more than one row the matrix product
@@ -55,32 +54,17 @@ class Stream:
 class LiveGaze:
     """The networks and rules that all cameras share."""
 
-    def __init__(
-        self,
-        *,
-        glancer: Glancer,
-        policy: Policy,
-        focuser: Focuser,
-        classifier: GRUClassifier,
-        cost: CostModel,
-        patch_px: int,
-        view_px: int,
-        seed: int = 0,
-        has_skip: bool = False,
-        decides: bool = True,
-    ) -> None:
-        if policy.reads != "glance":
-            raise ValueError(f"a policy that reads the {policy.reads} cannot run along a stream")
-        self._glancer = glancer
-        self._policy = policy
+    def __init__(self, parts: GazeParts, *, focuser: Focuser, seed: int = 0) -> None:
+        if parts.policy.reads != "glance":
+            raise ValueError(f"a policy that reads the {parts.policy.reads} cannot run along a stream")
+        self._parts = parts
+        self._glancer = parts.glancer
+        self._policy = parts.policy
         self._focuser = focuser
-        self._classifier = classifier
-        self._cost = cost
-        self._patch_px = patch_px
-        self._view_px = view_px
+        self._classifier: GRUClassifier = parts.classifier
+        self._patch_px = parts.patch_px
+        self._view_px = parts.view_px
         self._seed = seed
-        self._has_skip = has_skip
-        self._decides = decides
 
     @torch.inference_mode()
     def warm_up(self, *, num_cameras: int, window_frames: Sequence[int]) -> None:
@@ -175,16 +159,14 @@ class LiveGaze:
         """(spent, with every full view focused) for a window of which the last num_fresh frames are in none before."""
         fresh = window[len(window) - num_fresh :]
         focused = sum(seen.box_yxyx is not None for seen in fresh)
-        is_full = self._patch_px == self._view_px
-        spent = self._cost.gmacs(
+        spent = self._parts.cost.gmacs(
             glanced=num_fresh,
-            focused=0 if is_full else focused,
-            focused_full=focused if is_full else 0,
+            focused=focused,
             classified=len(window),
-            decided=num_fresh if self._decides else 0,
-            skips_decided=num_fresh if self._has_skip else 0,
+            decided=num_fresh if self._parts.decides else 0,
+            skips_decided=num_fresh if self._parts.has_skip else 0,
         )
-        return spent, self._cost.gmacs_full(glanced=num_fresh, focused=num_fresh, classified=len(window))
+        return spent, self._parts.cost.gmacs_full(glanced=num_fresh, focused=num_fresh, classified=len(window))
 
 
 def warm_up_sizes(num_cameras: int) -> list[int]:

@@ -11,12 +11,10 @@ import numpy as np
 import torch
 
 from operators.networks.classify import CascadedClassifier, GRUClassifier
-from operators.networks.cost import CostModel
-from operators.networks.glance import Glancer
 from operators.records import Observation, PatchFeatures
-from pipeline.families.gaze_frames import TruthAt, grouped, runs_of
-from pipeline.run.stream_worker import OpenClip
-from policies.base import Policy, PolicyState, corners, join
+from pipeline.families.clip import OpenClip, grouped, runs_of
+from pipeline.families.parts import GazeParts
+from policies.base import PolicyState, corners, join
 from policies.stopping import Never, StopRule
 
 
@@ -34,34 +32,15 @@ class _Memory:
 class ImageGaze:
     """The Gaze of GFNet on clips of one frame."""
 
-    def __init__(
-        self,
-        *,
-        glancer: Glancer,
-        policy: Policy,
-        classifier: GRUClassifier | CascadedClassifier,
-        stop: StopRule | None,
-        cost: CostModel,
-        num_looks: int,
-        patch_px: int,
-        view_px: int,
-        decides: bool = True,
-        truth_at: TruthAt | None = None,
-    ) -> None:
-        """`num_looks`: at most, the glance included. `stop` None: all of them, always.
-
-        `decides`: the policy is learned, and its work costs something.
-        """
-        self._glancer = glancer
-        self._policy = policy
-        self._classifier = classifier
-        self._stop: StopRule = Never() if stop is None else stop
-        self._cost = cost
+    def __init__(self, parts: GazeParts, *, num_looks: int) -> None:
+        """`num_looks`: looks at most, the glance included; without a stop rule all of them, always."""
+        self.patch_px = parts.patch_px
+        self._parts = parts
+        self._glancer = parts.glancer
+        self._policy = parts.policy
+        self._classifier: GRUClassifier | CascadedClassifier = parts.classifier
+        self._stop: StopRule = Never() if parts.stop is None else parts.stop
         self._num_looks = num_looks
-        self.patch_px = patch_px
-        self._view_px = view_px
-        self._decides = decides
-        self._truth_at = truth_at
 
     @torch.inference_mode()
     def open(self, clips: Sequence[OpenClip]) -> None:
@@ -111,35 +90,30 @@ class ImageGaze:
     def _look_on(self, clips: Sequence[OpenClip], feature_map: torch.Tensor) -> None:
         """Asks for the next patch of each; without one a clip ends with what it has."""
         look = len(clips[0].step_logits)
-        truth = None
-        if self._truth_at is not None:
-            at = [self._truth_at(clip.frames, _row(clip)) for clip in clips]
-            truth = torch.tensor(at, dtype=torch.float32, device=feature_map.device)
+        truth = self._parts.truths([(clip.frames, _row(clip)) for clip in clips])
         actions, state = self._policy.act(
             Observation(feature_map=feature_map, step=look - 1, truth_yx=truth),
             join([clip.memory.policy_state for clip in clips]),
             generators=[clip.generator for clip in clips],
         )
-        places = corners(actions.offsets, view_px=self._view_px, patch_px=self.patch_px).tolist()
+        places = corners(actions.offsets, view_px=self._parts.view_px, patch_px=self.patch_px).tolist()
         for i, clip in enumerate(clips):
             clip.memory.policy_state = state.row(i)
             clip.focus(step=look, row=_row(clip), corner=(places[i][0], places[i][1]), patch_px=self.patch_px)
 
     def _settle(self, clip: OpenClip) -> None:
-        is_full = self.patch_px == self._view_px
         clip.step_gmacs = [
-            self._cost.gmacs(
+            self._parts.cost.gmacs(
                 glanced=1,
-                focused=0 if is_full else looks - 1,
-                focused_full=looks - 1 if is_full else 0,
+                focused=looks - 1,
                 classified=looks,
-                decided=looks - 1 if self._decides else 0,
+                decided=looks - 1 if self._parts.decides else 0,
             )
             for looks in range(1, len(clip.step_logits) + 1)
         ]
         clip.gmacs = clip.step_gmacs[-1]
         # The whole view once: looking at it again would show nothing new.
-        clip.gmacs_full = self._cost.gmacs_full(glanced=1, focused=1, classified=2)
+        clip.gmacs_full = self._parts.cost.gmacs_full(glanced=1, focused=1, classified=2)
         clip.memory = None
 
 

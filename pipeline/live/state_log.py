@@ -1,0 +1,24 @@
+"""What the log of a run says of cameras: every change of a camera's state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pipeline.live.worker import CameraNews
+from pipeline.run.run_log import RunLog
+
+News = Mapping[str, CameraNews]
+
+
+def logging_states(log: RunLog, show: Callable[[News], None]) -> Callable[[News], None]:
+    """What shows the news of cameras as `show` does, and writes every change of a camera's state to the log."""
+    states: dict[str, str] = {}
+
+    def take(cameras: News) -> None:
+        for name, camera in cameras.items():
+            if states.get(name) != camera.state.value:
+                states[name] = camera.state.value
+                log.note("camera", camera=name, state=camera.state.value, last_error=camera.last_error)
+        show(cameras)
+
+    return take
