@@ -18,6 +18,7 @@ HOMES = {
         "operators/media/indexing.py",
         "operators/media/opening.py",
         "operators/media/painter.py",
+        "operators/media/redirects.py",
         "pipeline/bench/plain.py",
     },
     "cv2": {

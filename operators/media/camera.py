@@ -6,6 +6,7 @@ as long as the library pleases, so it belongs in a process that can be killed.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
@@ -22,6 +23,7 @@ import av.error
 from operators.errors import SourceError
 from operators.media.h264 import FrameNumbers
 from operators.media.painter import Painter, orientation_of
+from operators.media.redirects import Redirected, no_redirects
 from operators.media.view import Viewer
 from operators.passwords import without_password
 from operators.records import CameraCounts, CameraFrame, SourceFacts
@@ -57,7 +59,8 @@ _KINDS = {
 }
 
 _NETWORK = "tcp,udp,tls"
-# What each kind may open. A camera must not be able to make its reader open files or other addresses.
+# What each kind may open: a camera must not be able to make its reader open files. Other addresses are kept from it by
+# following no redirect, see _open().
 _PROTOCOLS = {
     CameraKind.RTSP: f"rtsp,rtsps,rtp,srtp,{_NETWORK}",
     CameraKind.RTMP: f"rtmp,rtmps,rtmpt,http,https,{_NETWORK}",
@@ -74,6 +77,7 @@ _FORMATS = {
     ),
 }
 """What may be guessed; of the other kinds the format is known."""
+_REDIRECT = "a redirect to another address, which is not followed; give the address of the stream itself"
 _CLOCKLESS = {"mpjpeg", "mjpeg", "jpeg_pipe"}
 """Formats whose stamps FFmpeg makes up from a frame rate that nobody announced."""
 
@@ -171,7 +175,7 @@ class CameraReader:
     def __enter__(self) -> CameraReader:
         began_s = self._clock()
         try:
-            container = av.open(self._uri, timeout=self._timeouts_s, **self._open_arguments())
+            container = self._open()
         except (av.error.FFmpegError, OSError, ValueError) as exc:
             # FFmpeg calls an answer that did not come in time invalid data.
             is_late = self._clock() - began_s >= self._timeouts_s[0]
@@ -202,6 +206,11 @@ class CameraReader:
         if container is not None:
             container.close()
 
+    def _open(self) -> av.container.InputContainer:
+        """Opens the address that was given, and no other that the camera may answer with."""
+        with no_redirects() if self._kind is CameraKind.RTSP else contextlib.nullcontext():
+            return av.open(self._uri, timeout=self._timeouts_s, **self._open_arguments())
+
     def _open_arguments(self) -> dict[str, Any]:
         kind = self._kind
         options = {"protocol_whitelist": _PROTOCOLS[kind]}
@@ -225,7 +234,7 @@ class CameraReader:
                 options |= {"fpsprobesize": "0", "analyzeduration": "1000000"}
             case CameraKind.HTTP:
                 options |= {"fpsprobesize": "0", "analyzeduration": "1000000"}
-                options["format_whitelist"] = _FORMATS[kind]
+                options |= {"format_whitelist": _FORMATS[kind], "max_redirects": "0"}
             case CameraKind.FILE:
                 options["format_whitelist"] = _FORMATS[kind]
         return arguments
@@ -351,6 +360,8 @@ class CameraReader:
                 return SourceError(f"{self._shown}: the camera refuses; check user and password", "missing")
             case av.error.HTTPNotFoundError():
                 return SourceError(f"{self._shown}: the camera has no such stream; check the path", "missing")
+            case Redirected():
+                return SourceError(f"{self._shown}: {what}: {_REDIRECT}", "missing")
             case av.error.ExitError() | TimeoutError():
                 return SourceError(f"{self._shown}: {what}: no answer in time", "timeout")
             case av.error.ArgumentError():
@@ -360,6 +371,9 @@ class CameraReader:
             case av.error.ProtocolNotFoundError() | av.error.DemuxerNotFoundError():
                 return SourceError(f"{self._shown}: {what}: this build of FFmpeg cannot read it", "not_media")
         number = getattr(exc, "errno", None)
+        if self._kind is CameraKind.HTTP and number == errno.EIO:
+            # FFmpeg has no other word for a redirect that it may not follow.
+            return SourceError(f"{self._shown}: {what}: it sends no stream, or {_REDIRECT}", "missing")
         text = os.strerror(number) if isinstance(number, int) and number in errno.errorcode else type(exc).__name__
         return SourceError(f"{self._shown}: {what}: {text}", "missing")
 

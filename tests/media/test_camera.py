@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import resource
 import shutil
 import socket
 import subprocess
@@ -340,6 +341,89 @@ def test_a_playlist_over_http_is_refused_although_what_it_names_could_be_read(tm
         # The segment itself is what cameras send, too.
         assert Read(url.replace("video", "a.ts"), repair=ClockRepair(settle_s=0)).frames
     assert read.error is not None and read.error.code == "not_media"
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """A camera that redirects what is asked of it to `target`."""
+
+    target = ""
+
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.target)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_an_http_camera_cannot_send_its_reader_to_another_address():
+    asked: list[str] = []
+
+    def parts(path: str) -> list[bytes]:
+        asked.append(path)
+        return [b"a secret of the house"]
+
+    with http_server("video/mp2t", parts) as url:
+        handler = type("Handler", (Elsewhere,), {"target": url})
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as camera:
+            threading.Thread(target=camera.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+            read = Read(f"http://127.0.0.1:{camera.server_address[1]}/video", timeout_s=2.0)
+            camera.shutdown()
+    assert asked == []
+    assert read.error is not None and read.error.code == "missing" and "is not followed" in str(read.error)
+
+
+def test_a_password_still_opens_an_http_camera_although_no_redirect_is_followed():
+    data = jpeg(1)
+    part = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data) + data + b"\r\n"
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.headers.get("Authorization") != "Basic ZXZlOnMzY3JldA==":
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="camera"')
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace;boundary=frame")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(10):
+                    self.wfile.write(part)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as camera:
+        threading.Thread(target=camera.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        url = f"http://eve:s3cret@127.0.0.1:{camera.server_address[1]}/video"
+        read = Read(url, num_frames=1, repair=ClockRepair(settle_s=0), timeout_s=2.0)
+        camera.shutdown()
+    assert read.numbers == [1]
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "DESCRIBE", "SETUP"])
+def test_an_rtsp_camera_cannot_send_its_reader_to_another_address(videos, method):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with serve(videos["plain"]) as elsewhere:
+        to = elsewhere.url_with("admin", "s3cret")
+        with serve(videos["plain"], redirects_at=method, redirects_to=to) as camera:
+            # Twice: FFmpeg's log leaves out a line that it has just written.
+            for _ in range(2):
+                read = Read(camera.url, timeout_s=2.0)
+                assert read.error is not None
+                # FFmpeg follows none at SETUP, and takes it for an answer that makes no sense.
+                assert method == "SETUP" or "a redirect to another address, which is not followed" in str(read.error)
+            assert camera.num_connections == 2
+    assert elsewhere.num_connections == 0
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+
+
+def test_nothing_of_ffmpegs_log_is_shown_while_a_camera_is_opened(videos, caplog, capfd):
+    with serve(videos["plain"], status=404) as camera:
+        Read(camera.url_with("eve", "s3cret"), timeout_s=2.0)
+    assert not caplog.records and capfd.readouterr() == ("", "")
 
 
 def test_rtmp_is_read(tmp_path):

@@ -149,6 +149,9 @@ class Script:
     answers, but a byte every second."""
     status: int = 200
     """Of DESCRIBE: 404, 503, ..."""
+    redirects_at: str = ""
+    """The method (OPTIONS, DESCRIBE, SETUP) that is answered with a redirect to `redirects_to`."""
+    redirects_to: str = ""
     credentials: tuple[str, str] | None = None
     """User and password without which it answers 401."""
     joins_at_keyframe: bool = True
@@ -292,6 +295,8 @@ class ScriptedCamera:
                 status, more = "401 Unauthorized", 'WWW-Authenticate: Basic realm="camera"\r\n'
         if status == "200 OK":
             match method:
+                case _ if method == script.redirects_at:
+                    status, more = "302 Found", f"Location: {script.redirects_to}\r\n"
                 case "OPTIONS":
                     more = "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER\r\n"
                 case "DESCRIBE" if script.status != 200:
