@@ -289,6 +289,23 @@ def parse(flat: Mapping[str, Any]) -> Config:
         raise ConfigError(f"{name + ': ' if name else ''}{message}{got}") from exc
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a mapping with equal keys: PyYAML would keep the last value in silence."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[Any, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name, line = self.construct_object(key), key.start_mark.line + 1
+            if name in first:
+                problem = f"the key {key.value}, which line {first[name]} has, is given again"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            first[name] = line
+        return node
+
+
 def read_yaml(path: Path) -> Any:
     try:
         text = path.read_text()
@@ -301,7 +318,7 @@ def read_yaml(path: Path) -> Any:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as exc:
         # Not its whole text, nor as the cause: it quotes the line, which may hold an address with its password.
         mark = exc.problem_mark

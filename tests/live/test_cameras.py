@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from operators.errors import ConfigError, StageError
-from pipeline.config import Camera, load
+from pipeline.config import Camera, load, load_cameras
 from pipeline.live.cameras import camera_plans, cameras_of
 from pipeline.live.watch import CameraSummary, LiveSummary
 from pipeline.live.worker import CameraNews
@@ -106,6 +106,12 @@ def test_cameras_that_cannot_be_are_refused(arguments, words, tmp_path, monkeypa
         ('{"rtsp://eve:s3cret@h/": {}, cameras: {door: {url: x}}}', r"unknown key rtsp://eve:\*\*\*@h/"),
         ('cameras: {"rtsp://eve:s3cret@h/": {url: x}}', r"camera name 'rtsp://eve:\*\*\*@h/' must be letters"),
         ('cameras: {door: {url: x, "rtsp://eve:s3cret@h/": 1}}', r"camera door: rtsp://eve:\*\*\*@h/: Extra inputs"),
+        (
+            "cameras:\n  door: {url: rtsp://a/}\n  yard: {url: rtsp://b/}\n  'door': {url: rtsp://c/}",
+            "the key door, which line 2 has, is given again in line 4, column 3",
+        ),
+        ('cameras: {"rtsp://eve:s3cret@h/": 1, "rtsp://eve:s3cret@h/": 2}', r"key rtsp://eve:\*\*\*@h/, which line 1"),
+        ("cameras: {yes: {url: x}, on: {url: y}}", "the key on, which line 1 has, is given again in line 1"),
         ('cameras: {door: {url: x, uri: "rtsp://eve:s3cret@h/"}}', "camera door: uri: Extra inputs"),
     ],
 )
@@ -118,6 +124,18 @@ def test_what_is_wrong_with_a_file_of_cameras_is_told_without_its_passwords(text
 def test_a_setting_that_is_no_yaml_is_refused():
     with pytest.raises(ConfigError, match=r"--set stop.thresholds: not YAML: .* in line 1, column 6"):
         load("live", settings=["stop.thresholds=[0.9,"])
+
+
+def test_a_config_with_a_key_twice_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("live: {window_s: 2}\nview:\n  crop_px: 32\n  crop_px: 64\n")
+    with pytest.raises(ConfigError, match="the key crop_px, which line 3 has, is given again in line 4, column 3"):
+        load(str(tmp_path / "a.yaml"))
+
+
+def test_what_cameras_share_may_be_merged_in_and_overruled(tmp_path):
+    lines = ["door: &d {url: x, window_s: 2}", "yard: &y {<<: *d, window_s: 3}", "roof: {<<: *y, window_s: 4}"]
+    (tmp_path / "a.yaml").write_text("\n  ".join(["cameras:", *lines]))
+    assert [camera.window_s for camera in load_cameras(tmp_path / "a.yaml")] == [2, 3, 4]
 
 
 @pytest.mark.parametrize("seconds", ["0", "-3", "soon"])
