@@ -133,7 +133,7 @@ def label(
 @click.argument("cameras", nargs=-1, required=True, metavar="CAMERA...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the labels.")
 @common_options
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics and /healthz there.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz there.")
 @click.option(
     "--for",
     "for_s",

@@ -188,7 +188,10 @@ class Live(Section):
     backoff_s: float = Field(0.5, gt=0, description="first wait before a camera is opened again")
     max_backoff_s: float = Field(30.0, gt=0)
     max_waiting_frames: int = Field(4, ge=1, description="per camera; beyond it the oldest is dropped and counted")
-    metrics_port: int | None = Field(None, ge=0, le=65535)
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="0: one that is free; none: not served")
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="where they are served; 0.0.0.0 is all interfaces, without a password"
+    )
 
 
 class Config(Section):

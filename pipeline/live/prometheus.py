@@ -1,4 +1,4 @@
-"""What a live run tells Prometheus, and whether it is well. The only place that knows prometheus_client.
+"""What a live run tells Prometheus, whether it is alive, and whether it is ready. The only user of prometheus_client.
 
 Metrics carry a camera's name, never its address.
 """
@@ -6,6 +6,7 @@ Metrics carry a camera's name, never its address.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,10 +35,12 @@ class LiveMetrics:
     """The figures of one live run. The loop tells them; a scrape may read them at any time."""
 
     def __init__(self, *, clock: Callable[[], float], max_beat_s: float = 5.0) -> None:
-        """`clock` gives Unix time. Without a beat for `max_beat_s` the run is not well."""
+        """`clock` gives Unix time. A run whose loop has begun, and has not beaten for `max_beat_s`, is not alive."""
         self._clock = clock
         self._max_beat_s = max_beat_s
         self._beat_s = clock()
+        self._silent_s = 0.0
+        self._has_begun = False
         self._states: dict[str, CameraState] = {}
         self._newest_s: dict[str, float] = {}
         self._reader_counts: dict[str, CameraCounts] = {}
@@ -60,6 +63,11 @@ class LiveMetrics:
         self._reconnects = Counter(
             "saccade_reconnects", "How often a camera went live again", ["camera"], registry=registry
         )
+        self._labels_dropped = Counter(
+            "saccade_labels_dropped", "Labels that were never written", ["camera"], registry=registry
+        )
+        self._lost = Counter("saccade_answers_lost", "Answers of workers that were lost", registry=registry)
+        self._num_lost = 0
         self._misses = Counter(
             "saccade_misses", "How often a camera was opened in vain", ["camera"], registry=registry
         )
@@ -90,6 +98,7 @@ class LiveMetrics:
             self._restamped,
             self._focused,
             self._labels,
+            self._labels_dropped,
             self._reconnects,
             self._misses,
         )
@@ -109,9 +118,13 @@ class LiveMetrics:
         self._latency.labels(camera)
         self.set_state(camera, CameraState.WAITING)
 
-    def beat(self, now_s: float) -> None:
-        """The loop goes on."""
-        self._beat_s = now_s
+    def begin(self, now_s: float) -> None:
+        """Networks are warm and cameras are watched: from here on the loop has to beat."""
+        self._beat_s, self._has_begun = now_s, True
+
+    def beat(self, now_s: float, *, silent_s: float = 0.0) -> None:
+        """The loop goes on. `silent_s`: how long the most silent of its workers has said nothing."""
+        self._beat_s, self._silent_s = now_s, silent_s
 
     def set_state(self, camera: str, state: CameraState, num_reconnects: int = 0, num_misses: int = 0) -> None:
         with self._lock:
@@ -151,6 +164,14 @@ class LiveMetrics:
         self._labels.labels(camera).inc()
         self._latency.labels(camera).observe(latency_s)
 
+    def labels_dropped(self, camera: str, *, count: int) -> None:
+        """Labels that waited for the disk for too long."""
+        self._labels_dropped.labels(camera).inc(count)
+
+    def set_lost(self, total: int) -> None:
+        self._lost.inc(total - self._num_lost)
+        self._num_lost = total
+
     def set_queues(self, sizes: Mapping[str, int]) -> None:
         for queue, size in sizes.items():
             self._queue.labels(queue).set(size)
@@ -164,17 +185,39 @@ class LiveMetrics:
         return generate_latest(self.registry)
 
     def health(self) -> tuple[bool, dict[str, object]]:
-        """Whether the loop goes on, and what to say of it. Cameras that are away are no fault of the run."""
+        """Whether the run is alive, and what to say of it: false where another start would help, as its loop hangs.
+
+        A run that starts, or waits for the lock, is alive. Cameras that are away are no fault of the run.
+        """
+        age_s = self._clock() - self._beat_s
+        is_alive = not self._has_begun or age_s <= self._max_beat_s
+        return is_alive, self._told(is_alive, age_s)
+
+    def readiness(self) -> tuple[bool, dict[str, object]]:
+        """Whether labels are made: the run is alive, at least one camera is live, and no worker is silent."""
         age_s = self._clock() - self._beat_s
         with self._lock:
+            is_live = CameraState.LIVE in self._states.values()
+        is_ready = self._has_begun and is_live and age_s + self._silent_s <= self._max_beat_s
+        return is_ready, self._told(is_ready, age_s) | {"silent_s": round(age_s + self._silent_s, 3)}
+
+    def _told(self, is_ok: bool, age_s: float) -> dict[str, object]:
+        with self._lock:
             states = {camera: state.value for camera, state in self._states.items()}
-        is_well = age_s <= self._max_beat_s
-        return is_well, {"ok": is_well, "beat_age_s": round(age_s, 3), "cameras": states}
+        return {"ok": is_ok, "starting": not self._has_begun, "beat_age_s": round(age_s, 3), "cameras": states}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), handler)
 
 
 @contextmanager
-def serve_metrics(metrics: LiveMetrics, *, port: int, host: str = "") -> Iterator[int]:
-    """Serves /metrics and /healthz while the context lasts; gives the port, which is chosen where `port` is 0."""
+def serve_metrics(metrics: LiveMetrics, *, port: int, host: str = "127.0.0.1") -> Iterator[int]:
+    """Serves /metrics, /healthz and /readyz while the context lasts; gives the port, chosen where `port` is 0."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = _SILENCE_S
@@ -184,10 +227,14 @@ def serve_metrics(metrics: LiveMetrics, *, port: int, host: str = "") -> Iterato
                 case "/metrics":
                     self._answer(200, CONTENT_TYPE_LATEST, metrics.scrape())
                 case "/healthz":
-                    is_well, told = metrics.health()
-                    self._answer(200 if is_well else 503, "application/json", json.dumps(told).encode())
+                    self._answer_whether(*metrics.health())
+                case "/readyz":
+                    self._answer_whether(*metrics.readiness())
                 case _:
-                    self._answer(404, "text/plain", b"only /metrics and /healthz\n")
+                    self._answer(404, "text/plain", b"only /metrics, /healthz and /readyz\n")
+
+        def _answer_whether(self, is_so: bool, told: dict[str, object]) -> None:
+            self._answer(200 if is_so else 503, "application/json", json.dumps(told).encode())
 
         def _answer(self, status: int, content_type: str, body: bytes) -> None:
             self.send_response(status)
@@ -200,10 +247,11 @@ def serve_metrics(metrics: LiveMetrics, *, port: int, host: str = "") -> Iterato
             """Scrapes are not worth a line."""
 
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
+        server = _Server(host, port, Handler)
     except OSError as exc:
-        raise PipelineError(f"metrics cannot be served on port {port}: {exc.strerror}; choose another") from exc
-    server.daemon_threads = True
+        raise PipelineError(
+            f"metrics cannot be served on port {port} of {host}: {exc.strerror}; choose another (live.metrics_host)"
+        ) from exc
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()
     try:

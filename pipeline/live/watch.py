@@ -25,6 +25,7 @@ from pipeline.families import every_family, family_named
 from pipeline.live.cameras import camera_plans
 from pipeline.live.prometheus import LiveMetrics, serve_metrics
 from pipeline.live.state_log import logging_states
+from pipeline.live.sink import LabelWriter
 from pipeline.live.worker import CameraNews, CameraPlan, LiveNews
 from pipeline.plan.resolve import Plan, resolve
 from pipeline.plan.tuning import cache_folder
@@ -41,18 +42,16 @@ from pipeline.run.archive import (
 from pipeline.run.loop import StopRequest
 from pipeline.run.run_log import RunLog
 from pipeline.steering.executor import Call, Executor, WorkerSpec
-from pipeline.steering.messages import WriteRequest
 from pipeline.steering.scheduler import MAX_DEATHS, SINK
 
 WATCH = "live"
 _SLICE_S = 0.2
 _SLICES_AHEAD = 2
 """Slices handed to a worker at a time, so that it goes on while the driver is busy with the one before."""
-_PART_S = 0.7
-"""A part's age. With the slice that the labels come in and the writing itself it stays below a second."""
-_FOLD_S = 20.0
 _DRAIN_S = 3.5
 """How long what has arrived is still analysed. The last part, and ending all processes, take the rest of 5 s."""
+_GIVE_UP_S = 4.4
+"""How long after a signal a sink that does not answer is waited for."""
 _HANG_S = 60.0
 """A worker that says nothing for so long is ended and replaced."""
 _KEPT_LATENCIES = 10_000
@@ -72,6 +71,8 @@ class LiveTold:
 @dataclass(slots=True)
 class CameraSummary:
     labels: int = 0
+    dropped_labels: int = 0
+    """Those of `labels` that were never written, because the disk was away for too long."""
     news: CameraNews = field(default_factory=CameraNews)
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_LATENCIES))
     """Of the newest labels."""
@@ -84,6 +85,8 @@ class LiveSummary:
     """Since cameras were watched."""
     deaths: int = 0
     """Workers that died and were replaced."""
+    lost: int = 0
+    """Answers of workers that were lost on the way, each with up to 0.2 s of labels of its cameras."""
 
     @property
     def labels(self) -> int:
@@ -106,10 +109,12 @@ class LiveSummary:
             "labels": self.labels,
             "wall_s": round(self.wall_s, 3),
             "deaths": self.deaths,
+            "lost": self.lost,
             "latency_s": self._latencies(None),
             "cameras": {
                 name: {
                     "labels": one.labels,
+                    "dropped_labels": one.dropped_labels,
                     "state": one.news.state.value,
                     "last_error": one.news.last_error,
                     "reconnects": one.news.num_reconnects,
@@ -157,9 +162,21 @@ def watch_cameras(
     with RunLog(out, run_id) as log:
         told = told or LiveTold()
         told = replace(told, message=log.telling(told.message), news=logging_states(log, told.news))
-        summary = _watch_cameras(
-            config, cameras, out=out, run_id=run_id, stop=stop, resume=resume, told=told, for_s=for_s, log=log
-        )
+        # The port is taken before anything is started: that it is not free is then said at once, and whoever watches
+        # over the run learns how its start goes.
+        with _metrics(config, cameras, told) as metrics:
+            summary = _watch_cameras(
+                config,
+                cameras,
+                out=out,
+                run_id=run_id,
+                stop=stop,
+                resume=resume,
+                told=told,
+                for_s=for_s,
+                log=log,
+                metrics=metrics,
+            )
         log.note("ended", **summary.to_dict())
     return summary
 
@@ -175,6 +192,7 @@ def _watch_cameras(
     told: LiveTold,
     for_s: float | None,
     log: RunLog,
+    metrics: LiveMetrics,
 ) -> LiveSummary:
     machine = machine_of(config)
     known = remembered(read_identity(out)) if resume else None
@@ -186,8 +204,7 @@ def _watch_cameras(
     # Each step of a start may take seconds: a stop is heeded before the next one.
     if stop.is_set:
         return summary
-    # The port is taken before anything is started: that it is not free is then said at once.
-    with _metrics(plan.config, cameras, told) as metrics, make_executor(plan, machine) as executor:
+    with make_executor(plan, machine) as executor:
         if stop.is_set:
             return summary
         executor.start(
@@ -236,7 +253,8 @@ def _watch_cameras(
             can_kill=not is_inline,
         )
         loop.run(for_s)
-        ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
+        if not loop.has_given_up:
+            ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
         write_summary(out, run_id, summary.to_dict())
     return summary
 
@@ -246,8 +264,8 @@ def _metrics(config: Config, cameras: Sequence[Camera], told: LiveTold) -> Itera
     metrics = LiveMetrics(clock=time.time)
     for camera in cameras:
         metrics.add_camera(camera.name)
-    port = config.live.metrics_port
-    with nullcontext() if port is None else serve_metrics(metrics, port=port) as bound:
+    port, host = config.live.metrics_port, config.live.metrics_host
+    with nullcontext() if port is None else serve_metrics(metrics, port=port, host=host) as bound:
         if bound is not None:
             told.metrics_port(bound)
         yield metrics
@@ -273,7 +291,7 @@ class _Watcher:
 
 
 class LiveLoop:
-    """Slices of time to every worker, and a part now and then to the sink."""
+    """Gives slices of time to every worker, and their labels to the writer."""
 
     def __init__(
         self,
@@ -290,7 +308,6 @@ class LiveLoop:
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
         self._executor = executor
-        self._identity = identity
         self._metrics = metrics
         self._told = told
         self._stop = stop
@@ -300,45 +317,48 @@ class LiveLoop:
         self._unix_clock = unix_clock
         self._watchers = [_Watcher(share, clock()) for share in shares]
         self._running: dict[int, Call] = {}
+        self._num_deaths = self._num_lost = 0
         self._warm_s: float | None = None
         """When the first worker was warm."""
         self._begun_s: float | None = None
         """Since when cameras are watched."""
-        self._waiting: list[ClipLabel] = []
-        self._sequence = itertools.count()
-        self._sink_deaths = 0
-        self._sink_heard_s = clock()
-        """When the sink last answered, or was given something to do after it had nothing."""
-        self._sink_is_ready = True
-        """False while one is made in the place of one that died."""
-        self._can_fold = self._folds = True
+        self._writer = LabelWriter(
+            executor=executor, identity=identity, message=told.message, can_kill=can_kill, clock=clock
+        )
         self._stopped_s: float | None = None
+        """When the run began to drain, for whatever reason."""
+        self._signalled_s: float | None = None
+        self.has_given_up = False
+        """Whether the sink was left without having answered."""
 
     def run(self, for_s: float | None) -> None:
         """`for_s`: how long cameras are watched; None is until they are over, or the run is stopped."""
-        flushed_s = folded_s = self._clock()
         for worker in range(len(self._watchers)):
             self._begin(worker)
-        while True:
-            now_s = self._clock()
-            is_enough = for_s is not None and self._begun_s is not None and now_s - self._begun_s >= for_s
-            if self._stopped_s is None and (self._stop.is_set or is_enough):
-                self._stopped_s = now_s
-                for worker in range(len(self._watchers)):
-                    self._submit(Call(stage=WATCH, worker=worker, method="stop", requests=()))
-            is_over = self._is_over(now_s)
-            is_due = bool(self._waiting) and (is_over or now_s - flushed_s >= _PART_S)
-            if is_due and self._flush():
-                flushed_s = now_s
-            elif self._folds and not is_due and now_s - folded_s > _FOLD_S and not self._sink_is_busy():
-                folded_s = now_s
-                self._submit(Call(stage=SINK, worker=0, method="fold", requests=()))
-            if is_over and not self._waiting and not self._sink_is_busy():
-                break
+        while not self._is_finished(self._clock(), for_s):
             self._collect()
             self._go()
             self._look_after(self._clock())
         self._summary.wall_s = 0.0 if self._begun_s is None else self._clock() - self._begun_s
+        self._note_losses()
+
+    def _is_finished(self, now_s: float, for_s: float | None) -> bool:
+        """Whether all is done; begins what has to be done for that."""
+        is_enough = for_s is not None and self._begun_s is not None and now_s - self._begun_s >= for_s
+        if self._stop.is_set and self._signalled_s is None:
+            self._signalled_s = now_s
+        if self._stopped_s is None and (self._stop.is_set or is_enough):
+            self._stopped_s = now_s
+            for worker in range(len(self._watchers)):
+                self._submit(Call(stage=WATCH, worker=worker, method="stop", requests=()))
+        is_over = self._is_over(now_s)
+        self._writer.tend(now_s, is_over=is_over)
+        if not self._writer.num_waiting and not self._writer.is_busy:
+            return is_over
+        if self._signalled_s is not None and now_s - self._signalled_s > _GIVE_UP_S:
+            self.has_given_up = True
+            self._writer.give_up()
+        return self.has_given_up
 
     def _is_over(self, now_s: float) -> bool:
         if self._stopped_s is not None:
@@ -365,6 +385,7 @@ class LiveLoop:
                 self._told.message(f"{len(self._watchers) - len(warm)} live worker(s) are not ready; the others begin")
             if is_late or len(warm) == len(self._watchers):
                 self._begun_s = self._clock()
+                self._metrics.begin(self._unix_clock())
         for worker in warm if self._begun_s is not None else []:
             one = self._watchers[worker]
             if not one.is_watching:
@@ -373,15 +394,11 @@ class LiveLoop:
                     self._submit(_watch(worker))
 
     def _look_after(self, now_s: float) -> None:
-        """A run is well as long as every worker tells something; one that hangs is ended."""
+        """Ends a worker that hangs, and notes for the metrics that the loop goes on and how long anybody is silent."""
         at_work = [(worker, one) for worker, one in enumerate(self._watchers) if not one.is_over]
-        sink_silent_s = now_s - self._sink_heard_s if self._sink_is_busy() else 0.0
-        silent_s = max([sink_silent_s, *(now_s - one.heard_s for _, one in at_work)])
-        self._metrics.beat(self._unix_clock() - silent_s)
-        if self._can_kill and self._sink_is_ready and sink_silent_s > _HANG_S:
-            self._told.message(f"the process that writes the labels has been at it for {_HANG_S:g} s and is ended")
-            self._sink_heard_s = now_s
-            self._executor.kill(SINK, 0)
+        silent_s = max([self._writer.silent_s(now_s), *(now_s - one.heard_s for _, one in at_work)])
+        self._metrics.beat(self._unix_clock(), silent_s=silent_s)
+        self._writer.look_after(now_s)
         for worker, one in at_work:
             if self._can_kill and one.is_watching and now_s - one.heard_s > _HANG_S:
                 self._told.message(f"live worker {worker} has said nothing for {_HANG_S:g} s and is ended")
@@ -389,83 +406,54 @@ class LiveLoop:
                 self._executor.kill(WATCH, worker)
 
     def _submit(self, call: Call) -> None:
-        if call.stage == SINK and not self._sink_is_busy():
-            self._sink_heard_s = self._clock()
         self._running[self._executor.submit(call)] = call
-
-    def _sink_is_busy(self) -> bool:
-        return any(call.stage == SINK for call in self._running.values())
-
-    def _flush(self) -> bool:
-        """Hands the labels to the sink. One part is under way at a time: what comes meanwhile goes with the next."""
-        if self._sink_is_busy() or not self._waiting:
-            return False
-        part, self._waiting = tuple(self._waiting), []
-        request = WriteRequest(sequence=next(self._sequence), labels=part)
-        self._submit(Call(stage=SINK, worker=0, method="write", requests=(request,)))
-        return True
 
     def _collect(self) -> None:
         for completion in self._executor.poll(0.05):
+            if self._writer.take(completion):
+                continue
             call = self._running.pop(completion.ticket, None)
             if call is None:
                 continue
-            if call.stage == SINK:
-                self._sink_heard_s, self._sink_is_ready = self._clock(), completion.outcome == "done"
             match completion.outcome:
                 case "done" if call.method == "watch":
                     self._take(call.worker, completion.reply.rows[0])
                     if not self._watchers[call.worker].is_over:
                         self._submit(_watch(call.worker))
-                case "done" if call.method == "begin" and call.stage == WATCH:
+                case "done" if call.method == "begin":
                     self._watchers[call.worker].is_warm = True
-                case "done" if call.method == "fold":
-                    if self._can_fold and not completion.reply.rows[0]:
-                        self._can_fold = False
-                        self._tell_unfolded("this disk cannot exchange folders")
                 case "done":
-                    self._sink_deaths = 0 if call.method == "write" else self._sink_deaths
+                    pass
                 case "died":
                     self._revive(call)
-                case _ if call.method == "fold":
-                    self._fold_no_more(without_password(completion.error.strip().splitlines()[-1]))
+                case "lost":
+                    # Counts come again with the next slice; labels that were in this one are gone. Each call of a
+                    # worker that watches may be made twice.
+                    self._num_lost += 1
+                    self._told.message(
+                        f"an answer of live worker {call.worker} was lost ({call.method}), with the labels that it held"
+                    )
+                    self._submit(call)
                 case _:
                     last = completion.error.strip().splitlines()[-1] if completion.error else "unknown error"
                     raise StageError(f"{call.stage} worker {call.worker} failed: {without_password(last)}")
+        self._note_losses()
+
+    def _note_losses(self) -> None:
+        """Brings the summary and the metrics up to what the workers and the writer have lost."""
+        writer, summary = self._writer, self._summary
+        summary.deaths = self._num_deaths + writer.num_deaths
+        summary.lost = self._num_lost + writer.num_lost
+        self._metrics.set_lost(summary.lost)
+        for name, count in writer.dropped.items():
+            self._metrics.labels_dropped(name, count=count - summary.cameras[name].dropped_labels)
+            summary.cameras[name].dropped_labels = count
 
     def _revive(self, call: Call) -> None:
-        """A worker's death costs what it held; its cameras are opened again, its part is sent again."""
-        lost = [call]
-        for ticket, other in list(self._running.items()):
-            if (other.stage, other.worker) == (call.stage, call.worker):
-                lost.append(self._running.pop(ticket))
-        self._summary.deaths += 1
-        if call.stage == SINK:
-            if any(one.method == "fold" for one in lost):
-                self._fold_no_more("the process that does it died")
-            self._revive_sink([one for one in lost if one.method == "write"])
-        else:
-            self._revive_watcher(call.worker)
-
-    def _fold_no_more(self, why: str) -> None:
-        """Folding only tidies up: where it fails the labels go on."""
-        self._folds = False
-        self._tell_unfolded(why)
-
-    def _tell_unfolded(self, why: str) -> None:
-        self._told.message(f"hours are not folded: {why}; their small parts stay")
-
-    def _revive_sink(self, unwritten: Sequence[Call]) -> None:
-        self._sink_deaths += 1
-        if self._sink_deaths >= MAX_DEATHS:
-            raise StageError(f"the process that writes the labels died {MAX_DEATHS} times in a row")
-        self._told.message("the process that writes the labels died and is replaced; its last part is written again")
-        self._executor.replace(SINK, 0)
-        self._submit(Call(stage=SINK, worker=0, method="reopen", requests=(self._identity,)))
-        for again in unwritten:
-            self._submit(again)
-
-    def _revive_watcher(self, worker: int) -> None:
+        """Replaces a worker that died: what it held is gone, and its cameras are opened again."""
+        worker = call.worker
+        self._running = {ticket: one for ticket, one in self._running.items() if one.worker != worker}
+        self._num_deaths += 1
         one = self._watchers[worker]
         one.deaths += 1
         one.is_warm = one.is_watching = one.is_ready = False
@@ -493,7 +481,7 @@ class LiveLoop:
             summary.cameras[name].news = replace(camera, analysed=())
         for label in news.labels:
             assert label.camera is not None
-            self._waiting.append(label)
+            self._writer.add(label)
             summary.cameras[label.camera].labels += 1
             summary.cameras[label.camera].latencies_s.append(label.latency_s)
             metrics.labelled(label.camera, latency_s=label.latency_s)
@@ -501,7 +489,7 @@ class LiveLoop:
         metrics.set_queues(
             {
                 "frames": sum(camera.news.waiting for camera in summary.cameras.values()),
-                "labels": len(self._waiting),
+                "labels": self._writer.num_waiting,
             }
         )
         self._told.news({name: camera.news for name, camera in summary.cameras.items()})

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes is what the run told, and /healthz says whether the run goes on."""
+"""What Prometheus scrapes is what the run told, /healthz says whether it goes on and /readyz whether it labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from operators.errors import PipelineError
 from operators.records import CameraCounts
+from pipeline.config import load
 from pipeline.live.camera_state import CameraState
 from pipeline.live.prometheus import LiveMetrics, serve_metrics
 
@@ -112,20 +113,72 @@ def test_the_share_focused_and_the_age_of_the_newest_frame_show():
     assert found[("saccade_queue_size", "frames")] == 5
 
 
-def test_health_goes_by_the_beat_of_the_loop_and_not_by_the_cameras():
+def test_a_run_that_starts_is_alive_however_long_it_takes_and_not_ready():
+    now_s = NOW_S
+    told = LiveMetrics(clock=lambda: now_s, max_beat_s=5.0)
+    told.add_camera("door")
+    with serve_metrics(told, port=0) as port:
+        now_s = NOW_S + 3600.0
+        status, text = get(port, "/healthz")
+        assert status == 200
+        assert json.loads(text) == {
+            "ok": True,
+            "starting": True,
+            "beat_age_s": 3600.0,
+            "cameras": {"door": "waiting"},
+        }
+        assert get(port, "/readyz")[0] == 503
+
+
+def test_a_run_is_alive_by_the_beat_of_its_loop_and_not_by_its_workers_or_cameras():
     now_s = NOW_S
     told = LiveMetrics(clock=lambda: now_s, max_beat_s=5.0)
     told.add_camera("door")
     told.set_state("door", CameraState.LOST)
-    with serve_metrics(told, port=0, host="127.0.0.1") as port:
+    with serve_metrics(told, port=0) as port:
+        told.begin(now_s)
+        told.beat(now_s, silent_s=50.0)
         now_s = NOW_S + 5.0
         status, text = get(port, "/healthz")
-        assert status == 200 and json.loads(text) == {"ok": True, "beat_age_s": 5.0, "cameras": {"door": "lost"}}
+        found = {"ok": True, "starting": False, "beat_age_s": 5.0, "cameras": {"door": "lost"}}
+        assert status == 200 and json.loads(text) == found
         now_s = NOW_S + 5.1
         assert get(port, "/healthz")[0] == 503
         told.beat(now_s)
         assert get(port, "/healthz")[0] == 200
         assert get(port, "/")[0] == 404
+
+
+def test_a_run_is_ready_while_a_camera_is_live_and_no_worker_is_silent():
+    now_s = NOW_S
+    told = metrics(now_s)
+    told.add_camera("yard")
+
+    def is_ready() -> bool:
+        status, text = get(port, "/readyz")
+        assert (status == 200) is json.loads(text)["ok"]
+        return status == 200
+
+    with serve_metrics(told, port=0) as port:
+        told.begin(now_s)
+        assert not is_ready()
+        told.set_state("yard", CameraState.LIVE)
+        assert is_ready()
+        told.beat(now_s, silent_s=5.1)
+        assert not is_ready()
+        told.beat(now_s)
+        assert is_ready()
+        told.set_state("yard", CameraState.LOST)
+        assert not is_ready()
+
+
+def test_metrics_are_served_on_loopback_alone_unless_a_setting_says_otherwise():
+    assert load("live").live.metrics_host == "127.0.0.1"
+    # All of 127.x.y.z are addresses of this machine.
+    with serve_metrics(metrics(), port=0) as port, pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", port), timeout=2.0)
+    with serve_metrics(metrics(), port=0, host="0.0.0.0") as port:
+        socket.create_connection(("127.0.0.2", port), timeout=2.0).close()
 
 
 def test_a_port_that_is_taken_is_told_in_one_line():
