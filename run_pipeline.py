@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ import click
 
 from operators.errors import CheckpointError, ConfigError, PipelineError
 from operators.passwords import without_password
-from operators.records import Source
+from operators.records import ClipLabel, Source
 from pipeline.bench.commands import bench
 from pipeline.commands.hidden_arguments import hide_arguments
 from pipeline.commands.options import (
@@ -24,6 +25,7 @@ from pipeline.commands.options import (
     NO_INPUT,
     SOME_FAILED,
     USAGE,
+    StoppedAtOnce,
     common_options,
     exit_code,
     input_options,
@@ -171,7 +173,7 @@ def live(
     from pipeline.live.watch import LiveTold, watch_cameras  # isort: split
 
     from pipeline.commands import terminal as report
-    from pipeline.live.cameras import cameras_of, is_file
+    from pipeline.live.cameras import cameras_of
 
     config = load_config(
         config_file or ("live" if checkpoint is None else None),
@@ -184,6 +186,15 @@ def live(
     )
     stop = stop_on_signals()
     watched = cameras_of(cameras)
+
+    def print_label(label: ClipLabel) -> None:
+        try:
+            click.echo(report.label_line(label))
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            say("stopping: whoever read the labels from standard output has closed it; committing what is done")
+            stop.is_set, stop.signal_number = True, signal.SIGPIPE
+
     with report.live_progress(quiet=quiet, as_json=as_json) as news:
         summary = watch_cameras(
             config,
@@ -195,7 +206,7 @@ def live(
             told=LiveTold(
                 message=say,
                 started=lambda line: None if quiet else say(line),
-                label=(lambda label: click.echo(report.label_line(label))) if as_json else lambda label: None,
+                label=print_label if as_json else lambda label: None,
                 news=news,
                 metrics_port=lambda port: say(f"metrics on port {port}"),
             ),
@@ -210,7 +221,7 @@ def live(
         # five seconds on a busy machine too: with ten processes on 2 cores it took 6.8 s, and takes 3.0 like this.
         sys.stdout.flush()
         os._exit(128 + stop.signal_number)
-    return SOME_FAILED if any(is_file(camera) and camera.name in unseen for camera in watched) else 0
+    return SOME_FAILED if unseen or any(camera.failed for camera in summary.cameras.values()) else 0
 
 
 @cli.command()
@@ -403,9 +414,11 @@ def main(arguments: list[str] | None = None) -> None:
     except PipelineError as exc:
         print(f"error: {without_password(str(exc))}", file=sys.stderr)
         code = FAILED
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as exc:
         print("stopped at once", file=sys.stderr)
-        code = 130
+        # click raises its own exception from the one of the signal.
+        cause = exc.__cause__ if isinstance(exc, click.Abort) else exc
+        code = 128 + (cause.signal_number if isinstance(cause, StoppedAtOnce) else signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED

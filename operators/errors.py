@@ -12,6 +12,7 @@ ERROR_CODES = (
     "too_large",
     "timeout",
     "worker_died",
+    "not_finite",
     "internal",
 )
 """What `error_code` of a row may be."""

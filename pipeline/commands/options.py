@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 FAILED, USAGE, SOME_FAILED, NO_INPUT = 1, 2, 3, 4
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second signal came: nothing is drained any more."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that most commands share."""
     options = [
@@ -81,7 +89,7 @@ def stop_on_signals() -> StopRequest:
 
     def handle(number: int, frame: Any) -> None:
         if stop.is_set:
-            raise KeyboardInterrupt
+            raise StoppedAtOnce(number)
         stop.is_set = True
         stop.signal_number = number
         # Not print: the signal may have come in the middle of one.

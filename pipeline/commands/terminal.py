@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from operators.json_text import json_text
 from operators.records import ClipLabel
 from pipeline.run.loop import Runner
 from pipeline.run.metrics import RunSummary
@@ -243,7 +244,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
 def label_line(label: ClipLabel) -> str:
     """A label as one line of JSON."""
     received_at = label.received_at
-    return json.dumps(
+    return json_text(
         {
             "camera": label.camera,
             "start_s": label.start_s,
@@ -258,6 +259,7 @@ def label_line(label: ClipLabel) -> str:
             "coverage": label.coverage,
             "latency_s": label.latency_s,
             "clip_id": label.clip_id,
+            "error_code": label.error_code,
         }
     )
 
@@ -332,10 +334,12 @@ def live_rows(summary: LiveSummary, out: Path) -> list[tuple[str, str]]:
         rows.append(("latency", f"p50 {p50 * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms"))
     for name, camera in summary.cameras.items():
         news = camera.news
+        failed = f"{camera.failed} failed, " if camera.failed else ""
+        dropped = f"{camera.dropped_labels} of them not written, " if camera.dropped_labels else ""
         rows.append(
             (
                 f"  {name}",
-                f"{camera.labels} labels, {news.num_behind} frames dropped, "
+                f"{camera.labels} labels, {failed}{dropped}{news.num_behind} frames dropped, "
                 f"{news.num_reconnects} reconnects, {news.num_misses} times opened in vain, {news.state.value}",
             )
         )

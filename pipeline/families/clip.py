@@ -14,6 +14,12 @@ import torch
 from operators.records import Decision, FrameBatch, Kind, PatchFeatures, Window
 
 
+NOT_FINITE = (
+    "the networks gave scores that are not finite numbers: look for NaN in the checkpoint, or, where the precision "
+    "is not enough for its numbers, label with --set compute.precision=fp32"
+)
+
+
 @dataclass(slots=True, eq=False)
 class OpenClip:
     """A clip between its frames and its label. Tensors live on the device of the networks."""
@@ -71,6 +77,11 @@ def generator_of(seed: int, clip_id: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def finite(logits: torch.Tensor) -> bool:
+    """Whether every logit is a number; one that is NaN or infinite makes no label."""
+    return bool(torch.isfinite(logits).all())
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelForm:
     """What of an answer goes into its row."""
@@ -82,7 +93,9 @@ class LabelForm:
 
     def answer(self, logits: torch.Tensor) -> dict[str, Any]:
         """The columns of a ClipLabel that say what was seen: by the logits of classified steps, float32 [n,K] on the
-        CPU, of which the last one counts."""
+        CPU, of which the last one counts. Logits that are not finite are no answer but an error."""
+        if not finite(logits):
+            return {"error_code": "not_finite", "error": NOT_FINITE}
         last = logits[-1]
         best = torch.topk(torch.softmax(last, dim=0), min(self.topk, len(last)))
         topk = tuple(

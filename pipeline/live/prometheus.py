@@ -63,6 +63,9 @@ class LiveMetrics:
         self._reconnects = Counter(
             "saccade_reconnects", "How often a camera went live again", ["camera"], registry=registry
         )
+        self._failed = Counter(
+            "saccade_labels_failed", "Windows without a label, but a failed row", ["camera"], registry=registry
+        )
         self._labels_dropped = Counter(
             "saccade_labels_dropped", "Labels that were never written", ["camera"], registry=registry
         )
@@ -98,6 +101,7 @@ class LiveMetrics:
             self._restamped,
             self._focused,
             self._labels,
+            self._failed,
             self._labels_dropped,
             self._reconnects,
             self._misses,
@@ -163,6 +167,9 @@ class LiveMetrics:
     def labelled(self, camera: str, *, latency_s: float) -> None:
         self._labels.labels(camera).inc()
         self._latency.labels(camera).observe(latency_s)
+
+    def failed(self, camera: str) -> None:
+        self._failed.labels(camera).inc()
 
     def labels_dropped(self, camera: str, *, count: int) -> None:
         """Labels that waited for the disk for too long."""

@@ -71,8 +71,10 @@ class LiveTold:
 @dataclass(slots=True)
 class CameraSummary:
     labels: int = 0
+    failed: int = 0
+    """Windows that have a row with an error code instead of a label."""
     dropped_labels: int = 0
-    """Those of `labels` that were never written, because the disk was away for too long."""
+    """Labels and failed rows that were never written, because the disk was away for too long."""
     news: CameraNews = field(default_factory=CameraNews)
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_LATENCIES))
     """Of the newest labels."""
@@ -99,9 +101,10 @@ class LiveSummary:
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else None
 
     def never_live(self) -> dict[str, str]:
-        """Cameras that were opened in vain each time, and why as far as is known."""
-        news = {name: one.news for name, one in self.cameras.items()}
-        unseen = {name: one.last_error or "" for name, one in news.items() if one.num_misses and not one.num_connects}
+        """Cameras of which not one frame was decoded although they were watched, and why as far as is known."""
+        if not self.wall_s:
+            return {}
+        unseen = {name: one.news.last_error or "" for name, one in self.cameras.items() if not one.news.num_connects}
         return {name: "" if why == "stopped" else why for name, why in unseen.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,6 +117,7 @@ class LiveSummary:
             "cameras": {
                 name: {
                     "labels": one.labels,
+                    "failed": one.failed,
                     "dropped_labels": one.dropped_labels,
                     "state": one.news.state.value,
                     "last_error": one.news.last_error,
@@ -482,10 +486,17 @@ class LiveLoop:
         for label in news.labels:
             assert label.camera is not None
             self._writer.add(label)
-            summary.cameras[label.camera].labels += 1
-            summary.cameras[label.camera].latencies_s.append(label.latency_s)
-            metrics.labelled(label.camera, latency_s=label.latency_s)
             self._told.label(label)
+            camera_summary = summary.cameras[label.camera]
+            if label.error_code is not None:
+                if not camera_summary.failed:
+                    self._told.message(f"{label.camera} has no label but a failed row: {label.error}")
+                camera_summary.failed += 1
+                metrics.failed(label.camera)
+                continue
+            camera_summary.labels += 1
+            camera_summary.latencies_s.append(label.latency_s)
+            metrics.labelled(label.camera, latency_s=label.latency_s)
         metrics.set_queues(
             {
                 "frames": sum(camera.news.waiting for camera in summary.cameras.values()),

@@ -197,6 +197,23 @@ def test_every_label_is_written_once_in_parts_of_less_than_a_second(run):
     assert sequences == list(range(len(sequences)))
 
 
+def test_a_failed_row_is_written_and_counted_apart_from_labels_and_said_once(run):
+    made = steady(run.players)
+
+    def news(worker: int, now_s: float) -> LiveNews:
+        told = made(worker, now_s)
+        failed = tuple(dataclasses.replace(one, error_code="not_finite", error="no number") for one in told.labels)
+        return dataclasses.replace(told, labels=failed) if worker else told
+
+    run.players.news = news
+    run.loop.run(for_s=5.0)
+    door, yard = run.summary.cameras["door"], run.summary.cameras["yard"]
+    assert (yard.labels, door.failed) == (0, 0) and yard.failed > 20 and run.summary.labels == door.labels
+    assert sum(map(len, run.players.written())) == door.labels + yard.failed
+    assert run.said == ["yard has no label but a failed row: no number"]
+    assert run.metrics.registry.get_sample_value("saccade_labels_failed_total", {"camera": "yard"}) == yard.failed
+
+
 def test_workers_have_the_next_slice_before_they_end_one(run):
     run.players.news = steady(run.players)
     run.loop.run(for_s=0.5)

@@ -5,6 +5,7 @@ The networks are small ones with random weights; the readers are played by the t
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,9 @@ from operators.networks.focus import Focuser
 from operators.networks.glance import Glancer
 from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchBatch, SourceFacts
 from operators.weights import checkpoints
+from pipeline.commands.terminal import label_line
 from pipeline.config import Config, load
+from pipeline.families.clip import NOT_FINITE
 from pipeline.live.camera_process import CameraSpec, Polled
 from pipeline.live.camera_state import CameraState, Limits
 from pipeline.live.factories import live_worker
@@ -208,6 +211,27 @@ def assert_same(ours: Sequence[ClipLabel], theirs: Sequence[ClipLabel]) -> None:
         np.testing.assert_allclose(one.step_logits, other.step_logits, atol=1e-4)
         assert [astuple(place) for place in one.patches] == [astuple(place) for place in other.patches]
         assert (one.gmacs, one.frames_skipped) == (other.gmacs, other.frames_skipped)
+
+
+def test_scores_that_are_not_finite_are_a_failed_row_and_no_label(studio):
+    door = studio()
+    door.reader().sends(*stream(*range(8)))
+    door.watch_all()
+    assert door.labels and all(label.error_code is None for label in door.labels)
+    before = len(door.labels)
+    with torch.no_grad():
+        for parameter in door.worker._gaze._classifier.parameters():
+            parameter.fill_(float("nan"))
+    door.reader().sends(*stream(*range(8), start_s=START_S + 100))
+    door.watch_all()
+    failed = door.labels[before:]
+    assert failed
+    for label in failed:
+        assert label.error_code == "not_finite" and label.topk == ()
+        assert label.label is label.label_id is label.score is None
+        assert label.error == NOT_FINITE and label.logits is None and label.step_logits is None
+        line = json.loads(label_line(label), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert (line["label"], line["score"], line["error_code"]) == (None, None, "not_finite")
 
 
 def test_each_frame_is_glanced_at_and_focused_once_however_many_windows_have_it(studio, monkeypatch):
