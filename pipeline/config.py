@@ -295,7 +295,7 @@ def parse(flat: Mapping[str, Any]) -> Config:
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, which refuses a mapping with equal keys: PyYAML would keep the last value in silence."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         first: dict[Any, int] = {}
         for key, _ in node.value:

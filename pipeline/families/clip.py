@@ -13,7 +13,6 @@ import torch
 
 from operators.records import Decision, FrameBatch, Kind, PatchFeatures, Window
 
-
 NOT_FINITE = (
     "the networks gave scores that are not finite numbers: look for NaN in the checkpoint, or, where the precision "
     "is not enough for its numbers, label with --set compute.precision=fp32"

@@ -131,6 +131,9 @@ class LabelWriter:
         for label in self._waiting:
             self._drop(label)
         self._waiting.clear()
+        if self._can_kill:
+            # Ray would wait for it at the end: 12 seconds passed from the signal to the end of the command.
+            self._executor.kill(SINK, 0)
         count = self.dropped.total()
         self._message(f"the process that writes the labels does not answer and is left; {count} labels were dropped")
 

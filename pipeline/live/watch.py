@@ -24,8 +24,8 @@ from pipeline.config import Camera, Config
 from pipeline.families import every_family, family_named
 from pipeline.live.cameras import camera_plans
 from pipeline.live.prometheus import LiveMetrics, serve_metrics
-from pipeline.live.state_log import logging_states
 from pipeline.live.sink import LabelWriter
+from pipeline.live.state_log import logging_states
 from pipeline.live.worker import CameraNews, CameraPlan, LiveNews
 from pipeline.plan.resolve import Plan, resolve
 from pipeline.plan.tuning import cache_folder
@@ -50,7 +50,7 @@ _SLICES_AHEAD = 2
 """Slices handed to a worker at a time, so that it goes on while the driver is busy with the one before."""
 _DRAIN_S = 3.5
 """How long what has arrived is still analysed. The last part, and ending all processes, take the rest of 5 s."""
-_GIVE_UP_S = 4.4
+_GIVE_UP_S = 4.0
 """How long after a signal a sink that does not answer is waited for."""
 _HANG_S = 60.0
 """A worker that says nothing for so long is ended and replaced."""

@@ -25,6 +25,7 @@ from operators.records import (
 from pipeline.families.clip import Gaze, LabelForm, OpenClip, generator_of
 from pipeline.steering.messages import Advance, OpenRequest, Reply, StepRequest, Work
 
+
 class StreamWorker:
     """Opens, steps and closes clips. One process holds a clip from its frames to its label."""
 

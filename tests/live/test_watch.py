@@ -492,6 +492,7 @@ def test_a_signal_ends_the_run_in_time_although_the_sink_never_comes_back(run, i
     run.players.news = news
     run.players.replace = lambda stage, worker: run.players.hanging.add((stage, worker))
     run.loop.run(for_s=None)
+    assert run.players.killed[-1] == ("sink", 0)
     assert run.loop.has_given_up and run.players.now_s < (1084.8 if is_replaced else 1024.8)
     *parts, unanswered = run.players.written()
     written = {clip for part in parts for clip in part} - set(unanswered)
