@@ -591,7 +591,7 @@ def test_latencies_are_quantiles_of_the_newest_labels():
     [
         ("live", ["stop.kind=confidence", "stop.thresholds=[0.9]"], "stop rules do not apply"),
         ("live", ["policy.kind=oracle", f"policy.truth={__file__}"], "nobody knows the truth"),
-        ("gfnet_imagenet_resnet50", ["model.untrained=true"], "need an adafocus checkpoint, not gfnet"),
+        ("gfnet_imagenet_resnet50", ["model.untrained=true"], "need a checkpoint of the family adafocus, not gfnet"),
     ],
 )
 def test_what_cannot_be_had_from_cameras_is_refused(preset, settings, words):
