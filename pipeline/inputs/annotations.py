@@ -32,6 +32,8 @@ _NUMBER_AND_LABEL = re.compile(r"(?P<name>\d+);(?P<labels>.+)")
 """Something-Something V1: id;label"""
 _MEDIA_AND_LABEL = re.compile(rf"(?P<name>.+\.(?:{_MEDIA}))[\s,;]+(?P<labels>.+)", re.IGNORECASE)
 _MEDIA_AT_END = re.compile(rf"\.(?:{_MEDIA})$", re.IGNORECASE)
+_QUOTED = re.compile(r"""(?P<quote>["'])(?P<name>.+?)(?P=quote)(?:[\s,;]+(?P<labels>.+))?""")
+"""A path in quotes, as a shell would want it, with or without a label."""
 _LAST_WORD = re.compile(r"(?P<name>.*\S)\s+(?P<labels>\S+)")
 
 _LOCATIONS = ("path", "uri", "source_uri")
@@ -120,11 +122,14 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def line_entry(line: str, *, classes: ClassNames, where: str, exists: Callable[[str], bool]) -> Entry:
-    """A line of a list: `path`, `path label`, or a line of one of the published split files.
+    """A line of a list: `path`, `path label`, `"path" label`, or a line of one of the published split files.
 
     A path may hold spaces and commas, so where a line can be read in several ways, what exists decides; a line without
     any is not looked up, because a list may have a million of them.
     """
+    if (match := _QUOTED.fullmatch(line)) and not exists(line):
+        labels = None if match["labels"] is None else classes.of([match["labels"]], where)
+        return Entry(names=(match["name"],), labels=labels)
     if not re.search(r"[\s,;]", line) or _MEDIA_AT_END.search(line) or exists(line):
         return Entry(names=(line,))
     if "\t" in line:
@@ -182,32 +187,38 @@ def has_location(columns: Sequence[str]) -> bool:
 
 def json_entries(path: Path, *, classes: ClassNames, subset: Subset) -> Iterator[Entry]:
     """ActivityNet's JSON, Something-Something V2's, or a list of paths or of rows."""
-    try:
-        document = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as exc:
-        line = f":{exc.lineno}" if isinstance(exc, json.JSONDecodeError) else ""
-        raise ConfigError(f"{path}{line}: cannot be read as JSON: {_reason(exc)}") from exc
-    match document:
+    match _json_document(path):
         case {"database": dict() as videos}:
             yield from _activitynet(path, videos, classes, subset)
         case list() as rows:
             for number, row in enumerate(rows):
-                where = f"{path}: item {number}"
-                if isinstance(row, str):
-                    yield Entry(names=(row,))
-                elif isinstance(row, dict) and "id" in row and not has_location(list(row)):
-                    yield _something(str(row["id"]), row, classes, where)
-                elif isinstance(row, dict):
-                    row = {key.lower(): value for key, value in row.items()}
-                    if entry := table_entry(row, classes=classes, subset=subset, where=where):
-                        yield entry
-                else:
-                    raise ConfigError(f"{where}: {str(row)[:60]!r} is neither a path nor a row with a path or an id")
+                if entry := _json_entry(row, classes=classes, subset=subset, where=f"{path}: item {number}"):
+                    yield entry
         case _:
             raise ConfigError(
                 f"{path}: neither an ActivityNet JSON (an object with `database`) nor a list of paths, rows or ids"
             )
     subset.check(str(path))
+
+
+def _json_document(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as exc:
+        line = f":{exc.lineno}" if isinstance(exc, json.JSONDecodeError) else ""
+        raise ConfigError(f"{path}{line}: cannot be read as JSON: {_reason(exc)}") from exc
+
+
+def _json_entry(row: object, *, classes: ClassNames, subset: Subset, where: str) -> Entry | None:
+    """An item of a JSON list: a path, a video of Something-Something V2, or a row. None: it is of another subset."""
+    if isinstance(row, str):
+        return Entry(names=(row,))
+    if not isinstance(row, dict):
+        raise ConfigError(f"{where}: {str(row)[:60]!r} is neither a path nor a row with a path or an id")
+    if "id" in row and not has_location(list(row)):
+        return _something(str(row["id"]), row, classes, where)
+    lowered = {key.lower(): value for key, value in row.items()}
+    return table_entry(lowered, classes=classes, subset=subset, where=where)
 
 
 def _activitynet(path: Path, videos: dict[str, Any], classes: ClassNames, subset: Subset) -> Iterator[Entry]:

@@ -7,7 +7,7 @@ import glob
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.inputs.annotations import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, plain_name
@@ -163,25 +163,43 @@ def matching(pattern: str, *, on_closed: Callable[[str], None] = lambda folder: 
 
 
 def _expand(
-    folders: list[str], parts: list[str], names_in: Callable[[str], tuple[list[str], list[str]]]
+    folders: Iterable[str], parts: list[str], names_in: Callable[[str], tuple[list[str], list[str]]]
 ) -> Iterator[str]:
     for folder in folders:
         if not parts:
             yield folder
         elif parts[0] == "**":
-            yield from _expand([folder or "."] if len(parts) == 1 else [folder], parts[1:], names_in)
-            # A folder is walked as a whole, so `**` at the end is the folder itself.
-            for name in names_in(folder)[1] if len(parts) > 1 else ():
-                yield from _expand([os.path.join(folder, name)], parts, names_in)
-        elif not glob.has_magic(parts[0]):
-            if os.path.lexists(os.path.join(folder, parts[0])):
-                yield from _expand([os.path.join(folder, parts[0])], parts[1:], names_in)
+            yield from _expand_at_any_depth(folder, parts, names_in)
         else:
-            files, folders_here = names_in(folder)
-            for name in fnmatch.filter(sorted([*files, *folders_here]), parts[0]):
-                path = os.path.join(folder, name)
-                if len(parts) == 1 or os.path.isdir(path):
-                    yield from _expand([path], parts[1:], names_in)
+            files, below = names_in(folder) if glob.has_magic(parts[0]) else ([], [])
+            there = _paths_named(folder, parts[0], [*files, *below], must_be_folder=len(parts) > 1)
+            yield from _expand(there, parts[1:], names_in)
+
+
+def _expand_at_any_depth(
+    folder: str, parts: list[str], names_in: Callable[[str], tuple[list[str], list[str]]]
+) -> Iterator[str]:
+    """What `**`, the first of `parts`, and the parts after it match below a folder."""
+    if len(parts) == 1:
+        # A folder is walked as a whole, so `**` at the end is the folder itself.
+        yield folder or "."
+        return
+    yield from _expand([folder], parts[1:], names_in)
+    for name in names_in(folder)[1]:
+        yield from _expand_at_any_depth(os.path.join(folder, name), parts, names_in)
+
+
+def _paths_named(folder: str, part: str, names: Sequence[str], *, must_be_folder: bool) -> Iterator[str]:
+    """The paths in a folder that one part of a pattern matches; `names`: what is there, for a part with wildcards."""
+    if not glob.has_magic(part):
+        path = os.path.join(folder, part)
+        if os.path.lexists(path):
+            yield path
+        return
+    for name in fnmatch.filter(sorted(names), part):
+        path = os.path.join(folder, name)
+        if not must_be_folder or os.path.isdir(path):
+            yield path
 
 
 def extension(path: str) -> str:

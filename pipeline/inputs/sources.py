@@ -1,13 +1,15 @@
 """What the user names -> a stream of sources: files, folders, globs, lists and annotations.
 
-Everything is walked as it is asked for, so a list of a million lines costs no memory. A file that does not exist is a
-source all the same: it becomes a row that says `missing`. Nothing is opened here but lists.
+Everything is walked as it is asked for, so a list of a million lines costs no memory. A path that is given by name and
+does not exist is refused at once; an entry of a list that does not exist is a source all the same, and becomes a row
+that says `missing`. Nothing is opened here but lists.
 """
 
 from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
 import os
 import stat
@@ -22,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.errors import ConfigError
+from operators.passwords import without_password
 from operators.records import Media, Source, source_id
 from pipeline.inputs.annotations import (
     IMAGE_EXTENSIONS,
@@ -50,7 +53,7 @@ from pipeline.inputs.folders import (
     matching,
 )
 
-__all__ = ["IMAGE_EXTENSIONS", "VIDEO_EXTENSIONS", "Tally", "VideoTree", "read_class_names", "sources"]
+__all__ = ["IMAGE_EXTENSIONS", "VIDEO_EXTENSIONS", "Tally", "VideoTree", "check_names", "read_class_names", "sources"]
 
 _TABLES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
 _LISTS = _TABLES | {".json", ".txt", ".lst", ".list"}
@@ -93,14 +96,29 @@ def sources(
     """The sources behind a command's arguments, in a fixed order, as a stream.
 
     videos: where the names of an annotation are looked up. subset: the one to take of annotations that have several.
-    class_names: what numbered labels mean. A list that cannot be read is a ConfigError with its file and line.
+    class_names: what numbered labels mean. A list that cannot be read is a ConfigError with its file and line; a path
+    that does not exist is one before the stream begins.
     """
-    if videos is not None and not videos.is_dir():
-        raise ConfigError(f"--videos {videos}: not a folder")
+    arguments = list(arguments)
+    check_names(arguments, videos=videos)
     listing = _Listing(
         videos=videos, subset=subset, classes=ClassNames(class_names), stdin=stdin, tally=tally or Tally()
     )
     return listing.of(arguments)
+
+
+def check_names(arguments: Iterable[str], *, videos: Path | None = None) -> None:
+    """Refuses what is given by name and cannot be there: mistyped paths and addresses. Nothing is read."""
+    if videos is not None and not videos.is_dir():
+        raise ConfigError(f"--videos {videos}: not a folder")
+    for argument in arguments:
+        path = _path_of(argument) if argument.startswith("file://") else argument
+        if is_uri(path):
+            raise ConfigError(f"{without_password(path)} is not a local file; download it first")
+        if path == "-" or os.path.lexists(path) or glob.has_magic(path):
+            continue
+        kind = "list" if extension(path) in _LISTS else "file or folder"
+        raise ConfigError(f"{argument}: there is no such {kind}; correct the path")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -120,23 +138,21 @@ class _Listing:
 
     def _argument(self, argument: str) -> Iterator[Source]:
         if argument == "-":
-            if self.stdin is None:
-                raise ConfigError("-: there is no standard input to read a list from")
-            yield from self._lines(self.stdin, "standard input", os.getcwd())
-        elif argument.startswith("file://"):
-            yield from self._argument(_path_of(argument))
-        elif is_uri(argument):
-            yield _source(argument)
-        elif os.path.isdir(argument):
-            yield from self._folder(os.path.abspath(argument))
-        elif os.path.lexists(argument):
-            yield from self._file(argument)
-        elif glob.has_magic(argument):
-            yield from self._glob(argument)
-        elif extension(argument) in _LISTS:
-            raise ConfigError(f"{argument}: there is no such list")
-        else:
-            yield _source(os.path.abspath(argument))
+            return self._standard_input()
+        path = _path_of(argument) if argument.startswith("file://") else argument
+        if os.path.isdir(path):
+            return self._folder(os.path.abspath(path))
+        if not os.path.lexists(path) and glob.has_magic(path):
+            return self._glob(path)
+        return self._file(path)
+
+    def _standard_input(self) -> Iterator[Source]:
+        name, base = "standard input", os.getcwd()
+        if self.stdin is None:
+            raise ConfigError("-: there is no standard input to read a list from")
+        if isinstance(self.stdin, io.BufferedReader) and b"\0" in self.stdin.peek():
+            return self._paths_between_nuls(self.stdin, name, base)
+        return self._lines(self.stdin, name, base)
 
     def _file(self, argument: str) -> Iterator[Source]:
         if extension(argument) in _LISTS or _is_pipe(argument):
@@ -220,6 +236,16 @@ class _Listing:
         except OSError as exc:
             raise ConfigError(f"{path}: cannot be read as a list: {exc.strerror}") from exc
 
+    def _paths_between_nuls(self, file: IO[bytes], name: str, base: str) -> Iterator[Source]:
+        """The paths of `find -print0`: nothing but a NUL byte ends one, and nothing is a label."""
+        if self.subset is not None:
+            Subset(self.subset).check(name)
+        for number, path in enumerate(_between_nuls(file), 1):
+            where = f"{name}: path {number}"
+            if not path:
+                raise ConfigError(f"{where} is empty, between two NUL bytes; is it a list of paths?")
+            yield from self._entry(Entry(names=(os.fsdecode(path),)), base, where)
+
     def _lines(self, file: Iterable[bytes] | Iterable[str], name: str, base: str) -> Iterator[Source]:
         if self.subset is not None:
             Subset(self.subset).check(name)
@@ -228,7 +254,7 @@ class _Listing:
             text = text.removeprefix("\ufeff").strip() if number == 1 else text.strip()
             where = f"{name}:{number}"
             if "\0" in text:
-                raise ConfigError(f"{where}: holds bytes that are no text; is it a list of paths?")
+                raise ConfigError(f"{where}: holds NUL bytes, which are no text; is it a list of paths, one per line?")
             if text:
                 entry = line_entry(
                     text, classes=self.classes, where=where, exists=lambda path: self._place(path, base)[1]
@@ -375,6 +401,16 @@ def _path_of(uri: str) -> str:
     return os.path.abspath(
         unquote(uri.removeprefix("file://").removeprefix("localhost"), errors="surrogateescape")
     )
+
+
+def _between_nuls(file: IO[bytes]) -> Iterator[bytes]:
+    """What NUL bytes separate, as it comes."""
+    rest = b""
+    while chunk := file.read1(1 << 16):  # type: ignore[attr-defined]
+        *whole, rest = (rest + chunk).split(b"\0")
+        yield from whole
+    if rest:
+        yield rest
 
 
 def _is_pipe(path: str) -> bool:

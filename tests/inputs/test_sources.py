@@ -54,8 +54,24 @@ def test_a_file_is_a_source_with_its_absolute_path_and_its_name(tmp_path: Path, 
     assert (source.media, source.truth) == (Media.VIDEO, None)
 
 
-def test_a_file_that_does_not_exist_is_a_source_too(tmp_path: Path) -> None:
-    assert below(tmp_path, listed(tmp_path / "gone.mp4", tmp_path / "nowhere")) == ["gone.mp4", "nowhere"]
+@pytest.mark.parametrize("name", ["gone.mp4", "nowhere", "deep/er"])
+def test_a_path_that_does_not_exist_is_refused_before_the_first_source_is_listed(tmp_path: Path, name: str) -> None:
+    make(tmp_path, "here.mp4")
+    for form in (tmp_path / name, f"file://{tmp_path / name}"):
+        with pytest.raises(ConfigError, match=rf"{name}: there is no such file or folder; correct the path"):
+            sources([str(tmp_path / "here.mp4"), str(form)])
+
+
+def test_an_address_given_by_name_is_refused_without_its_password() -> None:
+    with pytest.raises(ConfigError, match="is not a local file; download it first") as refused:
+        sources(["https://me:secret@host/dir/clip.mp4?x=1"])
+    assert "secret" not in str(refused.value) and "host/dir/clip.mp4" in str(refused.value)
+
+
+def test_what_a_list_names_and_what_a_link_points_to_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").symlink_to(tmp_path / "nothing")
+    write(tmp_path / "list.txt", "gone.mp4\n")
+    assert below(tmp_path, listed(tmp_path / "list.txt", tmp_path / "broken.mp4")) == ["gone.mp4", "broken.mp4"]
 
 
 def test_a_file_of_an_unknown_kind_is_left_to_the_reader_when_it_is_named(tmp_path: Path) -> None:
@@ -193,9 +209,10 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
     assert below(tmp_path, listed(tmp_path / "a[1].mp4")) == ["a[1].mp4"]
 
 
-def test_an_address_is_taken_as_it_is_and_a_file_address_is_a_path(tmp_path: Path) -> None:
+def test_an_address_in_a_list_is_taken_as_it_is_and_a_file_address_is_a_path(tmp_path: Path) -> None:
     make(tmp_path, "a b.mp4")
-    web, local = listed("https://me:secret@host/dir/clip.mp4?x=1", f"file://{tmp_path}/a%20b.mp4")
+    write(tmp_path / "list.txt", "https://me:secret@host/dir/clip.mp4?x=1\n")
+    web, local = listed(tmp_path / "list.txt", f"file://{tmp_path}/a%20b.mp4")
     assert (web.uri, web.video_id) == ("https://me:secret@host/dir/clip.mp4?x=1", "clip")
     assert "secret" not in repr(web)
     assert local.uri == str(tmp_path / "a b.mp4")
@@ -273,6 +290,32 @@ def test_standard_input_is_a_list_in_bytes_or_text(tmp_path: Path, monkeypatch: 
             ("a.mp4", None),
             ("caf\udce9.mp4", ("cat",)),
         ]
+
+
+def test_paths_on_standard_input_may_be_separated_by_nul_bytes(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(make(tmp_path, "d/x.mp4"))
+    given = b"a b.mp4 cat\0two\nlines.mp4\0caf\xe9.mp4\0d\0last.mp4"
+    found = listed("-", stdin=io.BufferedReader(io.BytesIO(given)))  # type: ignore[arg-type]
+    names = ["a b.mp4 cat", "two\nlines.mp4", "caf\udce9.mp4", "d/x.mp4", "last.mp4"]
+    assert [(os.path.relpath(s.uri), s.truth) for s in found] == [(name, None) for name in names]
+
+
+def test_a_video_on_standard_input_is_no_list(tmp_path: Path) -> None:
+    video = io.BufferedReader(io.BytesIO(b"\0\0\0\x20ftypisom"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="standard input: path 1 is empty, between two NUL bytes"):
+        listed("-", stdin=video)
+
+
+def test_a_path_in_a_list_may_stand_in_quotes(tmp_path: Path) -> None:
+    make(tmp_path, "b c.mp4", '"real".mp4', "d e")
+    write(tmp_path / "l.txt", '"b c.mp4"\n\'b c.mp4\' brushing teeth\n"d e", 3\n"real".mp4\n"not, there" 7\n')
+    assert [(os.path.relpath(s.uri, tmp_path), s.truth) for s in listed(tmp_path / "l.txt")] == [
+        ("b c.mp4", None),
+        ("b c.mp4", ("brushing teeth",)),
+        ("d e", ("class_003",)),
+        ('"real".mp4', None),
+        ("not, there", ("class_007",)),
+    ]
 
 
 def test_a_list_of_millions_stays_a_stream() -> None:
@@ -444,7 +487,7 @@ def test_something_something_v2_json_gives_the_template_as_label(tmp_path: Path)
         ("t.json", '{"database": {"x": {"annotations": [{}]}}}', r"t.json: x: an annotation without a label"),
         ("t.json", "[3]", r"t.json: item 0: '3' is neither"),
         ("t.parquet", "no parquet", r"t.parquet: cannot be read as Parquet"),
-        ("t.txt", "a.mp4\n\0\0\n", r"t.txt:2: holds bytes that are no text"),
+        ("t.txt", "a.mp4\n\0\0\n", r"t.txt:2: holds NUL bytes, which are no text"),
         ("t.txt", "a.mp4 1\nb.mp4 2\n", r"t.txt:2: label 2, but the class list ends at 1"),
     ],
 )
