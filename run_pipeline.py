@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from operators.errors import CheckpointError, ConfigError, PipelineError
 from operators.passwords import without_password
-from operators.records import ClipLabel, Source
+from operators.records import ClipLabel
 from pipeline.bench.commands import bench
 from pipeline.commands.hidden_arguments import hide_arguments
 from pipeline.commands.options import (
@@ -25,18 +24,27 @@ from pipeline.commands.options import (
     NO_INPUT,
     SOME_FAILED,
     USAGE,
+    Listing,
+    RunOptions,
     StoppedAtOnce,
-    common_options,
     exit_code,
-    input_options,
     load_config,
     say,
     stop_on_signals,
+    with_inputs,
+    with_run_options,
 )
 from pipeline.commands.score import calibrate, evaluate
+from pipeline.commands.version import VERSION
+
+if TYPE_CHECKING:
+    from operators.records import Source
+    from pipeline.config import Config
+    from pipeline.inputs.sources import Tally
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(VERSION, prog_name="saccade")
 def cli() -> None:
     """Labels video the way an eye looks: glance at every frame, focus on few small patches, stop when sure."""
 
@@ -46,31 +54,14 @@ for command in (evaluate, calibrate, bench):
 
 
 @cli.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@with_inputs("INPUT...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the labels.")
-@common_options
-@input_options
+@with_run_options
 @click.option("--resume/--no-resume", default=True, help="Go on with the table in OUT, or begin a new one.")
 @click.option("--retry-failed", is_flag=True, help="Label the inputs of failed rows again.")
 @click.option("--allow-failures", is_flag=True, help="Exit with 0 although some items failed.")
 def label(
-    inputs: tuple[str, ...],
-    out: Path,
-    config_file: str | None,
-    checkpoint: str | None,
-    classes: str | None,
-    settings: tuple[str, ...],
-    executor: str | None,
-    ray_address: str | None,
-    as_json: bool,
-    quiet: bool,
-    videos: Path | None,
-    subset: str | None,
-    limit: int | None,
-    dry_run: bool,
-    resume: bool,
-    retry_failed: bool,
-    allow_failures: bool,
+    listing: Listing, out: Path, options: RunOptions, resume: bool, retry_failed: bool, allow_failures: bool
 ) -> int:
     """Label an archive: one Parquet row per clip.
 
@@ -83,33 +74,21 @@ def label(
       saccade label activity_net.json --videos ~/ActivityNet --subset validation -o activitynet/ \\
           --config adafocus_activitynet --checkpoint 128s3_checkpoint.pth.tar
     """
+    config = options.config()
+    listing.check()
     from pipeline.commands import terminal as report
-    from pipeline.inputs import sources as listing
+    from pipeline.inputs.sources import Tally
     from pipeline.run import archive
 
-    config = load_config(
-        config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
-    )
-    tally = listing.Tally()
-
-    def list_sources(names: Sequence[str]) -> Iterator[Source]:
-        stdin = None if sys.stdin is None else sys.stdin.buffer
-        found = listing.sources(inputs, videos=videos, subset=subset, class_names=names, stdin=stdin, tally=tally)
-        return itertools.islice(found, limit)
-
-    if dry_run:
-        from pipeline.run.dry_run import estimate
-
-        figures = estimate(config, list_sources, out=out, resume=resume, retry_failed=retry_failed)
-        click.echo(json.dumps(figures.to_dict()) if as_json else figures.text())
-        for problem in tally.problems:
-            print(problem, file=sys.stderr)
-        return 0 if figures.inputs else NO_INPUT
+    tally = Tally()
+    list_sources = listing.lister(tally)
+    if listing.dry_run:
+        return _say_estimate(config, list_sources, tally, options, out=out, resume=resume, retry_failed=retry_failed)
     stop = stop_on_signals()
-    with report.progress(quiet=quiet) as show:
+    with report.progress(quiet=options.quiet) as show:
         told = archive.Told(
             message=say,
-            started=lambda plan: None if quiet else say(plan.opening_line()),
+            started=lambda plan: None if options.quiet else say(plan.opening_line()),
             progress=show,
         )
         summary = archive.label_archive(
@@ -122,19 +101,36 @@ def label(
             told=told,
             tally=tally,
         )
-    if as_json:
+    if options.as_json:
         click.echo(json.dumps(summary.to_dict()))
-    else:
+    elif tally.num_sources:
         report.print_summary(summary)
     if summary.interrupted:
         return 128 + stop.signal_number
-    return exit_code(inputs, tally, [summary], allow_failures=allow_failures)
+    return exit_code(listing.inputs, tally, [summary], allow_failures=allow_failures)
+
+
+def _say_estimate(
+    config: Config,
+    list_sources: Callable[[Sequence[str]], Iterator[Source]],
+    tally: Tally,
+    options: RunOptions,
+    **table: Any,
+) -> int:
+    """Says what `label` would do; `table`: what it would do it to."""
+    from pipeline.run.dry_run import estimate
+
+    figures = estimate(config, list_sources, **table)
+    click.echo(json.dumps(figures.to_dict()) if options.as_json else figures.text())
+    for problem in tally.problems:
+        print(problem, file=sys.stderr)
+    return 0 if figures.inputs else NO_INPUT
 
 
 @cli.command()
 @click.argument("cameras", nargs=-1, required=True, metavar="CAMERA...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the labels.")
-@common_options
+@with_run_options
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz there.")
 @click.option(
     "--for",
@@ -147,14 +143,7 @@ def label(
 def live(
     cameras: tuple[str, ...],
     out: Path,
-    config_file: str | None,
-    checkpoint: str | None,
-    classes: str | None,
-    settings: tuple[str, ...],
-    executor: str | None,
-    ray_address: str | None,
-    as_json: bool,
-    quiet: bool,
+    options: RunOptions,
     metrics_port: int | None,
     for_s: float | None,
     resume: bool,
@@ -175,15 +164,7 @@ def live(
     from pipeline.commands import terminal as report
     from pipeline.live.cameras import cameras_of
 
-    config = load_config(
-        config_file or ("live" if checkpoint is None else None),
-        settings,
-        checkpoint=checkpoint,
-        classes=classes,
-        executor=executor,
-        ray_address=ray_address,
-        metrics_port=metrics_port,
-    )
+    config = options.config(preset="live", metrics_port=metrics_port)
     stop = stop_on_signals()
     watched = cameras_of(cameras)
 
@@ -195,7 +176,7 @@ def live(
             say("stopping: whoever read the labels from standard output has closed it; committing what is done")
             stop.is_set, stop.signal_number = True, signal.SIGPIPE
 
-    with report.live_progress(quiet=quiet, as_json=as_json) as news:
+    with report.live_progress(quiet=options.quiet, as_json=options.as_json) as news:
         summary = watch_cameras(
             config,
             watched,
@@ -205,13 +186,13 @@ def live(
             for_s=for_s,
             told=LiveTold(
                 message=say,
-                started=lambda line: None if quiet else say(line),
-                label=print_label if as_json else lambda label: None,
+                started=lambda line: None if options.quiet else say(line),
+                label=print_label if options.as_json else lambda label: None,
                 news=news,
                 metrics_port=lambda port: say(f"metrics on port {port}"),
             ),
         )
-    if not as_json:
+    if not options.as_json:
         report.print_rows(report.live_rows(summary, out))
     unseen = summary.never_live()
     for name, why in unseen.items():

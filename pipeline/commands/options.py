@@ -1,25 +1,31 @@
-"""What all commands share: options, the config they make, signals, exit codes."""
+"""What all commands share: options, the config they make, signals, exit codes. Loads little, so `--help` is quick."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import io
+import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from pipeline import config as configuration
-from pipeline.run.loop import StopRequest
-
 if TYPE_CHECKING:
+    from operators.records import Source
+    from pipeline.config import Config
     from pipeline.inputs.sources import Tally
+    from pipeline.run.loop import StopRequest
     from pipeline.run.metrics import RunSummary
 
 FAILED, USAGE, SOME_FAILED, NO_INPUT = 1, 2, 3, 4
+FOLDER = click.Path(path_type=Path)
 
 
 class StoppedAtOnce(KeyboardInterrupt):
@@ -30,9 +36,89 @@ class StoppedAtOnce(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
-def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that most commands share."""
-    options = [
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What the options say that most commands share."""
+
+    config_file: str | None
+    checkpoint: str | None
+    classes: str | None
+    settings: tuple[str, ...]
+    executor: str | None
+    ray_address: str | None
+    as_json: bool
+    quiet: bool
+
+    def config(self, *, preset: str | None = None, metrics_port: int | None = None) -> Config:
+        """The config of the command; `preset` is taken where neither a config nor a checkpoint is given."""
+        return load_config(
+            self.config_file or (preset if self.checkpoint is None else None),
+            self.settings,
+            checkpoint=self.checkpoint,
+            classes=self.classes,
+            executor=self.executor,
+            ray_address=self.ray_address,
+            metrics_port=metrics_port,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a command is to label: its arguments and the options that choose among what they lead to."""
+
+    inputs: tuple[str, ...]
+    videos: Path | None
+    subset: str | None
+    limit: int | None
+    dry_run: bool
+
+    def check(self) -> None:
+        """Refuses paths that do not exist, before anything is loaded or started."""
+        from pipeline.inputs.sources import check_names
+
+        check_names(self.inputs, videos=self.videos)
+
+    def lister(self, tally: Tally, *, is_read_again: bool = False) -> Callable[[Sequence[str]], Iterator[Source]]:
+        """A function from the class names to the inputs. `tally` counts what was met on the way.
+
+        is_read_again: it will be called more than once; standard input, which can be read once only, is kept for that.
+        """
+        from pipeline.inputs import sources as listing
+
+        kept: list[bytes] = []
+
+        def list_sources(names: Sequence[str]) -> Iterator[Source]:
+            stdin: IO[bytes] | None = None if sys.stdin is None else sys.stdin.buffer
+            if is_read_again and stdin is not None and "-" in self.inputs:
+                kept[:] = kept or [stdin.read()]
+                stdin = io.BufferedReader(io.BytesIO(kept[0]))  # type: ignore[arg-type]
+            found = listing.sources(
+                self.inputs, videos=self.videos, subset=self.subset, class_names=names, stdin=stdin, tally=tally
+            )
+            return itertools.islice(found, self.limit)
+
+        return list_sources
+
+
+def _gathered(record: type, name: str, parameters: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """A decorator: the command has these parameters too, and is called with one record of them, as argument `name`."""
+    fields = [field.name for field in dataclasses.fields(record)]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def gathering(**given: Any) -> Any:
+            return command(**{name: record(**{field: given.pop(field) for field in fields})}, **given)
+
+        for parameter in reversed(parameters):
+            gathering = parameter(gathering)
+        return gathering
+
+    return decorate
+
+
+def with_run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that most commands share, as `options`."""
+    shared = [
         click.option("--config", "config_file", metavar="FILE", help="Config file, or the bare name of a preset."),
         click.option("--checkpoint", type=click.Path(), help="Weights: the project's own form or a published one."),
         click.option("--classes", type=click.Path(), help="Class names, one per line."),
@@ -42,23 +128,19 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--json", "as_json", is_flag=True, help="Machine-readable summary on stdout."),
         click.option("-q", "--quiet", is_flag=True, help="No progress."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _gathered(RunOptions, "options", shared)(command)
 
 
-def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of commands that label inputs."""
-    folder = click.Path(path_type=Path)
-    options = [
-        click.option("--videos", type=folder, help="Where the videos of an annotation or split file lie."),
+def with_inputs(metavar: str) -> Callable[..., Any]:
+    """The arguments and options of commands that label inputs, as `listing`."""
+    shared = [
+        click.argument("inputs", nargs=-1, required=True, metavar=metavar),
+        click.option("--videos", type=FOLDER, help="Where the videos of an annotation or split file lie."),
         click.option("--subset", help="Take one subset of an annotation file."),
         click.option("--limit", type=click.IntRange(min=0), help="Take at most so many inputs."),
         click.option("--dry-run", is_flag=True, help="Say what would be labelled and what it would cost."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _gathered(Listing, "listing", shared)
 
 
 def load_config(
@@ -70,7 +152,10 @@ def load_config(
     executor: str | None = None,
     ray_address: str | None = None,
     metrics_port: int | None = None,
-) -> configuration.Config:
+) -> Config:
+    """The config of a file, of settings and of flags."""
+    from pipeline import config as configuration
+
     given = {
         "live.metrics_port": metrics_port,
         "model.checkpoint": checkpoint,
@@ -85,6 +170,8 @@ def load_config(
 
 def stop_on_signals() -> StopRequest:
     """The first SIGINT or SIGTERM drains and commits what is done; the second stops at once."""
+    from pipeline.run.loop import StopRequest
+
     stop = StopRequest()
 
     def handle(number: int, frame: Any) -> None:

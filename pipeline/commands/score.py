@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,28 +10,30 @@ from typing import TYPE_CHECKING
 
 import click
 
-from operators.records import Source
 from pipeline.commands.options import (
     NO_INPUT,
-    common_options,
+    Listing,
+    RunOptions,
     exit_code,
-    input_options,
-    load_config,
     say,
     stop_on_signals,
+    with_inputs,
+    with_run_options,
 )
 
 if TYPE_CHECKING:
+    from operators.records import Source
     from pipeline.config import Config
+    from pipeline.run.archive import Told
     from pipeline.run.metrics import RunSummary
     from pipeline.scoring.calibrate import Score
+    from pipeline.scoring.evaluate import Evaluation
 
 
 @click.command("eval")
-@click.argument("inputs", nargs=-1, required=True, metavar="LABELS|INPUT...")
+@with_inputs("LABELS|INPUT...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for labels and reports.")
-@common_options
-@input_options
+@with_run_options
 @click.option("--resume/--no-resume", default=True, help="Keep labels that an earlier call left in OUT, or begin anew.")
 @click.option("--allow-failures", is_flag=True, help="Exit with 0 although some items failed.")
 @click.option("--compare", default=None, metavar="A,B,...", help="Policies side by side: learned,center,random,full...")
@@ -45,20 +47,9 @@ if TYPE_CHECKING:
     help="Labels of other clips, with step_logits: thresholds of the budgeted curve are searched on them.",
 )
 def evaluate(
-    inputs: tuple[str, ...],
+    listing: Listing,
     out: Path,
-    config_file: str | None,
-    checkpoint: str | None,
-    classes: str | None,
-    settings: tuple[str, ...],
-    executor: str | None,
-    ray_address: str | None,
-    as_json: bool,
-    quiet: bool,
-    videos: Path | None,
-    subset: str | None,
-    limit: int | None,
-    dry_run: bool,
+    options: RunOptions,
     resume: bool,
     allow_failures: bool,
     compare: str | None,
@@ -79,68 +70,50 @@ def evaluate(
       saccade eval data/annotations.json --videos data/videos --subset test -o report/ --config demo \\
           --truth data/truth.parquet --compare learned,center,random
     """
-    from pipeline.commands import terminal as report
-    from pipeline.inputs import sources as listing
-    from pipeline.run import archive
+    from pipeline.inputs import sources as inputs
     from pipeline.scoring import compare as comparing
-    from pipeline.scoring.evaluate import comparison, format_table
 
-    tally = listing.Tally()
-    runs: list[RunSummary] = []
-    names = None if classes is None else listing.read_class_names(Path(classes))
+    names = None if options.classes is None else inputs.read_class_names(Path(options.classes))
     known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
-    if len(inputs) == 1 and comparing.is_labels_table(Path(inputs[0])):
-        if dry_run:
-            click.echo(json.dumps({}) if as_json else "nothing would be labelled: the labels are there")
-            return 0
-        evaluations = {"labels": comparing.evaluate_table(Path(inputs[0]), out, truth=known, checkpoint=checkpoint)}
-    else:
-        config = load_config(
-            config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
-        )
-        policies = compare.split(",") if compare else [config.policy.kind]
-
-        def list_sources(names: Sequence[str]) -> Iterator[Source]:
-            found = listing.sources(inputs, videos=videos, subset=subset, class_names=names, tally=tally)
-            return itertools.islice(found, limit)
-
-        if dry_run:
-            configs = comparing.policy_configs(config, policies, full_checkpoint=full_checkpoint)
-            return _tell_estimates(configs, list_sources, as_json=as_json)
-        stop = stop_on_signals()
-        with report.progress(quiet=quiet) as show:
-            evaluations, runs = comparing.evaluate_policies(
-                config,
-                list_sources,
-                policies,
-                out=out,
-                resume=resume,
-                truth=known,
-                stop=stop,
-                told=archive.Told(message=say, progress=show),
-                full_checkpoint=full_checkpoint,
-            )
-        if stop.is_set:
-            return 128 + stop.signal_number
-    if as_json:
-        click.echo(json.dumps({name: e.as_dict() for name, e in evaluations.items()}))
-    elif evaluations:
-        click.echo(format_table(*comparison(evaluations)))
-        for name, evaluation in evaluations.items():
-            for remark in evaluation.remarks():
-                click.echo(f"{name}: {remark}")
-        click.echo(f"reports: {out}")
-    if not runs:
+    if len(listing.inputs) == 1 and comparing.is_labels_table(labels := Path(listing.inputs[0])):
+        if listing.dry_run:
+            click.echo(json.dumps({}) if options.as_json else "nothing would be labelled: the labels are there")
+        else:
+            found = comparing.evaluate_table(labels, out, truth=known, checkpoint=options.checkpoint)
+            _show_evaluations({"labels": found}, out, as_json=options.as_json)
         return 0
+    config = options.config()
+    listing.check()
+    policies = compare.split(",") if compare else [config.policy.kind]
+    tally = inputs.Tally()
+    list_sources = listing.lister(tally, is_read_again=len(policies) > 1)
+    if listing.dry_run:
+        configs = comparing.policy_configs(config, policies, full_checkpoint=full_checkpoint)
+        return _tell_estimates(configs, list_sources, as_json=options.as_json)
+    stop = stop_on_signals()
+    with _told(options) as told:
+        evaluations, runs = comparing.evaluate_policies(
+            config,
+            list_sources,
+            policies,
+            out=out,
+            resume=resume,
+            truth=known,
+            stop=stop,
+            told=told,
+            full_checkpoint=full_checkpoint,
+        )
+    if stop.is_set:
+        return 128 + stop.signal_number
+    _show_evaluations(evaluations, out, as_json=options.as_json)
     _tell_failures(runs)
-    return exit_code(inputs, tally, runs, allow_failures=allow_failures)
+    return exit_code(listing.inputs, tally, runs, allow_failures=allow_failures)
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@with_inputs("INPUT...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for labels and the result.")
-@common_options
-@input_options
+@with_run_options
 @click.option("--resume/--no-resume", default=True, help="Keep labels that an earlier call left in OUT, or begin anew.")
 @click.option("--allow-failures", is_flag=True, help="Exit with 0 although some items failed.")
 @click.option(
@@ -168,20 +141,9 @@ def evaluate(
 @click.option("--steps-per-round", type=click.IntRange(min=1), default=None, help="Steps between two checks.")
 @click.option("--write", type=click.Path(path_type=Path), help="Also write the checkpoint with the calibration in it.")
 def calibrate(
-    inputs: tuple[str, ...],
+    listing: Listing,
     out: Path,
-    config_file: str | None,
-    checkpoint: str | None,
-    classes: str | None,
-    settings: tuple[str, ...],
-    executor: str | None,
-    ray_address: str | None,
-    as_json: bool,
-    quiet: bool,
-    videos: Path | None,
-    subset: str | None,
-    limit: int | None,
-    dry_run: bool,
+    options: RunOptions,
     resume: bool,
     allow_failures: bool,
     measure: str,
@@ -199,24 +161,18 @@ def calibrate(
       saccade label more/ -o out/ --checkpoint calibrated.safetensors \\
           --set stop.kind=budget --set stop.budget_gmacs=0.05
     """
+    config = options.config()
+    listing.check()
     from pipeline.commands import terminal as report
-    from pipeline.inputs import sources as listing
-    from pipeline.run import archive
+    from pipeline.inputs.sources import Tally
     from pipeline.scoring.calibrate import all_steps, run_calibration
 
-    tally = listing.Tally()
-    config = load_config(
-        config_file, settings, checkpoint=checkpoint, classes=classes, executor=executor, ray_address=ray_address
-    )
-
-    def list_sources(names: Sequence[str]) -> Iterator[Source]:
-        found = listing.sources(inputs, videos=videos, subset=subset, class_names=names, tally=tally)
-        return itertools.islice(found, limit)
-
-    if dry_run:
-        return _tell_estimates({"calibration": all_steps(config)}, list_sources, as_json=as_json)
+    tally = Tally()
+    list_sources = listing.lister(tally)
+    if listing.dry_run:
+        return _tell_estimates({"calibration": all_steps(config)}, list_sources, as_json=options.as_json)
     stop = stop_on_signals()
-    with report.progress(quiet=quiet) as show:
+    with _told(options) as told:
         calibration, run = run_calibration(
             config,
             list_sources,
@@ -228,16 +184,39 @@ def calibrate(
             steps_per_round=steps_per_round,
             write=write,
             stop=stop,
-            told=archive.Told(message=say, progress=show),
+            told=told,
         )
     if stop.is_set:
         return 128 + stop.signal_number
-    if calibration is not None and as_json:
+    if calibration is not None and options.as_json:
         click.echo(json.dumps(calibration.to_header()))
     elif calibration is not None:
         report.print_rows(calibration.rows(out))
     _tell_failures([run])
-    return exit_code(inputs, tally, [run], allow_failures=allow_failures)
+    return exit_code(listing.inputs, tally, [run], allow_failures=allow_failures)
+
+
+@contextlib.contextmanager
+def _told(options: RunOptions) -> Iterator[Told]:
+    """What a run reports while it labels."""
+    from pipeline.commands import terminal as report
+    from pipeline.run import archive
+
+    with report.progress(quiet=options.quiet) as show:
+        yield archive.Told(message=say, progress=show)
+
+
+def _show_evaluations(evaluations: Mapping[str, Evaluation], out: Path, *, as_json: bool) -> None:
+    from pipeline.scoring.evaluate import comparison, format_table
+
+    if as_json:
+        click.echo(json.dumps({name: e.as_dict() for name, e in evaluations.items()}))
+    elif evaluations:
+        click.echo(format_table(*comparison(evaluations)))
+        for name, evaluation in evaluations.items():
+            for remark in evaluation.remarks():
+                click.echo(f"{name}: {remark}")
+        click.echo(f"reports: {out}")
 
 
 def _tell_failures(runs: Sequence[RunSummary]) -> None:

@@ -117,7 +117,9 @@ def test_a_dry_run_is_refused_where_the_run_would_be(label, tmp_path):
 
 def test_a_dry_run_says_why_the_first_inputs_could_not_be_labelled(label, tmp_path):
     bad = empty(tmp_path / "bad.mp4")
-    ended = label(bad, tmp_path / "gone.mp4", "--dry-run")
+    gone = tmp_path / "list.txt"
+    gone.write_text("gone.mp4\n")
+    ended = label(bad, gone, "--dry-run")
     assert "unknown: none of the first inputs could be labelled" in ended.out
     assert f"error       empty: {bad} " in ended.out and "error       missing: " in ended.out
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from operators.errors import ConfigError
 from operators.media.encode import write_video
 from run_pipeline import cli
 from tests.support.processes import saccade
@@ -44,6 +46,32 @@ def test_eval_says_what_is_in_no_figure_and_exits_with_3(videos, tmp_path, capsy
     assert (found["scores"]["num_clips"], found["num_failed"]) == (2, 1)
     assert run("eval", videos / "all.txt", "-o", tmp_path, *FAST) == 3, "the second time as the first"
     assert "1 items failed (1 in an earlier run)" in capsys.readouterr().err
+
+
+def give_standard_input(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "".join(f"{videos}/{number}.mp4 red-000\n" for number in range(2))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+
+
+@pytest.mark.parametrize("policies", [["learned"], ["center", "random"]])
+def test_eval_reads_inputs_from_standard_input_for_every_policy(policies, videos, tmp_path, monkeypatch, capsys):
+    give_standard_input(videos, monkeypatch)
+    assert run("eval", "-", "-o", tmp_path, *FAST, "--compare", ",".join(policies), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: e["scores"]["num_clips"] for name, e in found.items()} == dict.fromkeys(policies, 2)
+
+
+def test_calibrate_reads_inputs_from_standard_input(videos, tmp_path, monkeypatch):
+    give_standard_input(videos, monkeypatch)
+    with pytest.raises(ConfigError, match="2 clips are too few to calibrate on"):
+        run("calibrate", "-", "-o", tmp_path, *FAST)
+
+
+def test_eval_and_calibrate_say_that_standard_input_is_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    for command in ("eval", "calibrate"):
+        with pytest.raises(ConfigError, match="-: there is no standard input to read a list from"):
+            run(command, "-", "-o", tmp_path, *FAST)
 
 
 @pytest.mark.parametrize("command", ["eval", "calibrate"])

@@ -1,0 +1,3 @@
+"""The version of the program, for `--version` and for the package."""
+
+VERSION = "0.1.0"
