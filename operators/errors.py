@@ -47,5 +47,9 @@ class SinkError(PipelineError):
     """Labels cannot be written, or do not belong to the labels that are there."""
 
 
+class RefusedError(SinkError, ConfigError):
+    """A run may not begin in its output folder: it cannot be written, or holds labels made with other settings."""
+
+
 class StageError(PipelineError):
     """A stage of the pipeline cannot go on."""

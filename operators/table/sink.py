@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from operators.errors import SinkError
+from operators.errors import RefusedError, SinkError
 from operators.passwords import without_password
 from operators.records import ClipLabel
 from operators.table.fold import CameraParts, sync_folder
@@ -48,11 +48,14 @@ __all__ = [
     "ParquetSink",
     "TableSeen",
     "TableSummary",
+    "check_identity",
+    "check_output",
     "disk_told",
     "look_at",
     "part_paths",
     "read_identity",
     "summarize",
+    "table_identity",
     "write_durably",
 ]
 
@@ -149,7 +152,7 @@ class ParquetSink:
     @property
     def found_identity(self) -> dict[str, Any] | None:
         """What the labels that are there were made with; None where there are none, or a fresh table begins."""
-        return _identity_there(self.out) if self._resume else None
+        return table_identity(self.out) if self._resume else None
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """From here on labels made with this model and config are written; refused where others are there.
@@ -160,8 +163,8 @@ class ParquetSink:
             if not self._resume:
                 self._move_aside()
             new = _without_passwords(dict(identity))
-            found = _identity_there(self.out)
-            _check_same(self.out, found, new)
+            found = table_identity(self.out)
+            check_identity(self.out, found, new)
             if found is None or "run_id" not in found:
                 text = json.dumps(new | {"run_id": self._run_id}, indent=1, ensure_ascii=False)
                 write_durably(self._run / "identity.json", text.encode("utf-8", "backslashreplace"))
@@ -253,7 +256,7 @@ class ParquetSink:
 
     def _move_aside(self) -> None:
         """The old table to OUT/previous, in one rename. Not this run's own, which is there when its sink had died."""
-        found = _identity_there(self.out)
+        found = table_identity(self.out)
         if found is None or found.get("run_id") == self._run_id:
             return
         name = str(found.get("run_id", "unknown"))
@@ -285,7 +288,8 @@ def disk_told(out: Path, what: str) -> Iterator[None]:
         way_out = "give another -o"
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             way_out = "free space there and run the same command again, it goes on with what is committed"
-        raise SinkError(f"{out}: cannot be {what}: {exc.strerror or exc}{where}; {way_out}") from exc
+        error = RefusedError if what == "opened" else SinkError
+        raise error(f"{out}: cannot be {what}: {exc.strerror or exc}{where}; {way_out}") from exc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -298,22 +302,41 @@ class TableSeen:
     """uint64 [N,2], as `done`: clips that have a label."""
     failed: np.ndarray
     """Those that failed; after a retry that was killed one may be in both."""
+    is_settled: bool
+    """False after a retry that was killed: the next run has rows to put back into the table."""
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Raises what a run with this model and config would be refused with."""
-        _check_same(self.out, self.identity, _without_passwords(dict(identity)))
+        check_identity(self.out, self.identity, identity)
 
 
 def look_at(out: Path) -> TableSeen:
     """What is in OUT. Nothing is locked, made or written."""
     labels = out / "labels"
     failed = sorted(labels.glob(f"{_FAILED}*.parquet"))
+    waiting = sorted(labels.glob(f"{_RETRY}*"))
     return TableSeen(
         out=out,
-        identity=_identity_there(out),
+        identity=table_identity(out),
         labelled=_keys([part for part in part_paths(labels) if part not in failed]),
-        failed=_keys([*failed, *sorted(labels.glob(f"{_RETRY}*"))]),
+        failed=_keys([*failed, *waiting]),
+        is_settled=not waiting,
     )
+
+
+def check_output(out: Path) -> None:
+    """Refuses an output folder that this process could not write to. Nothing is made or written."""
+    with disk_told(out, "opened"):
+        place = out.absolute()
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+        for folder in (place, out / "run", out / "labels"):
+            # A file system that is mounted read-only fails here too, even for root.
+            if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+                code = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+                raise OSError(code, os.strerror(code), str(folder))
 
 
 def read_identity(out: Path) -> dict[str, Any] | None:
@@ -350,7 +373,8 @@ def _ids(identity: Mapping[str, Any]) -> tuple[str, str]:
     return str(identity.get("model_id") or ""), str(identity.get("config_id") or "")
 
 
-def _identity_there(out: Path) -> dict[str, Any] | None:
+def table_identity(out: Path) -> dict[str, Any] | None:
+    """What the labels in OUT were made with; None where there are none. To look only, as `read_identity`."""
     there = [*(out / "labels").glob(f"{_RETRY}*"), *part_paths(out / "labels")]
     if not there:
         return None
@@ -358,9 +382,11 @@ def _identity_there(out: Path) -> dict[str, Any] | None:
     return found if found is not None and all(_ids(found)) else ids_of(there[0])
 
 
-def _check_same(out: Path, found: Mapping[str, Any] | None, new: Mapping[str, Any]) -> None:
+def check_identity(out: Path, found: Mapping[str, Any] | None, new: Mapping[str, Any]) -> None:
+    """Refuses to go on with labels that were made with another model or config than `new`."""
+    new = _without_passwords(dict(new))
     if found is not None and _ids(found) != _ids(new):
-        raise SinkError(
+        raise RefusedError(
             f"{out}: the labels there were made with other settings: {_differences(found, new)}."
             f" Write to another folder with -o, or begin a new table with --no-resume (the old one is"
             f" moved to {out / 'previous'})"

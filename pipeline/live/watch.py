@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from operators.errors import ConfigError, StageError
 from operators.passwords import without_password
 from operators.records import ClipLabel
-from operators.table.sink import read_identity
+from operators.table.sink import check_identity, check_output, table_identity
 from pipeline.config import Camera, Config
 from pipeline.families import every_family, family_named
 from pipeline.live.cameras import camera_plans
@@ -27,13 +27,14 @@ from pipeline.live.prometheus import LiveMetrics, serve_metrics
 from pipeline.live.sink import LabelWriter
 from pipeline.live.state_log import logging_states
 from pipeline.live.worker import CameraNews, CameraPlan, LiveNews
+from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import Plan, resolve
 from pipeline.plan.tuning import cache_folder
 from pipeline.run.archive import (
     ask,
-    machine_of,
     make_executor,
     new_run_id,
+    open_cluster,
     open_sink,
     remembered,
     write_run,
@@ -163,17 +164,19 @@ def watch_cameras(
     """Labels cameras until `stop` is set, or for so long since they are watched, or until every one of them is over for
     good."""
     run_id = new_run_id()
+    check_output(out)
     with RunLog(out, run_id) as log:
         told = told or LiveTold()
         told = replace(told, message=log.telling(told.message), news=logging_states(log, told.news))
         # The port is taken before anything is started: that it is not free is then said at once, and whoever watches
         # over the run learns how its start goes.
-        with _metrics(config, cameras, told) as metrics:
+        with _metrics(config, cameras, told) as metrics, open_cluster(config) as machine:
             summary = _watch_cameras(
                 config,
                 cameras,
                 out=out,
                 run_id=run_id,
+                machine=machine,
                 stop=stop,
                 resume=resume,
                 told=told,
@@ -191,6 +194,7 @@ def _watch_cameras(
     *,
     out: Path,
     run_id: str,
+    machine: Machine,
     stop: StopRequest,
     resume: bool,
     told: LiveTold,
@@ -198,10 +202,11 @@ def _watch_cameras(
     log: RunLog,
     metrics: LiveMetrics,
 ) -> LiveSummary:
-    machine = machine_of(config)
-    known = remembered(read_identity(out)) if resume else None
+    there = table_identity(out) if resume else None
+    known = remembered(there)
     plan = resolve(config, machine, remembered=known, cache=cache_folder())
     check(plan.config, plan)
+    check_identity(out, there, plan.identity(live=True))
     watched = camera_plans(plan.config, cameras)
     sink_arguments = {"out": str(out.resolve()), "run_id": run_id, "resume": resume, "retry_failed": False}
     summary = LiveSummary({camera.name: CameraSummary() for camera in cameras})

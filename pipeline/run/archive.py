@@ -13,9 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from operators.errors import PipelineError, SinkError, StageError
-from operators.records import Source
-from operators.table.sink import disk_told, read_identity, write_durably
+from operators.records import Source, clip_id
+from operators.table.sink import check_identity, check_output, disk_told, look_at, table_identity, write_durably
 from pipeline.config import Config
 from pipeline.inputs.sources import Tally
 from pipeline.plan.placement import Machine, this_machine
@@ -56,113 +58,179 @@ def label_archive(
     `list_sources` is given the class names, because numbers in an annotation mean what the checkpoint says. `tally`:
     what the listing meets that is no input, for the summary.
     """
+    check_output(out)
     run_id = new_run_id()
-    with RunLog(out, run_id) as log:
-        summary = _label(
-            config,
-            list_sources,
+    with RunLog(out, run_id) as log, contextlib.ExitStack() as stack:
+        run = _Run(
             out=out,
             run_id=run_id,
+            machine=machine or stack.enter_context(open_cluster(config)),
             resume=resume,
             retry_failed=retry_failed,
             stop=stop or StopRequest(),
             told=told or Told(),
             tally=tally or Tally(),
-            machine=machine or machine_of(config),
             log=log,
         )
+        summary = _label(config, list_sources, run)
         log.note("ended", **summary.to_dict())
     return summary
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What one call of `label_archive` is about, but for its config and inputs."""
+
+    out: Path
+    run_id: str
+    machine: Machine
+    resume: bool
+    retry_failed: bool
+    stop: StopRequest
+    told: Told
+    tally: Tally
+    log: RunLog
+
+    def resolve(self, config: Config, identity: Mapping[str, Any] | None) -> Plan:
+        """The plan for going on with a table of this identity; refused where the settings are not the table's."""
+        plan = resolve(config, self.machine, remembered=remembered(identity), cache=cache_folder())
+        check_identity(self.out, identity, plan.identity())
+        return plan
+
+
 def _label(
-    config: Config,
-    list_sources: Callable[[Sequence[str]], Iterator[Source]],
-    *,
-    out: Path,
-    run_id: str,
-    resume: bool,
-    retry_failed: bool,
-    stop: StopRequest,
-    told: Told,
-    tally: Tally,
-    machine: Machine,
-    log: RunLog,
+    config: Config, list_sources: Callable[[Sequence[str]], Iterator[Source]], run: _Run
 ) -> RunSummary:
-    # Whatever is wrong with settings or weights is said before any process is started.
-    known = remembered(read_identity(out)) if resume else None
-    plan = resolve(config, machine, remembered=known, cache=cache_folder())
-    with SourceFeed(list_sources(plan.class_names)) as feed, make_executor(plan, machine) as executor:
-        executor.start(
-            WorkerSpec(
-                stage=SINK,
-                factory="pipeline.run.sink_worker:sink_worker",
-                arguments={
-                    "out": str(out.resolve()),
-                    "run_id": run_id,
-                    "resume": resume,
-                    "retry_failed": retry_failed,
-                },
-            )
-        )
-        opened = open_sink(executor, told.message, stop)
-        if opened is None:
-            return _not_begun(plan, out, run_id)
-        if (found := remembered(opened.identity)) != known:
-            # Another run had the table until now, and left other settings in it.
-            plan = resolve(config, machine, remembered=found, cache=cache_folder())
-        identity = plan.identity()
-        table: SinkOpened = ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0]
-        write_run(out, plan, run_id)
-        log.begin(plan.opening_line(), model_id=plan.model_id, config_id=identity["config_id"])
-        for spec in plan.worker_specs():
-            executor.start(spec)
-        told.started(plan)
-        metrics = RunMetrics(stages={stage: StageTime(workers=count) for stage, count in plan.workers.items()})
-        batcher = plan.batcher()
-        done_set = DoneSet(table.done, failed=table.failed)
-        del table
-        scheduler = Scheduler(
-            workers=plan.workers, limits=plan.limits, batcher=batcher, is_wanted=lambda clip: not done_set.meet(clip)
-        )
-        runner = Runner(
-            executor=executor,
-            scheduler=scheduler,
-            feed=feed,
-            done=done_set,
-            metrics=metrics,
-            stop=stop,
-            deadline_s=plan.config.decode.timeout_s,
-            stride_s=plan.limits.stride_s,
-            max_failed=plan.config.run.max_failed,
-            revive={SINK: Call(stage=SINK, worker=0, method="reopen", requests=(identity,))},
-            on_progress=told.progress,
-            on_failed=log.failed,
-            note=log.note,
-        )
-        begun_s = time.monotonic()
-        runner.run()
-        wall_s = time.monotonic() - begun_s
-        metrics.done_before += scheduler.num_done_before
-        metrics.failed_before = done_set.num_failed_met
-        metrics.patches_sent, metrics.patches_waited_s = batcher.num_taken, batcher.waited_s
-        ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
-    summary = summarise(
+    # Whatever is wrong with settings, weights or the table is said before any process is started.
+    found = table_identity(run.out) if run.resume else None
+    plan = run.resolve(config, found)
+    with SourceFeed(list_sources(plan.class_names)) as feed:
+        if (summary := _without_workers(plan, run, feed)) is not None:
+            return summary
+        with make_executor(plan, run.machine) as executor:
+            return _label_with(executor, plan, config, feed, run, known=found)
+
+
+def _without_workers(plan: Plan, run: _Run, feed: SourceFeed) -> RunSummary | None:
+    """The summary of a run that needs no worker: it is asked to stop, has no input, or all inputs have their row."""
+    done = _done_without_lock(plan, run)
+    has_work = feed.has_work(is_done=lambda source: done.meet(clip_id(source.source_id, 0.0)), stop=run.stop)
+    if run.stop.is_set:
+        return _summarised(plan, run, RunMetrics(), wall_s=0.0, interrupted=True)
+    if has_work:
+        return None
+    if not feed.num_seen:
+        return _summarised(plan, run, RunMetrics(), wall_s=0.0)
+    run.log.begin(plan.opening_line(), model_id=plan.model_id, config_id=plan.identity()["config_id"])
+    metrics = RunMetrics(done_before=feed.num_seen, failed_before=done.num_failed_met)
+    return _ended(plan, run, metrics, wall_s=0.0)
+
+
+def _done_without_lock(plan: Plan, run: _Run) -> DoneSet:
+    """The clips that need no run, as far as that can be known without the lock and without opening the sources."""
+    if not run.resume or plan.limits.stride_s > 0:
+        return DoneSet()
+    seen = look_at(run.out)
+    if not seen.is_settled:
+        return DoneSet()
+    if run.retry_failed:
+        return DoneSet(seen.labelled)
+    return DoneSet(np.concatenate((seen.labelled, seen.failed)), failed=seen.failed)
+
+
+def _label_with(
+    executor: Executor,
+    plan: Plan,
+    config: Config,
+    feed: SourceFeed,
+    run: _Run,
+    *,
+    known: Mapping[str, Any] | None,
+) -> RunSummary:
+    """The run itself. `known`: the identity of the table that the plan was made for, read without its lock."""
+    arguments = {
+        "out": str(run.out.resolve()),
+        "run_id": run.run_id,
+        "resume": run.resume,
+        "retry_failed": run.retry_failed,
+    }
+    executor.start(
+        WorkerSpec(stage=SINK, factory="pipeline.run.sink_worker:sink_worker", arguments=arguments)
+    )
+    opened = open_sink(executor, run.told.message, run.stop)
+    if opened is None:
+        return _summarised(plan, run, RunMetrics(), wall_s=0.0, interrupted=True)
+    if remembered(opened.identity) != remembered(known):
+        # Another run had the table until now, and left other settings in it.
+        plan = run.resolve(config, opened.identity)
+    identity = plan.identity()
+    table: SinkOpened = ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,))).rows[0]
+    write_run(run.out, plan, run.run_id)
+    run.log.begin(plan.opening_line(), model_id=plan.model_id, config_id=identity["config_id"])
+    for spec in plan.worker_specs():
+        executor.start(spec)
+    run.told.started(plan)
+    done_set = DoneSet(table.done, failed=table.failed)
+    del table
+    metrics = RunMetrics(stages={stage: StageTime(workers=count) for stage, count in plan.workers.items()})
+    batcher = plan.batcher()
+    scheduler = Scheduler(
+        workers=plan.workers, limits=plan.limits, batcher=batcher, is_wanted=lambda clip: not done_set.meet(clip)
+    )
+    runner = Runner(
+        executor=executor,
+        scheduler=scheduler,
+        feed=feed,
+        done=done_set,
+        metrics=metrics,
+        stop=run.stop,
+        deadline_s=plan.config.decode.timeout_s,
+        stride_s=plan.limits.stride_s,
+        max_failed=plan.config.run.max_failed,
+        revive={SINK: Call(stage=SINK, worker=0, method="reopen", requests=(identity,))},
+        on_progress=run.told.progress,
+        on_failed=run.log.failed,
+        note=run.log.note,
+    )
+    begun_s = time.monotonic()
+    runner.run()
+    wall_s = time.monotonic() - begun_s
+    metrics.done_before += scheduler.num_done_before
+    metrics.failed_before = done_set.num_failed_met
+    metrics.patches_sent, metrics.patches_waited_s = batcher.num_taken, batcher.waited_s
+    ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
+    return _ended(plan, run, metrics, wall_s=wall_s, interrupted=runner.was_stopped, ended_early=runner.ended_early)
+
+
+def _ended(plan: Plan, run: _Run, metrics: RunMetrics, **facts: Any) -> RunSummary:
+    summary = _summarised(plan, run, metrics, **facts)
+    write_summary(run.out, run.run_id, summary.to_dict())
+    return summary
+
+
+def _summarised(
+    plan: Plan,
+    run: _Run,
+    metrics: RunMetrics,
+    *,
+    wall_s: float,
+    interrupted: bool = False,
+    ended_early: str | None = None,
+) -> RunSummary:
+    return summarise(
         metrics,
         wall_s=wall_s,
-        skipped_files=tally.skipped,
-        unreadable=tally.unreadable,
-        empty_patterns=tally.empty_patterns,
-        out=str(out),
-        run_id=run_id,
-        interrupted=runner.was_stopped,
-        ended_early=runner.ended_early,
+        skipped_files=run.tally.skipped,
+        unreadable=run.tally.unreadable,
+        empty_patterns=run.tally.empty_patterns,
+        out=str(run.out),
+        run_id=run.run_id,
+        interrupted=interrupted,
+        ended_early=ended_early,
         is_trained=plan.is_trained,
         model_id=plan.model_id,
         config_id=plan.identity()["config_id"],
     )
-    write_summary(out, run_id, summary.to_dict())
-    return summary
 
 
 def new_run_id() -> str:
@@ -170,13 +238,28 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}"
 
 
+@contextlib.contextmanager
+def open_cluster(config: Config) -> Iterator[Machine]:
+    """This machine, or the cluster that is joined: once, for as long as this is open. `make_executor` works in it."""
+    if config.run.ray_address is None:
+        yield this_machine()
+        return
+    from pipeline.run.ray_executor import joined
+
+    with joined(config.run.ray_address) as resources:
+        yield _machine_from(resources)
+
+
 def machine_of(config: Config) -> Machine:
-    """This machine, or the cluster that is joined."""
+    """This machine, or what a cluster has free, which is left again."""
     if config.run.ray_address is None:
         return this_machine()
     from pipeline.run.ray_executor import cluster_resources
 
-    resources = cluster_resources(config.run.ray_address)
+    return _machine_from(cluster_resources(config.run.ray_address))
+
+
+def _machine_from(resources: Mapping[str, float]) -> Machine:
     return Machine(
         num_cores=max(1, int(resources.get("CPU", 1))),
         memory_bytes=int(resources.get("memory", 4 << 30)),
@@ -251,18 +334,3 @@ def ask(executor: Executor, call: Call) -> Any:
         why = (completion.error.strip() or "its process is gone").splitlines()[-1]
         raise error(f"{call.stage} worker could not {call.method}: {why}")
     return completion.reply
-
-
-def _not_begun(plan: Plan, out: Path, run_id: str) -> RunSummary:
-    return summarise(
-        RunMetrics(),
-        wall_s=0.0,
-        skipped_files={},
-        out=str(out),
-        run_id=run_id,
-        interrupted=True,
-        ended_early=None,
-        is_trained=plan.is_trained,
-        model_id=plan.model_id,
-        config_id=plan.identity()["config_id"],
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ class SourceFeed:
 
     def __init__(self, sources: Iterator[Source], *, ahead: int = 256) -> None:
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+        self._ahead: deque[Any] = deque()
+        """What was looked at already and is still to be given by `next`."""
         self._is_closed = False
         self.num_seen = 0
         self.is_complete = False
@@ -55,7 +58,7 @@ class SourceFeed:
     def next(self) -> Source | None:
         """The next input if one is ready; raises StopIteration at the end and what the listing raised."""
         try:
-            item = self._ready.get_nowait()
+            item = self._ahead.popleft() if self._ahead else self._ready.get_nowait()
         except queue.Empty:
             return None
         if item is _END:
@@ -63,6 +66,25 @@ class SourceFeed:
         if isinstance(item, BaseException):
             raise item
         return item
+
+    def has_work(self, *, is_done: Callable[[Source], bool], stop: StopRequest, most: int = 4096) -> bool:
+        """Whether any of the first `most` inputs is not done yet; waits for them, and `next` gives them all the same.
+
+        True where there are more, or `stop` is set meanwhile. Raises what the listing raised.
+        """
+        while len(self._ahead) < most and not stop.is_set:
+            try:
+                item = self._ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            self._ahead.append(item)
+            if item is _END:
+                return False
+            if isinstance(item, BaseException):
+                raise item
+            if not is_done(item):
+                return True
+        return True
 
     def __enter__(self) -> SourceFeed:
         return self

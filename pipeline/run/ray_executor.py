@@ -40,6 +40,12 @@ from pipeline.run.reaper import MARK
 from pipeline.steering.executor import Call, Completion, WorkerSpec, make_worker
 
 CODE = Path(__file__).resolve().parents[2]
+"""The folder of our packages: a checkout, or where the program was installed, beside much that is not ours."""
+_OUR_CODE: dict[str, Any] = {
+    "py_modules": [str(CODE / name) for name in ("operators", "pipeline", "policies")],
+    "excludes": ["**/__pycache__"],
+}
+"""What goes to the machines of a cluster."""
 MAX_STILLBORN = 3
 _ANSWER_S = 5.0
 _DEAD = (
@@ -109,8 +115,9 @@ class RayExecutor:
                     )
             else:
                 assert address is not None
-                excludes = [".git", ".venv", "out", "runs", "benchmarks", "docs", "**/__pycache__"]
-                _join(address, runtime_env={"working_dir": str(CODE), "excludes": excludes})
+                # Whoever asked first what the cluster has free has joined it already.
+                if not ray.is_initialized():
+                    _join(address, runtime_env=_OUR_CODE)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as exc:
             self._reap()
             raise StageError(f"Ray does not start on this machine: {_one_line(exc)}") from exc
@@ -249,12 +256,23 @@ class RayExecutor:
             self._reaper = None
 
 
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[dict[str, float]]:
+    """Joins a running cluster with our code, and gives what is free there, by Ray's names."""
+    _join(address, runtime_env=_OUR_CODE)
+    try:
+        yield dict(ray.available_resources())
+    finally:
+        ray.shutdown()
+
+
 def cluster_resources(address: str) -> dict[str, float]:
-    """What is free in a running cluster, by Ray's names."""
+    """What is free in a running cluster, by Ray's names. The cluster is left again."""
     _join(address)
-    resources = ray.available_resources()
-    ray.shutdown()
-    return dict(resources)
+    try:
+        return dict(ray.available_resources())
+    finally:
+        ray.shutdown()
 
 
 def _join(address: str, **options: Any) -> None:

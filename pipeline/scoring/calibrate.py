@@ -20,6 +20,7 @@ import numpy as np
 
 from operators.errors import ConfigError
 from operators.records import Source
+from operators.table.sink import check_output
 from operators.weights import checkpoints
 from pipeline.config import Config
 from pipeline.families.calibrated import calibrated_for, made_for
@@ -274,8 +275,12 @@ def run_calibration(
     assert config.model.checkpoint is not None
     every = steps_per_round or config.stop.steps_per_round or 1
     # Rounds that the model cannot go in are refused before anything is labelled.
-    plan = resolve(labels_as.replaced({"stop.steps_per_round": every}), machine_of(config))
-    run = label_archive(labels_as, list_sources, out=out, resume=resume, stop=stop, told=told)
+    check_output(out)
+    machine = machine_of(config)
+    plan = resolve(labels_as.replaced({"stop.steps_per_round": every}), machine)
+    run = label_archive(
+        labels_as, list_sources, out=out, resume=resume, stop=stop, told=told, machine=machine
+    )
     if stop.is_set or not run.has_labels:
         return None, run
     predictions = read_predictions(out, class_names=plan.header.class_names)

@@ -110,7 +110,7 @@ def test_a_dry_run_is_refused_where_the_run_would_be(label, tmp_path):
     good, other = image(tmp_path / "good.png"), ("--set", "focus.patch_px=48")
     label(good)
     foreseen, refused = label(good, *other, "--dry-run"), label(good, *other)
-    assert foreseen.code == refused.code == 1
+    assert foreseen.code == refused.code == 2
     assert foreseen.err == refused.err and "focus.patch_px 32 -> 48" in refused.err
     assert label(good, *other, "--dry-run", "--no-resume").code == 0
 
@@ -165,6 +165,27 @@ def test_a_pattern_that_matches_nothing_is_a_failure_beside_other_inputs(label, 
     assert (ended.code, ended.summary["empty_patterns"], ended.summary["clips"]) == (3, [pattern], 1)
     assert f"nothing matches {pattern}" in ended.err
     assert label(pattern).code == 4
+
+
+def test_what_leads_to_no_input_leaves_no_folder_and_shows_no_table(label, tmp_path):
+    (tmp_path / "in").mkdir()
+    for arguments in ((tmp_path / "in",), (tmp_path / "*.mp4",), (image(tmp_path / "a.png"), "--limit", 0)):
+        ended = label(*arguments)
+        assert (ended.code, ended.out) == (4, "") and "no input found" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistyped_path_is_wrong_usage_and_nothing_is_begun(label, tmp_path):
+    good = image(tmp_path / "good.png")
+    for name in (tmp_path / "goood.png", "https://me:secret@host/x.mp4"):
+        ended = label(good, name)
+        assert ended.code == 2 and len(ended.err.splitlines()) == 1 and "secret" not in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_wrong_usage(label, tmp_path):
+    ended = label(image(tmp_path / "good.png"), out=tmp_path / "good.png")
+    assert ended.code == 2 and "give another -o" in ended.err
 
 
 def test_a_command_without_standard_input_labels_all_the_same(label, tmp_path, monkeypatch):
