@@ -75,7 +75,7 @@ def label(
           --config adafocus_activitynet --checkpoint 128s3_checkpoint.pth.tar
     """
     config = options.config()
-    listing.check()
+    listing.check(out, config)
     from pipeline.commands import terminal as report
     from pipeline.inputs.sources import Tally
     from pipeline.run import archive

@@ -335,11 +335,30 @@ def presets() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
+def presets_with_weights() -> list[str]:
+    """The presets that run as they are: the weights that they name are there."""
+    found = [(name, load(name).model.checkpoint) for name in presets() if not name.startswith("train_")]
+    return [name for name, checkpoint in found if checkpoint is not None and os.path.isfile(checkpoint)]
+
+
+def check_weights(config: Config) -> None:
+    """Refuses a config that leads to no weights, and says what to add."""
+    if config.model.checkpoint is None and not config.model.untrained:
+        here = " or ".join(f"--config {name}" for name in presets_with_weights())
+        raise ConfigError(
+            f"no weights are given for the {config.model.family} model: add --checkpoint FILE"
+            + (f", or take a preset that comes with weights: {here}" if here else "")
+        )
+
+
 def find_file(name: str) -> Path:
-    """A config file by its path, or a preset by its bare name."""
-    for path in (Path(name), CONFIGS / f"{name}.yaml"):
-        if path.is_file():
-            return path
+    """A preset by its bare name, or a config file by its path, which has a suffix or a slash."""
+    is_bare = not Path(name).suffix and "/" not in name
+    path = CONFIGS / f"{name}.yaml" if is_bare else Path(name)
+    if path.is_file():
+        return path
+    if is_bare and Path(name).is_file():
+        raise ConfigError(f"no preset is named {name}; if the file here is meant, write ./{name}")
     near = difflib.get_close_matches(name, presets(), n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; presets are {', '.join(presets())}"
     raise ConfigError(f"no config file and no preset named {name}{hint}")

@@ -72,11 +72,20 @@ class Listing:
     limit: int | None
     dry_run: bool
 
-    def check(self) -> None:
-        """Refuses paths that do not exist, before anything is loaded or started."""
+    def check(self, out: Path, config: Config | None) -> None:
+        """Refuses what cannot go well, before torch is loaded, which takes seconds, and before anything is started.
+
+        config: None where the weights come from elsewhere.
+        """
+        from operators.table.sink import check_output
+        from pipeline.config import check_weights
         from pipeline.inputs.sources import check_names
 
+        if config is not None:
+            check_weights(config)
         check_names(self.inputs, videos=self.videos)
+        if not self.dry_run:
+            check_output(out)
 
     def lister(self, tally: Tally, *, is_read_again: bool = False) -> Callable[[Sequence[str]], Iterator[Source]]:
         """A function from the class names to the inputs. `tally` counts what was met on the way.

@@ -83,7 +83,7 @@ def evaluate(
             _show_evaluations({"labels": found}, out, as_json=options.as_json)
         return 0
     config = options.config()
-    listing.check()
+    listing.check(out, config if full_checkpoint is None else None)
     policies = compare.split(",") if compare else [config.policy.kind]
     tally = inputs.Tally()
     list_sources = listing.lister(tally, is_read_again=len(policies) > 1)
@@ -162,7 +162,7 @@ def calibrate(
           --set stop.kind=budget --set stop.budget_gmacs=0.05
     """
     config = options.config()
-    listing.check()
+    listing.check(out, config)
     from pipeline.commands import terminal as report
     from pipeline.inputs.sources import Tally
     from pipeline.scoring.calibrate import all_steps, run_calibration

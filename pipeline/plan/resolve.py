@@ -16,7 +16,7 @@ import torch
 
 from operators.errors import ConfigError
 from operators.weights.checkpoints import Header
-from pipeline.config import Config
+from pipeline.config import Config, check_weights
 from pipeline.families import family_named
 from pipeline.families.calibrated import skip_price, skip_sees, steps_per_round, stop_rule
 from pipeline.families.files import load_checkpoint_file
@@ -196,11 +196,7 @@ def resolve(
         config = config.filled_in(family_named(checkpoint.header.family).settings_of(checkpoint.header))
         names = _class_names(config, checkpoint.header)
     else:
-        if not config.model.untrained:
-            raise ConfigError(
-                f"the {config.model.family} model needs --checkpoint FILE; "
-                "to try it with random weights: --set model.untrained=true"
-            )
+        check_weights(config)
         names = _class_names(config, None)
         config = config.replaced({"model.num_classes": len(names)})
         config = config.filled_in(family_named(config.model.family).untrained_settings(config))

@@ -63,8 +63,20 @@ def test_every_preset_becomes_a_run(name: str):
 
 
 def test_without_a_checkpoint_a_published_preset_says_what_it_needs():
-    with pytest.raises(ConfigError, match=r"gfnet model needs --checkpoint FILE; .* --set model.untrained=true"):
+    wanted = r"no weights are given for the gfnet model: add --checkpoint FILE, or .* --config demo or --config live$"
+    with pytest.raises(ConfigError, match=wanted):
         resolve(load("gfnet_imagenet_resnet50"), MACHINE)
+
+
+def test_a_bare_name_is_the_preset_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "mine", "mine.yaml"):
+        (tmp_path / name).write_text("focus: {patch_px: 48}")
+    assert load("demo").model.checkpoint is not None
+    for path in ("./demo", "./mine", "mine.yaml", str(tmp_path / "mine")):
+        assert load(path).focus.patch_px == 48
+    with pytest.raises(ConfigError, match=r"no preset is named mine; if the file here is meant, write \./mine"):
+        load("mine")
 
 
 def test_the_tsm_presets_cost_what_was_published_at_every_patch_size():

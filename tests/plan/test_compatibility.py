@@ -364,5 +364,5 @@ def test_class_names_must_be_as_many_as_classes(tmp_path: Path):
 
 def test_random_weights_have_to_be_asked_for():
     config: Config = make_config(model__untrained=False)
-    with pytest.raises(ConfigError, match="adafocus model needs --checkpoint FILE"):
+    with pytest.raises(ConfigError, match="for the adafocus model: add --checkpoint FILE"):
         resolve(config, MACHINE)
