@@ -201,7 +201,7 @@ def test_whatever_ends_a_command_is_told_without_a_password(arguments, fault, co
     def fail(*_, **__):
         raise fault
 
-    monkeypatch.setattr("run_pipeline.load_config", fail)
+    monkeypatch.setattr("pipeline.commands.options.load_config", fail)
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     told = capsys.readouterr().err
