@@ -8,10 +8,10 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test lint bench weights install system-packages clean
 
 install: $(VENV)/.installed
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
 demo: install
@@ -44,7 +44,7 @@ CALIBRATE = $(BIN)/python run_pipeline.py calibrate out/weights/calibration-data
 
 # About forty minutes: everything anew, and docs/benchmarks.md from it.
 bench: install system-packages
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m pipeline.bench.page --measure
 
 # Debian's ffmpeg makes the odd files of the frame oracle, GStreamer is the RTSP server of the camera tests.
