@@ -19,7 +19,10 @@ import pytest
 
 from operators.errors import ConfigError, StageError
 from operators.media.encode import write_video
-from pipeline.run.ray_executor import cluster_resources, share_of
+from pipeline.config import load
+from pipeline.run import ray_executor
+from pipeline.run.archive import open_cluster
+from pipeline.run.ray_executor import RayExecutor, cluster_resources, share_of
 from tests.support.processes import saccade
 
 pytestmark = pytest.mark.ray
@@ -74,6 +77,17 @@ def test_a_run_joins_a_cluster_that_has_fewer_cores_than_its_workers_have_thread
     assert workers and sum(map(int, workers.groups())) > 2, "the workers ask for no more than there is"
     rows = ds.dataset(str(tmp_path / "out" / "labels"), format="parquet").to_table().to_pylist()
     assert [row["error_code"] for row in rows] == [None] * 6
+
+
+def test_a_run_joins_its_cluster_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    joins, init = [], ray_executor.ray.init
+    monkeypatch.setattr(ray_executor.ray, "init", lambda **options: (joins.append(options), init(**options)))
+    with open_cluster(load("demo", flags={"run.ray_address": address})) as machine:
+        assert machine.num_cores == 2
+        executor = RayExecutor(address=address, num_cpus=1, store_bytes=0)
+        executor.close()
+    assert [options["address"] for options in joins] == [address]
 
 
 def test_an_address_where_nobody_listens_is_an_error_before_ray_would_give_up() -> None:
