@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from operators.errors import CheckpointError, ConfigError, PipelineError
+from operators.json_text import json_text
 from operators.passwords import without_password
 from operators.records import ClipLabel
 from pipeline.bench.commands import bench
@@ -102,7 +102,7 @@ def label(
             tally=tally,
         )
     if options.as_json:
-        click.echo(json.dumps(summary.to_dict()))
+        click.echo(json_text(summary.to_dict()))
     elif tally.num_sources:
         report.print_summary(summary)
     if summary.interrupted:
@@ -121,7 +121,7 @@ def _say_estimate(
     from pipeline.run.dry_run import estimate
 
     figures = estimate(config, list_sources, **table)
-    click.echo(json.dumps(figures.to_dict()) if options.as_json else figures.text())
+    click.echo(json_text(figures.to_dict()) if options.as_json else figures.text())
     for problem in tally.problems:
         print(problem, file=sys.stderr)
     return 0 if figures.inputs else NO_INPUT
@@ -263,7 +263,7 @@ def train(
             on_cache=news.decoded,
         )
     if as_json:
-        click.echo(json.dumps(records, default=str))
+        click.echo(json_text(records, default=str))
     else:
         for stage, record in records.items():
             scores = ", ".join(f"{name} {value:.4g}" for name, value in record.get("scores", {}).items())
@@ -360,7 +360,7 @@ def doctor(as_json: bool, ray: bool) -> int:
 
     findings = examine(start_ray=ray)
     if as_json:
-        click.echo(json.dumps([finding.to_dict() for finding in findings]))
+        click.echo(json_text([finding.to_dict() for finding in findings]))
     else:
         for finding in findings:
             click.echo(f"{finding.state:4}  {finding.name:24}{finding.text}")

@@ -247,7 +247,9 @@ def corners(offsets: torch.Tensor, *, view_px: int, patch_px: int) -> torch.Tens
     """
     if not 0 < patch_px <= view_px:
         raise ValueError(f"a patch of {patch_px} px does not fit a view of {view_px} px")
-    return torch.floor(offsets.float() * (view_px - patch_px)).long()
+    # A network whose numbers are not finite looks somewhere: that it has no answer is said when the clip is labelled.
+    offsets = torch.nan_to_num(offsets.float(), nan=0.0)
+    return torch.floor(offsets * (view_px - patch_px)).long()
 
 
 def uniform(shape: tuple[int, ...], generators: Generators, device: torch.device) -> torch.Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from operators.json_text import json_text
 from pipeline.commands.options import (
     NO_INPUT,
     Listing,
@@ -77,7 +77,7 @@ def evaluate(
     known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
     if len(listing.inputs) == 1 and comparing.is_labels_table(labels := Path(listing.inputs[0])):
         if listing.dry_run:
-            click.echo(json.dumps({}) if options.as_json else "nothing would be labelled: the labels are there")
+            click.echo(json_text({}) if options.as_json else "nothing would be labelled: the labels are there")
         else:
             found = comparing.evaluate_table(labels, out, truth=known, checkpoint=options.checkpoint)
             _show_evaluations({"labels": found}, out, as_json=options.as_json)
@@ -189,7 +189,7 @@ def calibrate(
     if stop.is_set:
         return 128 + stop.signal_number
     if calibration is not None and options.as_json:
-        click.echo(json.dumps(calibration.to_header()))
+        click.echo(json_text(calibration.to_header()))
     elif calibration is not None:
         report.print_rows(calibration.rows(out))
     _tell_failures([run])
@@ -210,7 +210,7 @@ def _show_evaluations(evaluations: Mapping[str, Evaluation], out: Path, *, as_js
     from pipeline.scoring.evaluate import comparison, format_table
 
     if as_json:
-        click.echo(json.dumps({name: e.as_dict() for name, e in evaluations.items()}))
+        click.echo(json_text({name: e.as_dict() for name, e in evaluations.items()}))
     elif evaluations:
         click.echo(format_table(*comparison(evaluations)))
         for name, evaluation in evaluations.items():
@@ -239,7 +239,7 @@ def _tell_estimates(
 
     found = {name: estimate(config, list_sources) for name, config in configs.items()}
     if as_json:
-        click.echo(json.dumps({name: figures.to_dict() for name, figures in found.items()}))
+        click.echo(json_text({name: figures.to_dict() for name, figures in found.items()}))
     else:
         click.echo("\n\n".join(f"{name}\n{figures.text()}" for name, figures in found.items()))
     return 0 if all(figures.inputs for figures in found.values()) else NO_INPUT

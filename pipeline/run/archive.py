@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from operators.errors import PipelineError, SinkError, StageError
+from operators.json_text import json_text
 from operators.records import Source, clip_id
 from operators.table.sink import check_identity, check_output, disk_told, look_at, table_identity, write_durably
 from pipeline.config import Config
@@ -299,7 +300,7 @@ def write_run(out: Path, plan: Plan, run_id: str) -> None:
 
 def write_summary(out: Path, run_id: str, summary: Mapping[str, Any]) -> None:
     with disk_told(out, "written"):
-        write_durably(out / "run" / f"summary-{run_id}.json", json.dumps(summary, indent=1).encode())
+        write_durably(out / "run" / f"summary-{run_id}.json", json_text(summary, indent=1).encode())
 
 
 def remembered(identity: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

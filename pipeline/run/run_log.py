@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 from collections import Counter
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from operators.json_text import json_text
 from operators.passwords import without_password
 from operators.records import ClipLabel
 
@@ -73,7 +73,7 @@ class RunLog:
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is None:
             return
-        text = json.dumps(line) + "\n"
+        text = json_text(line) + "\n"
         with contextlib.suppress(OSError):
             self._file.write(text)
         self._num_bytes += len(text)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from operators.errors import ConfigError, SinkError
+from operators.json_text import json_text, json_value
 from pipeline.families.truth import read_truth
 from pipeline.scoring.looks import LookScores, look_scores
 from pipeline.scoring.read_labels import labels_dataset, read_looks, read_predictions
@@ -57,7 +57,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        return _json(asdict(self))
+        return json_value(asdict(self))
 
     def remarks(self) -> list[str]:
         """What a reader of the figures has to know."""
@@ -195,13 +195,14 @@ def write_report(out: str | Path, predictions: Predictions, evaluation: Evaluati
     written = [folder / name for name in ("scores.json", "classes.csv", "predictions.json", "confusion.png")]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written[0].write_text(json.dumps(evaluation.as_dict(), indent=1) + "\n", encoding="utf-8")
+        written[0].write_text(json_text(evaluation.as_dict(), indent=1) + "\n", encoding="utf-8")
         with written[1].open("w", newline="", encoding="utf-8") as file:
             rows = [asdict(row) for row in score_classes(predictions)]
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
-            writer.writerows(_json(rows))
-        written[2].write_text(json.dumps(predictions_json(predictions)) + "\n", encoding="utf-8")
+            # An empty cell where a figure is not finite.
+            writer.writerows(json_value(rows))
+        written[2].write_text(json_text(predictions_json(predictions)) + "\n", encoding="utf-8")
         draw_confusion(written[3], confusion_matrix(predictions), predictions.class_names)
         if evaluation.anytime or evaluation.budgeted:
             curves = {"after every step": evaluation.anytime, "stopping when sure": evaluation.budgeted}
@@ -215,17 +216,6 @@ def write_report(out: str | Path, predictions: Predictions, evaluation: Evaluati
     except OSError as exc:
         raise SinkError(f"cannot write the report to {folder}: {exc}") from exc
     return written
-
-
-def _json(value: Any) -> Any:
-    """As JSON and CSV can hold it: not-a-number becomes null, or an empty cell."""
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
-    return value
 
 
 def comparison(

@@ -7,14 +7,18 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from operators.json_text import json_text
+from operators.weights import checkpoints
+from pipeline.config import load
 from run_pipeline import main
 
 QUICK = (
@@ -193,3 +197,28 @@ def test_a_command_without_standard_input_labels_all_the_same(label, tmp_path, m
     assert label(image(tmp_path / "good.png")).code == 0
     ended = label("-")
     assert (ended.code, ended.err) == (2, "error: -: there is no standard input to read a list from\n")
+
+
+def with_nan(section: str, path: Path) -> Path:
+    """The demo's checkpoint with a NaN in a bias of one of its parts."""
+    good = checkpoints.load(load("demo").model.checkpoint)
+    name = next(name for name in good.sections[section] if name.endswith("bias"))
+    weights = {**good.sections[section], name: good.sections[section][name].clone().fill_(float("nan"))}
+    checkpoints.save(path, replace(good, sections={**good.sections, section: weights}))
+    return path
+
+
+@pytest.mark.parametrize("section", ["glancer", "focuser", "classifier"])
+def test_a_checkpoint_with_nan_labels_nothing_and_says_why(label, tmp_path, section):
+    checkpoint = with_nan(section, tmp_path / "bad.safetensors")
+    ended = label(image(tmp_path / "a.png"), "--json", "--checkpoint", checkpoint)
+    assert "NaN" not in ended.out
+    assert (ended.code, ended.summary["errors"]) == (3, {"not_finite": 1})
+    (row,) = pq.read_table(tmp_path / "out" / "labels").to_pylist()
+    assert (row["label"], row["label_id"], row["score"], row["topk"]) == (None, None, None, [])
+    assert "not finite" in row["error"]
+
+
+def test_json_has_null_where_a_number_is_not_finite():
+    told = {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": (float("-inf"), 2, "NaN", None)}}
+    assert json.loads(json_text(told)) == {"a": None, "b": [1.5, None], "c": {"d": [None, 2, "NaN", None]}}

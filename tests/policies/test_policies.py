@@ -60,6 +60,11 @@ def test_a_number_of_actions_that_is_no_square_is_refused():
         grid_offsets(48)
 
 
+def test_a_place_that_is_no_number_is_a_place_in_the_view_all_the_same():
+    offsets = torch.tensor([[float("nan"), 0.5]])
+    assert corners(offsets, view_px=224, patch_px=96).tolist() == [[0, 64]]
+
+
 def test_a_patch_larger_than_the_view_is_refused():
     with pytest.raises(ValueError, match="100 px"):
         corners(torch.zeros(1, 2), view_px=96, patch_px=100)

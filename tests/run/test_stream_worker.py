@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from operators.errors import ERROR_CODES
 from operators.records import FrameBatch, PatchFeatures
 from pipeline.config import load
-from pipeline.families.clip import LabelForm, generator_of
+from pipeline.families.clip import LabelForm, finite, generator_of
 from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import resolve
 from pipeline.run.factories import build_gaze, focus_worker, stream_worker
@@ -170,6 +171,38 @@ def test_logits_are_in_the_label_only_where_they_are_asked_for():
     assert (asked.logits.shape, asked.step_logits.shape) == ((7,), (6, 7))
     np.testing.assert_array_equal(asked.step_logits[-1], asked.logits)
     assert asked.logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_are_a_failed_row_and_no_label(wrong):
+    form = LabelForm(class_names=NAMES, logits=True, step_logits=True)
+    logits = torch.arange(14.0).reshape(2, 7)
+    assert finite(logits) and form.answer(logits)["label_id"] == 6
+    logits[1, 3] = wrong
+    assert not finite(logits)
+    answer = form.answer(logits)
+    assert answer.keys() == {"error_code", "error"} and answer["error_code"] in ERROR_CODES
+    assert answer["error_code"] == "not_finite" and "compute.precision=fp32" in answer["error"]
+
+
+@pytest.mark.parametrize("where", ["feature", "bias"])
+def test_a_clip_whose_networks_give_nan_has_a_row_that_says_so(where):
+    config = make_config(policy__kind="center")
+    checkpoint = make_checkpoint(config)
+    if where == "bias":
+        next(t for k, t in checkpoint.sections["classifier"].items() if k.endswith("bias")).fill_(float("nan"))
+    gaze = build_gaze(config, checkpoint, device="cpu")
+    stream, frames = StreamWorker(gaze=gaze, form=LabelForm(class_names=NAMES)), make_frames()
+    stream.open((request(frames),), ([frames],))
+    features = features_of(6)
+    if where == "feature":
+        features.feature[2, 5] = float("nan")
+    reply, _ = stream.step((StepRequest(clip_id="clip0.0", features=(Slice(0, 0, 6),)),), (features,))
+    label = reply.rows[0].label
+    assert label.error_code == "not_finite"
+    assert (label.label, label.label_id, label.score, label.topk) == (None, None, None, ())
+    # What is known of it is in its row all the same.
+    assert (label.width, label.end_s, label.frames_focused) == (128, 1.0, 6)
 
 
 @pytest.mark.parametrize("step_logits", [False, True])
