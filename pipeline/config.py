@@ -240,12 +240,16 @@ class Config(Section):
         return parse({**self.given(), **values})
 
     def identity(self, *, live: bool = False) -> dict[str, Any]:
-        """The settings that a label depends on. Where and how fast the work is done is not among them."""
+        """The settings that a label depends on. Where and how fast the work is done is not among them: not the device,
+        nor compilation where it changes nothing but the last digit. In half precision it changes as much as the
+        precision itself, because compiled networks round less often."""
         sections = ("sampling", "view", "glance", "focus", "policy", "skip", "stop", "compute", "output", "model")
         silent = {
             "model.checkpoint", "model.untrained", "glance.clips_per_call", "focus.batch_size", "focus.max_wait_ms",
-            "output.rows_per_part", "output.part_age_s", "stop.calibration",
+            "output.rows_per_part", "output.part_age_s", "stop.calibration", "compute.device",
         }  # fmt: skip
+        if self.compute.precision == "fp32":
+            silent.add("compute.compile")
         own = {k: v for k, v in self.flat().items() if k.split(".")[0] in sections and k not in silent}
         if live:
             # Cameras are cut by windows of their own.

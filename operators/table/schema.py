@@ -29,6 +29,10 @@ _PATCH = pa.struct(
     [("frame", pa.int32()), ("pts_s", pa.float64())] + [(name, pa.float32()) for name in ("y", "x", "h", "w")]
 )
 _TIME = pa.timestamp("us", tz="UTC")
+SCHEMA_VERSION = 2
+"""Raised when a column means something else, or the identity of a table holds more or less than before. 1, which no
+table says, had zeros where a failed row now has nulls, and an identity that left out what only the checkpoint says."""
+_VERSION_KEY = b"saccade.schema"
 SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
@@ -66,7 +70,8 @@ SCHEMA = pa.schema(
         ("config_id", pa.string()),
         ("run_id", pa.string()),
         ("committed_at", _TIME),
-    ]
+    ],
+    metadata={_VERSION_KEY: str(SCHEMA_VERSION)},
 )
 """All parts of an archive have it, from the first on."""
 LIVE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("camera"))
@@ -242,11 +247,13 @@ def num_rows(path: Path) -> int:
         return int(part.metadata.num_rows)
 
 
-def ids_of(path: Path) -> dict[str, str] | None:
-    """model_id and config_id of a part's first row."""
+def ids_of(path: Path) -> dict[str, Any] | None:
+    """model_id and config_id of a part's first row, and the version of its schema."""
+    with _opened(path) as part:
+        version = (part.schema_arrow.metadata or {}).get(_VERSION_KEY, b"1")
     for batch in _batches(path, ["model_id", "config_id"]):
         for row in batch.slice(0, 1).to_pylist():
-            return dict(row)
+            return {**row, "schema": int(version) if version.isdigit() else 0}
     return None
 
 

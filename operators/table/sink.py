@@ -30,6 +30,7 @@ from operators.table.schema import (
     ASIDE,
     LIVE_SCHEMA,
     SCHEMA,
+    SCHEMA_VERSION,
     LabelStore,
     TableSummary,
     clip_ids,
@@ -162,7 +163,7 @@ class ParquetSink:
         with disk_told(self.out, "opened"):
             if not self._resume:
                 self._move_aside()
-            new = _without_passwords(dict(identity))
+            new = _with_schema(identity)
             found = table_identity(self.out)
             check_identity(self.out, found, new)
             if found is None or "run_id" not in found:
@@ -382,15 +383,29 @@ def table_identity(out: Path) -> dict[str, Any] | None:
     return found if found is not None and all(_ids(found)) else ids_of(there[0])
 
 
+def _with_schema(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity as the table keeps it: with the version of its schema, and without passwords."""
+    return _without_passwords({**identity, "schema": SCHEMA_VERSION})
+
+
 def check_identity(out: Path, found: Mapping[str, Any] | None, new: Mapping[str, Any]) -> None:
-    """Refuses to go on with labels that were made with another model or config than `new`."""
-    new = _without_passwords(dict(new))
-    if found is not None and _ids(found) != _ids(new):
-        raise RefusedError(
-            f"{out}: the labels there were made with other settings: {_differences(found, new)}."
-            f" Write to another folder with -o, or begin a new table with --no-resume (the old one is"
-            f" moved to {out / 'previous'})"
+    """Refuses to go on with labels that were made with another model, config or version of the table than `new`."""
+    new = _with_schema(new)
+    if found is None:
+        return
+    version = found.get("schema", 1)
+    if version == new["schema"] and _ids(found) == _ids(new):
+        return
+    why = f"were made with other settings: {_differences(found, new)}"
+    if version != new["schema"]:
+        why = (
+            f"were made by another version of this program: their table has schema {version} and this version writes"
+            f" {new['schema']}, so what they depend on cannot be compared. They can still be read and evaluated"
         )
+    raise RefusedError(
+        f"{out}: the labels there {why}. Write to another folder with -o, or begin a new table with --no-resume (the"
+        f" old one is moved to {out / 'previous'})"
+    )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -122,6 +122,23 @@ class Header:
         spec = self.classifier or self.focus or self.glance
         return spec.num_classes if spec else 0
 
+    def deciding(self) -> dict[str, Any]:
+        """What of the header changes an answer and is no setting of a run, flat; its texts, its thresholds and what
+        it says of its training are left out."""
+        form = self.preprocessing
+        facts: dict[str, Any] = {
+            "family": self.family,
+            "mean": list(form.mean),
+            "std": list(form.std),
+            "glance_resize": form.glance_resize,
+        }
+        parts = {"glance": self.glance, "focus": self.focus, "classifier": self.classifier, "policy": self.policy}
+        for name, part in parts.items():
+            # Sizes are settings, and the spread of a policy's draws is for its training.
+            values = {} if part is None else dataclasses.asdict(part)
+            facts |= {f"{name}.{k}": v for k, v in values.items() if k not in ("size_px", "std")}
+        return facts
+
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
 

@@ -93,9 +93,13 @@ def place(
     max_clips_in_flight: int | None = None,
     max_frames_bytes: int = 512 << 20,
     steps_in_rounds: bool = False,
+    in_one_process: bool = False,
 ) -> Placement:
-    """Workers for a machine; numbers that somebody gave are kept. `steps_in_rounds`: clips advance step by step."""
+    """Workers for a machine; numbers that somebody gave are kept. `steps_in_rounds`: clips advance step by step.
+    `in_one_process`: workers take turns there, so one of each stage has the threads that several would share."""
     budget = max(1, threads or machine.num_cores)
+    if in_one_process:
+        source_workers, stream_workers, focus_workers = source_workers or 1, stream_workers or 1, focus_workers or 1
     use_gpu = device == "cuda" or (device == "auto" and machine.num_gpus > 0)
     if use_gpu:
         sources = source_workers or max(1, budget - 2)
@@ -124,6 +128,10 @@ def place(
         stream_threads = max(1, budget // 4 // streams)
         focus_threads = max(1, (budget // 2 + focuses // 2) // focuses)
         batch, together, depth = batch_size or 32, clips_per_call or 2, 1
+    if in_one_process:
+        # They wait for each other, and how many threads torch has is the process's and not a worker's.
+        source_threads = max(1, budget // 2)
+        stream_threads = focus_threads = source_threads if not use_gpu else 1
     # In rounds a clip brings few patches at a time, so more clips have to be open to fill a batch.
     open_clips = max(together, -(-2 * batch * focuses // streams) if steps_in_rounds else 4 * together)
     pieces = max_clips_in_flight or (open_clips * streams + 2 * sources + 2 * together)

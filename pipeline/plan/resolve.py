@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from operators.errors import ConfigError
+from operators.networks.compiled import can_compile
+from operators.networks.tensors import DTYPES
 from operators.weights.checkpoints import Header
 from pipeline.config import Config, check_weights
 from pipeline.families import family_named
@@ -23,11 +25,15 @@ from pipeline.families.files import load_checkpoint_file
 from pipeline.families.untrained import untrained
 from pipeline.plan.compatibility import check
 from pipeline.plan.placement import Machine, Placement, place
-from pipeline.plan.tuning import Choice, Work, by_rule, choose, work_of
+from pipeline.plan.tuning import Choice, Work, by_rule, can_compute, choose, work_of
 from pipeline.steering.batching import SHAPES, Batcher
 from pipeline.steering.executor import WorkerSpec
 from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits
 from policies.stopping import Confidence
+
+_REMEMBERED = ("compute.precision", "compute.compile")
+"""Settings that a run takes over from the table that it goes on with, where nobody gives them: what the first run's
+machine chose and labels depend on. What belongs to a machine is chosen anew on each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +58,12 @@ class Plan:
         """The settings that a label depends on; where a file decides, what it says and not where it lies."""
         own = self.config.identity(live=live)
         config = self._live_config if live else self.config
-        if config.model.classes is not None:
-            digest = hashlib.sha256("\n".join(self.class_names).encode("utf-8", "surrogateescape")).hexdigest()
-            own["model.classes"] = f"{len(self.class_names)} names, {digest[:16]}"
+        own |= {f"checkpoint.{name}": value for name, value in self.header.deciding().items()}
+        digest = hashlib.sha256("\n".join(self.class_names).encode("utf-8", "surrogateescape")).hexdigest()
+        own["model.classes"] = f"{len(self.class_names)} names, {digest[:16]}"
         if config.skip.kind == "learned":
             own["skip.price"] = skip_price(config, self.header)
+            own["skip.sees"] = skip_sees(config, self.header)
         if config.stop.kind == "budget" and not live:
             rule = stop_rule(config, self.header)
             assert isinstance(rule, Confidence)
@@ -201,8 +208,9 @@ def resolve(
         config = config.replaced({"model.num_classes": len(names)})
         config = config.filled_in(family_named(config.model.family).untrained_settings(config))
         checkpoint = untrained(config)
+    given = config
     if remembered:
-        config = config.filled_in({k: v for k, v in remembered.items() if k.startswith("compute.")})
+        config = config.filled_in({k: v for k, v in remembered.items() if k in _REMEMBERED})
     check(config, checkpoint)
     if len(names) != checkpoint.header.num_classes:
         raise ConfigError(
@@ -210,10 +218,7 @@ def resolve(
             "give the right list with --classes"
         )
     header = checkpoint.header
-    device = config.compute.device
-    if device == "auto" and config.run.ray_address is None and torch.version.cuda is None:
-        # What a cluster's machines have installed is not known here; what this one has, is.
-        device = "cpu"
+    device = _device(config, machine)
     placed = functools.partial(
         place,
         machine,
@@ -226,13 +231,18 @@ def resolve(
         max_clips_in_flight=config.run.max_clips_in_flight,
         max_frames_bytes=config.run.max_frames_mb << 20,
         steps_in_rounds=goes_in_rounds(config, header),
+        in_one_process=config.run.executor == "inline",
     )
-    tuned = _tuned(config, header, placed(), cache)
+    first = placed()
+    if first.device == "cpu" and config.run.ray_address is None:
+        _check_precision(config, given)
+    tuned = _tuned(config, given, header, first, cache)
     placement = placed(batch_size=config.focus.batch_size or tuned.focus_batch)
     auto = {
         "compute.device": placement.device,
         "compute.precision": tuned.precision,
-        "compute.compile": tuned.compile,
+        # A table that was begun with compiled networks stays one where there are no kernels for them.
+        "compute.compile": tuned.compile if config.compute.compile == "auto" else config.compute.compile,
     }
     # Workers need not run in the folder that the command was given in.
     for name in ("model.checkpoint", "policy.truth", "stop.calibration"):
@@ -260,18 +270,49 @@ def network_work(config: Config, header: Header) -> Work:
     )
 
 
-def _tuned(config: Config, header: Header, placement: Placement, cache: Path | None) -> Choice:
-    """How the networks are run."""
+def _device(config: Config, machine: Machine) -> str:
+    """The device asked for, if it is there; `auto` where the machines decide."""
+    device = config.compute.device
+    if config.run.ray_address is not None:
+        # What a cluster's machines have installed is not known here; how many GPUs they have is.
+        if device == "cuda" and not machine.num_gpus:
+            raise ConfigError(f"compute.device=cuda: {config.run.ray_address} has no GPU; take auto or cpu")
+    elif not torch.cuda.is_available():
+        if device == "cuda":
+            raise ConfigError("compute.device=cuda: torch sees no GPU here; take auto or cpu")
+        return "cpu"
+    return device
+
+
+def _check_precision(config: Config, given: Config) -> None:
+    """Raises ConfigError where this CPU cannot compute in the precision that was asked for or is the table's."""
+    precision = config.compute.precision
+    if precision == "auto" or can_compute(precision):
+        return
+    if given.compute.precision == precision:
+        raise ConfigError(f"compute.precision={precision}: torch cannot compute in it on this CPU; take auto")
+    raise ConfigError(
+        f"the labels there were made with compute.precision={precision}, in which torch cannot compute on this CPU: "
+        "go on on a machine that can, or begin a new table with --no-resume or another -o"
+    )
+
+
+def _tuned(config: Config, given: Config, header: Header, placement: Placement, cache: Path | None) -> Choice:
+    """How the networks are run. `given`: the config without what an earlier run chose, which is no demand: networks
+    are compiled where this machine can."""
     work = network_work(config, header)
     asked, device = config.compute, placement.device
+    compile = asked.compile
+    if compile != given.compute.compile and asked.precision != "auto":
+        compile = compile if can_compile(device, DTYPES[asked.precision]) else "off"
     if cache is None:
-        return by_rule(work, device=device, precision=asked.precision, compile=asked.compile)
+        return by_rule(work, device=device, precision=asked.precision, compile=compile)
     return choose(
         work,
         device=device,
         threads=placement.focus_threads,
         precision=asked.precision,
-        compile=asked.compile,
+        compile=compile,
         cache=cache,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from operators.errors import ConfigError
 from operators.networks.backbones import empty
@@ -183,6 +185,19 @@ def by_rule(work: Work, *, device: str, precision: str = "auto", compile: str = 
         how="by rule",
         seconds={},
     )
+
+
+@functools.cache
+@torch.inference_mode()
+def can_compute(precision: str) -> bool:
+    """Whether torch has layers in this precision for this machine's CPU, however slow they are."""
+    x = torch.ones(1, 8, 4, 4, dtype=DTYPES[precision])
+    layers = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Hardswish(), nn.Flatten(), nn.Linear(32, 2))
+    try:
+        layers.eval().to(x)(x)
+    except RuntimeError:
+        return False
+    return True
 
 
 def machine_facts(device: str = "cpu") -> dict[str, str]:

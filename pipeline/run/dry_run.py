@@ -11,7 +11,7 @@ from pathlib import Path
 from operators.records import ClipLabel, Source, clip_id
 from operators.table.sink import look_at
 from pipeline.config import Config
-from pipeline.plan.placement import Machine, Placement
+from pipeline.plan.placement import Machine, Placement, this_machine
 from pipeline.plan.resolve import Plan, resolve
 from pipeline.plan.tuning import cache_folder
 from pipeline.run.archive import machine_of, remembered
@@ -42,6 +42,8 @@ class Estimate:
     wall_s: float | None
     memory_bytes: int
     sampled: int
+    remark: str | None
+    """What the time leaves out, or was measured on, where that is not what the run will have."""
     errors: list[str]
     """Of the inputs that were tried: which could not be labelled, and why."""
     is_trained: bool
@@ -53,6 +55,8 @@ class Estimate:
         time_text = "unknown: none of the first inputs could be labelled"
         if not self.clips:
             time_text = "none: nothing is left to label"
+        elif self.seconds_per_clip is not None and self.wall_s is None:
+            time_text = f"unknown; {self.seconds_per_clip:.3g} s a clip on one core of this machine"
         elif self.wall_s is not None:
             time_text = f"about {self.wall_s:.0f} s, from {self.sampled} input(s) labelled for a try"
         lines = [f"inputs      {self.inputs}"]
@@ -66,6 +70,8 @@ class Estimate:
             f"time        {time_text}",
             f"memory      {self.memory_bytes / 2**30:.1f} GiB at most",
         ]
+        if self.remark is not None:
+            lines.append(f"note        {self.remark}")
         lines += [f"error       {error}" for error in self.errors]
         if not self.is_trained:
             lines.append("weights     UNTRAINED (seeded random)")
@@ -98,7 +104,8 @@ def estimate(
 ) -> Estimate:
     """Lists all inputs and labels the first few in this process, writing nothing.
 
-    `out`: the table that a run would go on with. Raises what the run would be refused with.
+    `out`: the table that a run would go on with. Raises what the run would be refused with. A cluster's plan is not
+    run here: the first inputs are labelled on what this machine has.
     """
     machine = machine_of(config)
     seen = look_at(out) if out is not None and resume else None
@@ -118,16 +125,24 @@ def estimate(
             num_failed += 1
         elif len(head) < sample:
             head.append(source)
-    if plan.placement.device == "cuda":
+    trial = _plan_here(config, plan)
+    if trial.placement.device == "cuda":
         # A GPU's first passes take many times as long as all others.
-        _try_out(plan, head[:1], [])
+        _try_out(trial, head[:1], [])
     errors: list[ClipLabel] = []
-    metrics, busy_s = _try_out(plan, head, errors)
+    metrics, busy_s = _try_out(trial, head, errors)
     per_source = max(1.0, (metrics.labelled + metrics.failed) / len(head)) if head else 0.0
     clips = round((num_inputs - num_labelled - num_failed) * per_source)
     seconds = busy_s / metrics.labelled if metrics.labelled else None
     gmacs = metrics.gmacs / metrics.labelled if metrics.labelled else 0.0
     workers = plan.placement
+    is_inline = config.run.executor == "inline"
+    is_alike = workers.device == trial.placement.device
+    remark = None
+    if config.run.ray_address is not None:
+        remark = f"the inputs were tried on this machine ({trial.placement.device}), not on the cluster"
+        if not is_alike:
+            remark += f" ({workers.device}): how fast that is, is not known here"
     memory = (
         (1 + workers.stream_workers + workers.focus_workers) * WORKER_BYTES
         + workers.source_workers * WORKER_BYTES // 5
@@ -141,19 +156,59 @@ def estimate(
         gmacs_per_clip=gmacs,
         gmacs=gmacs * clips,
         seconds_per_clip=seconds,
-        wall_s=None if seconds is None else wall_s(metrics, busy_s, machine, workers) * clips / metrics.labelled,
+        wall_s=None
+        if seconds is None or not is_alike
+        else wall_s(metrics, busy_s, machine, workers, in_turn=is_inline) * clips / metrics.labelled,
         memory_bytes=memory,
         sampled=len(head),
+        remark=remark,
         errors=[f"{label.error_code}: {label.error}" for label in errors],
         is_trained=plan.is_trained,
     )
 
 
-def wall_s(metrics: RunMetrics, busy_s: float, machine: Machine, workers: Placement) -> float:
-    """Of the clips that were tried, with all workers at work. What a GPU does is not shared out among cores."""
-    if workers.device == "cpu":
-        return busy_s / machine.num_cores
+def _plan_here(config: Config, plan: Plan) -> Plan:
+    """The plan by which the first inputs are tried: on this machine, by one thread, networks as in the run."""
+    compute, device = plan.config.compute, plan.placement.device
+    is_joined = config.run.ray_address is not None
+    tried = config.replaced(
+        {
+            "run.executor": "inline",
+            "run.ray_address": None,
+            "run.threads": 1,
+            "run.source_workers": None,
+            "run.stream_workers": None,
+            "run.focus_workers": None,
+            # A cluster may have a GPU, and kernels, that this machine lacks.
+            "compute.device": "auto" if is_joined and device == "cuda" else device,
+            "compute.precision": compute.precision,
+            "compute.compile": "auto" if is_joined else plan.tuned.compile,
+            "focus.batch_size": config.focus.batch_size or plan.tuned.focus_batch,
+        }
+    )
+    return resolve(tried, this_machine())
+
+
+def wall_s(
+    metrics: RunMetrics, busy_s: float, machine: Machine, workers: Placement, *, in_turn: bool = False
+) -> float:
+    """How long the clips that were tried take with all workers at work, by the seconds that one thread took of them.
+
+    All stages share the cores that the run may use, and no stage has more of them than its workers' threads; `in_turn`:
+    in one process one stage works at a time. What a GPU does is not shared out among cores.
+    """
     times = metrics.stages
+    if workers.device == "cpu":
+        threads = {
+            SOURCE: workers.source_workers * workers.source_threads,
+            STREAM: workers.stream_workers * workers.stream_threads,
+            FOCUS: workers.focus_workers * workers.focus_threads,
+        }
+        cores = min(machine.num_cores, workers.num_threads)
+        alone = [times[stage].busy_s / min(n, cores) for stage, n in threads.items()]
+        return sum(alone) if in_turn else max(busy_s / cores, *alone)
+    if in_turn:
+        return busy_s
     on_gpus_s = (times[STREAM].busy_s + times[FOCUS].busy_s) / max(1, machine.num_gpus)
     return max(times[SOURCE].busy_s / workers.source_workers, on_gpus_s)
 

@@ -178,7 +178,8 @@ class Runner:
                 return
             if source is None:
                 return
-            if source.source_id in self._active:
+            # Its first clip stands for a source that was given before, however long ago.
+            if source.source_id in self._active or self._done.is_given(clip_id(source.source_id, 0.0)):
                 self.metrics.duplicates += 1
                 continue
             window = self._first_window(source)

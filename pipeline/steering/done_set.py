@@ -1,4 +1,4 @@
-"""Which clips are done: 16 bytes each, so that a list of millions does not fill the driver."""
+"""Which clips are done: 16 bytes and a bit each, so that a list of millions does not fill the driver."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ _BUFFER = 8192
 
 class DoneSet:
     """A set of clip_ids. Keys are kept sorted in buckets by their first byte, so that a merge copies one bucket and
-    not all of them: growing never needs twice the memory."""
+    not all of them: growing never needs twice the memory. A bit beside each key says whether this run was given the
+    clip: it was added here, or met."""
 
     def __init__(self, keys: np.ndarray | None = None, *, failed: np.ndarray | None = None) -> None:
         """keys: uint64 [N,2], the two halves of each clip_id, in any order. failed: those among them that failed."""
         self._failed = None if failed is None or not len(failed) else DoneSet(failed)
         self._failed_met = None if self._failed is None else DoneSet()
         self._buckets = [np.empty((0, 2), np.uint64) for _ in range(_NUM_BUCKETS)]
+        self._given = [np.empty(0, np.uint8) for _ in range(_NUM_BUCKETS)]
+        """Of each bucket, one bit per key, eight in a byte."""
         self._new: set[bytes] = set()
         if keys is not None:
             self.extend(keys)
@@ -27,16 +30,23 @@ class DoneSet:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys, less the bounded number that waits to be merged."""
-        return sum(bucket.nbytes for bucket in self._buckets)
+        """Bytes of the keys and their bits, less the bounded number that waits to be merged."""
+        return sum(bucket.nbytes + bits.nbytes for bucket, bits in zip(self._buckets, self._given, strict=True))
 
     def meet(self, clip_id: str) -> bool:
         """Whether a clip that was given to a run is in the set. If it is there as a failure that is counted, once."""
         if clip_id not in self:
             return False
+        self._mark(bytes.fromhex(clip_id))
         if self._failed is not None and self._failed_met is not None and clip_id in self._failed:
             self._failed_met.add(clip_id)
         return True
+
+    def is_given(self, clip_id: str) -> bool:
+        """Whether a clip is in the set because it was added here, or has been met since."""
+        key = bytes.fromhex(clip_id)
+        row = self._row(key)
+        return key in self._new or (row is not None and bool(self._given[key[0]][row >> 3] & 1 << (row & 7)))
 
     @property
     def num_failed_met(self) -> int:
@@ -44,14 +54,15 @@ class DoneSet:
 
     def __contains__(self, clip_id: str) -> bool:
         key = bytes.fromhex(clip_id)
-        return key in self._new or self._is_merged(key)
+        return key in self._new or self._row(key) is not None
 
     def add(self, clip_id: str) -> bool:
         """True when the clip was not in the set yet."""
         key = bytes.fromhex(clip_id)
         if len(key) != 16:
             raise ValueError(f"{clip_id!r} is not 32 hex digits")
-        if key in self._new or self._is_merged(key):
+        if key in self._new or self._row(key) is not None:
+            self._mark(key)
             return False
         self._new.add(key)
         if len(self._new) >= _BUFFER:
@@ -59,28 +70,41 @@ class DoneSet:
         return True
 
     def extend(self, keys: np.ndarray) -> None:
-        """Adds uint64 [N,2]; those that are there already change nothing."""
+        """Adds uint64 [N,2] that another run labelled; those that are there already change nothing."""
         waiting = np.frombuffer(b"".join(self._new), ">u8").astype(np.uint64).reshape(-1, 2)
         self._new.clear()
+        is_given = np.concatenate((np.zeros(len(keys), bool), np.ones(len(waiting), bool)))
         keys = np.concatenate((keys, waiting))
         owner = keys[:, 0] >> np.uint64(56)
-        order = np.argsort(owner, kind="stable")
+        by_owner = np.argsort(owner, kind="stable")
         ends = np.cumsum(np.bincount(owner.astype(np.int64), minlength=_NUM_BUCKETS))
-        for number, rows in enumerate(np.split(order, ends[:-1])):
+        for number, rows in enumerate(np.split(by_owner, ends[:-1])):
             if len(rows):
+                bits = np.unpackbits(self._given[number], count=len(self._buckets[number]), bitorder="little")
+                given = np.concatenate((bits.astype(bool), is_given[rows]))
                 merged = np.concatenate((self._buckets[number], keys[rows]))
-                merged = merged[np.lexsort((merged[:, 1], merged[:, 0]))]
+                # Of equal keys the given one is first.
+                order = np.lexsort((~given, merged[:, 1], merged[:, 0]))
+                merged, given = merged[order], given[order]
                 is_first = np.ones(len(merged), bool)
                 is_first[1:] = (merged[1:] != merged[:-1]).any(axis=1)
                 self._buckets[number] = merged[is_first]
+                self._given[number] = np.packbits(given[is_first], bitorder="little")
 
-    def _is_merged(self, key: bytes) -> bool:
+    def _mark(self, key: bytes) -> None:
+        """As given to this run. Keys that wait to be merged are, without a mark."""
+        row = self._row(key)
+        if row is not None:
+            self._given[key[0]][row >> 3] |= np.uint8(1 << (row & 7))
+
+    def _row(self, key: bytes) -> int | None:
+        """Where a key is in its bucket; None where it is not."""
         bucket = self._buckets[key[0]]
         high, low = np.frombuffer(key, ">u8").astype(np.uint64)
         # Keys are hashes: more than one with the same first half is possible, and never happens.
         start = int(np.searchsorted(bucket[:, 0], high))
         while start < len(bucket) and bucket[start, 0] == high:
             if bucket[start, 1] == low:
-                return True
+                return start
             start += 1
-        return False
+        return None

@@ -219,6 +219,26 @@ def test_a_checkpoint_with_nan_labels_nothing_and_says_why(label, tmp_path, sect
     assert "not finite" in row["error"]
 
 
+def test_a_gpu_that_is_not_there_is_a_line_and_exit_code_2(label, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    ended = label(image(tmp_path / "a.png"), "--set", "compute.device=cuda")
+    assert (ended.code, ended.err) == (2, "error: compute.device=cuda: torch sees no GPU here; take auto or cpu\n")
+    assert not (tmp_path / "out" / "labels").exists()
+
+
+def test_a_table_of_another_checkpoints_normalisation_is_refused(label, tmp_path):
+    picture = image(tmp_path / "a.png")
+    shipped = checkpoints.load(load("demo").model.checkpoint)
+    form = replace(shipped.header.preprocessing, mean=(0.5, 0.5, 0.5))
+    checkpoints.save(
+        tmp_path / "other.safetensors", replace(shipped, header=replace(shipped.header, preprocessing=form))
+    )
+    assert label(picture).code == 0
+    ended = label(picture, "--checkpoint", tmp_path / "other.safetensors")
+    assert ended.code != 0 and ended.err.count("\n") == 1
+    assert "checkpoint.mean [0.485, 0.456, 0.406] -> [0.5, 0.5, 0.5]" in ended.err and "--no-resume" in ended.err
+
+
 def test_json_has_null_where_a_number_is_not_finite():
     told = {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": (float("-inf"), 2, "NaN", None)}}
     assert json.loads(json_text(told)) == {"a": None, "b": [1.5, None], "c": {"d": [None, 2, "NaN", None]}}

@@ -138,11 +138,75 @@ def test_workers_know_what_was_set_from_what_was_not():
     assert skip_price(config, plan.header) == plan.header.skip.price
 
 
-@pytest.mark.parametrize(("cuda", "device"), [(None, "cpu"), ("13.0", "cuda")])
-def test_a_gpu_is_taken_only_by_a_torch_that_can_use_it(monkeypatch, cuda, device):
-    monkeypatch.setattr(torch.version, "cuda", cuda)
+@pytest.mark.parametrize(("sees_gpu", "device"), [(False, "cpu"), (True, "cuda")])
+def test_a_gpu_is_taken_only_by_a_torch_that_can_use_it(monkeypatch, sees_gpu, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sees_gpu)
     config = load("demo", settings=["compute.precision=fp32", "compute.compile=off"])
     assert resolve(config, replace(MACHINE, num_gpus=1)).placement.device == device
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_a_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"compute.device=cuda: torch sees no GPU here; take auto or cpu"):
+        resolve(load("demo", settings=["compute.device=cuda"]), replace(MACHINE, num_gpus=1))
+    with pytest.raises(ConfigError, match=r"compute.device=cuda: 10.0.0.1:6379 has no GPU"):
+        resolve(load("demo", settings=["compute.device=cuda", "run.ray_address=10.0.0.1:6379"]), MACHINE)
+
+
+@pytest.mark.parametrize(("precision", "has_kernels"), [("bf16", True), ("bf16", False), ("fp32", True)])
+def test_a_table_that_was_begun_with_a_gpu_goes_on_without_one_and_the_other_way_round(
+    monkeypatch, precision, has_kernels
+):
+    config, gpu = load("demo"), replace(MACHINE, num_gpus=1)
+
+    def plan(machine, table=None):
+        with monkeypatch.context() as changed:
+            changed.setattr(torch.cuda, "is_available", lambda: machine.num_gpus > 0)
+            if not machine.num_gpus:
+                changed.setattr("pipeline.plan.resolve.can_compile", lambda device, dtype: has_kernels)
+            asked = config if table else config.filled_in({"compute.precision": precision})
+            return resolve(asked, machine, remembered=table and table["config"])
+
+    first = plan(gpu)
+    assert first.placement.device == "cuda"
+    later = plan(MACHINE, first.identity())
+    assert (later.placement.device, later.config.compute.precision) == ("cpu", precision)
+    assert later.tuned.is_compiled == has_kernels
+    assert later.identity() == first.identity()
+    # With other threads and other workers too, and back on the GPU.
+    many = plan(replace(MACHINE, num_cores=64), first.identity())
+    assert many.identity() == plan(gpu, many.identity()).identity() == first.identity()
+
+
+def test_labels_are_told_apart_by_their_precision_and_in_half_precision_by_compilation():
+    def identity(*settings: str):
+        return plan_of("demo", *settings).identity()["config_id"]
+
+    whole, half = "compute.precision=fp32", "compute.precision=bf16"
+    assert identity(whole, "compute.compile=off") == identity(whole, "compute.compile=on")
+    assert len({identity(whole), identity(half, "compute.compile=off"), identity(half, "compute.compile=on")}) == 3
+
+
+def test_a_tables_precision_that_cannot_be_had_here_is_said_with_the_way_out(monkeypatch):
+    monkeypatch.setattr("pipeline.plan.resolve.can_compute", lambda precision: precision != "fp16")
+    table = {"compute.precision": "fp16"}
+    with pytest.raises(ConfigError, match=r"made with compute.precision=fp16.*--no-resume or another -o"):
+        resolve(load("demo"), MACHINE, remembered=table)
+    with pytest.raises(ConfigError, match=r"compute.precision=fp16: torch cannot compute in it on this CPU; take auto"):
+        resolve(load("demo", settings=["compute.precision=fp16"]), MACHINE, remembered=table)
+
+
+def test_in_one_process_there_is_one_worker_of_each_stage_and_torch_has_one_number_of_threads():
+    machine = Machine(num_cores=64, memory_bytes=64 << 30)
+    plan = resolve(load("demo", settings=["run.executor=inline"]), machine)
+    assert {spec.stage: spec.count for spec in plan.worker_specs()} == {"source": 1, "stream": 1, "focus": 1}
+    assert [spec.arguments["num_threads"] for spec in plan.worker_specs()] == [32, 32, 32]
+    given = resolve(load("demo", settings=["run.executor=inline", "run.source_workers=3", "run.threads=8"]), machine)
+    assert [spec.count for spec in given.worker_specs()] == [3, 1, 1]
+    assert [spec.arguments["num_threads"] for spec in given.worker_specs()] == [4, 4, 4]
+    # On two cores it is as it is under Ray, so that both give the same bits.
+    two = resolve(load("demo", settings=["run.executor=inline"]), MACHINE)
+    assert [spec.arguments["num_threads"] for spec in two.worker_specs()] == [1, 1, 1]
 
 
 def test_no_worker_loads_torchs_compiler_which_takes_longer_than_the_rest_of_its_start():

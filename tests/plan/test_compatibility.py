@@ -323,6 +323,54 @@ def test_labels_are_told_apart_by_the_names_of_their_classes_and_not_by_where_th
     assert identity("a.txt")["config_id"] != identity("c.txt")["config_id"]
 
 
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("preprocessing", {"mean": (0.5, 0.5, 0.5)}),
+        ("preprocessing", {"std": (0.5, 0.5, 0.5)}),
+        ("preprocessing", {"glance_resize": "bicubic"}),
+        ("preprocessing", {"interpolation": "bicubic"}),
+        ("preprocessing", {"resize_px": 72}),
+        ("preprocessing", {"square_pixels": False}),
+        ("glance", {"num_segments": 2}),
+        (None, {"pad": "first"}),
+        (None, {"class_names": tuple(f"name {n}" for n in range(7))}),
+    ],
+    ids=str,
+)
+def test_labels_are_told_apart_by_whatever_of_the_checkpoint_changes_an_answer(
+    tmp_path: Path, part: str | None, changed: dict
+):
+    one = trained()
+    before = dataclasses.asdict(one.header)
+    fields = changed if part is None else {part: dataclasses.replace(getattr(one.header, part), **changed)}
+    other = with_header(one, **fields)
+    assert dataclasses.asdict(other.header) != before
+    for name, checkpoint in (("one", one), ("other", other)):
+        save(tmp_path / name, checkpoint)
+    first, second = resolved(tmp_path / "one").identity(), resolved(tmp_path / "other").identity()
+    assert first["model_id"] == second["model_id"] and first["config_id"] != second["config_id"]
+    # As the table's file holds it, it says what differs.
+    assert json.loads(json.dumps(first))["config"] != json.loads(json.dumps(second))["config"]
+
+
+def test_labels_are_not_told_apart_by_what_a_checkpoint_says_of_its_training(tmp_path: Path):
+    one = trained()
+    save(tmp_path / "one", one)
+    save(tmp_path / "other", with_header(one, training={"seed": 5}, thresholds={"calibrations": []}))
+    assert resolved(tmp_path / "one").identity() == resolved(tmp_path / "other").identity()
+
+
+def test_labels_with_the_learned_skip_are_told_apart_by_what_it_sees(tmp_path: Path):
+    saved = checkpoints.load(SHIPPED)
+    header = saved.header
+    assert header.skip is not None
+    sees = "glance" if header.skip.sees == "classifier" else "classifier"
+    save(tmp_path / "other", with_header(saved, skip=dataclasses.replace(header.skip, sees=sees)))
+    ids = {resolved(path, skip__kind="learned").identity()["config_id"] for path in (SHIPPED, tmp_path / "other")}
+    assert len(ids) == 2
+
+
 def test_labels_are_told_apart_by_thresholds_wherever_they_come_from(tmp_path: Path):
     _, header = shipped()
     found = header.thresholds["calibrations"][0]

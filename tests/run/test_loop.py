@@ -131,13 +131,28 @@ def test_images_that_were_in_one_call_with_one_that_raises_are_labelled() -> Non
 def test_a_path_that_is_given_again_is_labelled_once_and_counted() -> None:
     done = run([source("cat"), source("cat"), source("dog"), source("cat")])
     assert done.names == ["cat", "dog"]
-    assert done.metrics.duplicates + done.metrics.done_before == 2
+    assert (done.metrics.duplicates, done.metrics.done_before) == (2, 0)
+
+
+def _labelled_before(*clips: str) -> DoneSet:
+    return DoneSet(np.array([divmod(int(name, 16), 2**64) for name in clips], np.uint64))
+
+
+@pytest.mark.parametrize("num_windows", [1, 3])
+def test_a_source_that_is_given_again_long_after_its_label_is_one_that_was_given_twice(num_windows: int) -> None:
+    names = [f"cat-{n}" for n in range(60)]
+    again = ["cat-0", "cat-1", "corrupt-1", "cat-7", "cat-0"]
+    known = _labelled_before(*(clip("cat-7", window * 2.0) for window in range(num_windows)))
+    sources = [source(name) for name in ["corrupt-1", *names, *again]]
+    done = run(sources, done=known, num_windows=num_windows, stride_s=2.0 if num_windows > 1 else 0.0)
+    assert done.metrics.duplicates == len(again)
+    # The windows of a source in part labelled before are counted where they are read.
+    assert done.metrics.done_before == (1 if num_windows == 1 else 0)
+    assert len(done.written) == 59 * num_windows + 1 and len(set(done.names)) == 60
 
 
 def test_a_second_run_labels_only_what_is_missing() -> None:
-    known = DoneSet()
-    known.add(clip("cat-1"))
-    known.add(clip("cat-3"))
+    known = _labelled_before(clip("cat-1"), clip("cat-3"))
     done = run([source(f"cat-{n}") for n in range(5)], done=known)
     assert done.names == ["cat-0", "cat-2", "cat-4"]
     assert done.metrics.done_before == 2
@@ -152,9 +167,7 @@ def test_inputs_that_failed_in_an_earlier_run_are_told_from_those_that_it_labell
 
 
 def test_a_source_that_was_labelled_in_part_goes_on_behind_its_last_label() -> None:
-    known = DoneSet()
-    for window in (0, 1, 3):
-        known.add(clip("cat", window * 2.0))
+    known = _labelled_before(*(clip("cat", window * 2.0) for window in (0, 1, 3)))
     done = run([source("cat")], done=known, num_windows=6, stride_s=2.0)
     assert {label.clip_id for label in done.written} == {clip("cat", window * 2.0) for window in (2, 4, 5)}
 

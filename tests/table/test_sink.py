@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ import pytest
 from operators.errors import SinkError
 from operators.records import ClipLabel, PatchPlace, clip_id
 from operators.table.fold import swap_parts
-from operators.table.sink import SCHEMA, ParquetSink, part_paths, read_identity, summarize
+from operators.table.schema import SCHEMA_VERSION
+from operators.table.sink import SCHEMA, ParquetSink, look_at, part_paths, read_identity, summarize
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["operators.table.sink"])
@@ -320,7 +322,43 @@ def test_labels_whose_identity_file_is_lost_are_still_not_mixed(tmp_path: Path) 
     with pytest.raises(SinkError, match="config_id c1 -> c2"):
         sink(tmp_path, "run2", identity=IDENTITY | {"config_id": "c2"}).__enter__()
     with sink(tmp_path, "run2"):
-        assert read_identity(tmp_path) == IDENTITY | {"run_id": "run2"}
+        assert read_identity(tmp_path) == IDENTITY | {"run_id": "run2", "schema": SCHEMA_VERSION}
+
+
+def _begun_by_the_first_version(out: Path) -> None:
+    """A table as it was before there were versions: neither its parts nor its identity says one."""
+    with sink(out) as table:
+        table.write(0, [clip(0)])
+    (part,) = part_paths(out / "labels")
+    pq.write_table(pq.read_table(part).replace_schema_metadata(None), part)
+    identity = json.loads((out / "run/identity.json").read_text())
+    del identity["schema"]
+    (out / "run/identity.json").write_text(json.dumps(identity))
+
+
+@pytest.mark.parametrize("has_identity", [True, False])
+def test_a_table_of_an_earlier_version_is_refused_with_the_way_out_and_still_read(
+    tmp_path: Path, has_identity: bool
+) -> None:
+    _begun_by_the_first_version(tmp_path)
+    if not has_identity:
+        (tmp_path / "run/identity.json").unlink()
+    with pytest.raises(SinkError, match=r"schema 1 and this version writes 2.*-o.*--no-resume"):
+        sink(tmp_path, "run2").__enter__()
+    with pytest.raises(SinkError, match="schema 1"):
+        look_at(tmp_path).check(IDENTITY)
+    assert videos(tmp_path) == {"v0": None} and summarize(tmp_path / "labels").num_clips == 1
+    with sink(tmp_path, "run2", resume=False) as fresh:
+        fresh.write(0, [clip(1)])
+    assert videos(tmp_path) == {"v1": None}
+
+
+def test_every_part_says_which_schema_it_has(tmp_path: Path) -> None:
+    with sink(tmp_path) as table:
+        table.write(0, [clip(0), failed(1)])
+        table.write(1, [replace(clip(2), camera="door")])
+    parts = part_paths(tmp_path / "labels")
+    assert [pq.read_schema(part).metadata[b"saccade.schema"] for part in parts] == [b"2"] * 3
 
 
 def test_a_table_without_labels_may_change_its_config(tmp_path: Path) -> None:
@@ -335,7 +373,7 @@ def test_who_settles_the_config_by_what_is_there_sees_it_under_the_lock(tmp_path
     with sink(tmp_path) as table:
         table.write(0, [clip(0)])
     with sink(tmp_path, "run2", identity=None) as later:
-        assert later.found_identity == IDENTITY | {"run_id": "run1"}
+        assert later.found_identity == IDENTITY | {"run_id": "run1", "schema": SCHEMA_VERSION}
         later.begin(IDENTITY)
         later.write(0, [clip(1)])
     assert videos(tmp_path) == {"v0": None, "v1": None}
