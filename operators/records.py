@@ -73,7 +73,6 @@ class SourceFacts:
     """Degrees clockwise by which the coded picture is turned for display: 0, 90, 180, 270."""
     num_frames: int = 0
     """Frames that the decoder gives for the whole source, as far as known."""
-    duration_s: float = 0.0
     num_corrupt: int = 0
 
 
@@ -186,8 +185,6 @@ class Observation:
     """[B,C,h,w]: of the glance at this step's frame, or of the last patch (GFNet)."""
     classifier_state: Any = None
     """[B,D] after the step before; None where the policy acts before anything is classified."""
-    confidence: Any = None
-    """[B] in [0,1]: softmax probability of the leading class after the step before; None likewise."""
     step: int = 0
     truth_yx: Any = None
     """[B,2]: the evidence's centre in units of the view; only for the oracle."""
@@ -211,10 +208,6 @@ class PatchBatch:
 
     pixels: np.ndarray
     """uint8 RGB [N,P,P,3]"""
-    clip_ids: tuple[str, ...]
-    """[N]"""
-    steps: np.ndarray
-    """int64 [N]"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -242,13 +235,14 @@ class PatchPlace:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClipLabel:
-    """One output row. A clip that failed is a row too, with error_code set."""
+    """One output row. A clip that failed is a row too, with error_code set, and None for whatever is not known of it:
+    nothing but its start where its source was never opened."""
 
     video_id: str
     clip_id: str
     source_uri: str
     start_s: float = 0.0
-    end_s: float = 0.0
+    end_s: float | None = None
     truth: tuple[str, ...] | None = None
     camera: str | None = None
     received_at: datetime | None = None
@@ -261,22 +255,22 @@ class ClipLabel:
     """float32 [K]"""
     step_logits: np.ndarray | None = None
     """float32 [steps,K]"""
-    frames_total: int = 0
-    frames_focused: int = 0
-    frames_skipped: int = 0
-    stopped_at: int = 0
+    frames_total: int | None = None
+    frames_focused: int | None = None
+    frames_skipped: int | None = None
+    stopped_at: int | None = None
     patches: tuple[PatchPlace, ...] = ()
-    gmacs: float = 0.0
-    gmacs_full: float = 0.0
+    gmacs: float | None = None
+    gmacs_full: float | None = None
     step_gmacs: tuple[float, ...] | None = None
     """What the clip had cost after each classified step; with step_logits."""
-    decode_s: float = 0.0
-    latency_s: float = 0.0
-    width: int = 0
-    height: int = 0
-    rotation: int = 0
-    num_corrupt: int = 0
-    coverage: float = 0.0
+    decode_s: float | None = None
+    latency_s: float | None = None
+    width: int | None = None
+    height: int | None = None
+    rotation: int | None = None
+    num_corrupt: int | None = None
+    coverage: float | None = None
     error_code: str | None = None
     error: str | None = None
 

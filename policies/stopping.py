@@ -123,15 +123,11 @@ def exit_shares(q: float, num_steps: int) -> np.ndarray:
     return weights / weights.sum()
 
 
-def geometric_thresholds(
-    confidences: np.ndarray, q: float, *, removes: Literal["marked", "counted"] = "marked"
-) -> np.ndarray:
+def geometric_thresholds(confidences: np.ndarray, q: float) -> np.ndarray:
     """The published search: thresholds [T] at which exits are spread geometrically. confidences [N,T].
 
-    At each step but the last the floor(N w_k) surest of the remaining samples set the threshold. Then either
-    every remaining sample that reaches it leaves (`marked`: GFNet), or exactly those that were counted
-    (`counted`: the conditional exit of AdaFocusV2); they differ in ties only. The last threshold lets
-    everything out.
+    At each step but the last the floor(N w_k) surest of the remaining samples set the threshold, and every remaining
+    sample that reaches it leaves. The last threshold lets everything out.
     """
     num_samples, num_steps = confidences.shape
     shares = exit_shares(q, num_steps)
@@ -145,10 +141,7 @@ def geometric_thresholds(
         # of reach.
         if 0 < wanted <= len(candidates):
             thresholds[k] = confidences[candidates[wanted - 1], k]
-            if removes == "counted":
-                remaining[candidates[:wanted]] = False
-            else:
-                remaining &= confidences[:, k] < thresholds[k]
+            remaining &= confidences[:, k] < thresholds[k]
     thresholds[-1] = -NEVER_STOPS
     return thresholds
 
@@ -172,12 +165,7 @@ def accuracy_at(exits: np.ndarray, correct: np.ndarray) -> float:
 
 
 def geometric_for_budget(
-    confidences: np.ndarray,
-    costs: np.ndarray,
-    budget: float,
-    *,
-    removes: Literal["marked", "counted"] = "marked",
-    rounds: int = 40,
+    confidences: np.ndarray, costs: np.ndarray, budget: float, *, rounds: int = 40
 ) -> np.ndarray | None:
     """Thresholds of the published form whose mean cost comes closest to the budget from below; None if none
     does.
@@ -189,7 +177,7 @@ def geometric_for_budget(
     best_cost = -np.inf
     for _ in range(rounds):
         middle = (low + high) / 2
-        thresholds = geometric_thresholds(confidences, float(np.exp(middle)), removes=removes)
+        thresholds = geometric_thresholds(confidences, float(np.exp(middle)))
         cost = mean_cost(exit_steps(confidences, thresholds), costs)
         if cost <= budget:
             low = middle

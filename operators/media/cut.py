@@ -33,7 +33,6 @@ class Timeline:
     """What is known of a source's frames before, or after, they are decoded."""
 
     num_frames: int
-    duration_s: float
     seconds: Callable[[Shot], float]
     """The time of a shot; 0 is the stream's first frame."""
     promised_frames: int = 0
@@ -149,7 +148,6 @@ def _batch(
             height=first.size[0],
             rotation=first.orientation.rotation,
             num_frames=timeline.num_frames,
-            duration_s=timeline.duration_s,
             num_corrupt=timeline.num_corrupt(),
         ),
         windows=tuple(windows),

@@ -134,7 +134,7 @@ class FileReader:
     def _still(self, path: str) -> Iterator[FrameBatch | None]:
         pixels, orientation = stills.read_image(path, max_pixels=self._limits.max_pixels)
         shot = self._image_shot(pixels, orientation, wanted=0, shown=0)
-        timeline = Timeline(num_frames=1, duration_s=0.0, seconds=lambda shot: 0.0)
+        timeline = Timeline(num_frames=1, seconds=lambda shot: 0.0)
         yield from self._cut([whole_plan(1, 0.0, self._sampling)], [shot], timeline)
 
     def _folder(self, path: str) -> Iterator[FrameBatch | None]:
@@ -164,7 +164,6 @@ class FileReader:
         plans = self._plans(len(paths), times, duration_s)
         timeline = Timeline(
             num_frames=len(paths),
-            duration_s=duration_s,
             seconds=lambda shot: float(times[shot.shown]),
             num_corrupt=lambda: num_corrupt,
         )
@@ -253,7 +252,6 @@ class FileReader:
         origin = int(table.pts[show_order(table, *groups_of_pictures(table, [0])[0])[0]])
         timeline = Timeline(
             num_frames=table.num_frames,
-            duration_s=duration_s,
             seconds=lambda shot: (shot.pts - origin) * tick if shot.pts is not None else 0.0,
         )
         shots = self._shots(decoder, table, groups, is_strict=True)
@@ -360,7 +358,6 @@ class FileReader:
 
         timeline = Timeline(
             num_frames=table.num_frames,
-            duration_s=duration_s,
             seconds=lambda shot: float(times[shot.shown]),
             promised_frames=self._promised_frames(promised, table.num_frames),
             num_corrupt=lambda: missing + num_failures,
@@ -421,7 +418,6 @@ class FileReader:
             promised = times_promised(decoder, shape, tally.num_packets)
         timeline = Timeline(
             num_frames=len(pts),
-            duration_s=duration_s,
             seconds=lambda shot: float(times[shot.shown]),
             promised_frames=self._promised_frames(promised, len(pts) + num_lost),
             num_corrupt=lambda: tally.num_errors + tally.num_corrupt,

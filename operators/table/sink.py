@@ -179,11 +179,6 @@ class ParquetSink:
             else:
                 self._restore_failed()
 
-    def done_batches(self) -> Iterator[np.ndarray]:
-        """uint64 [n,2] per batch: the two halves of the clip_ids in the table. Memory is flat."""
-        for part in part_paths(self.labels):
-            yield from clip_keys(part)
-
     def done(self) -> np.ndarray:
         """uint64 [N,2]: the two halves of every clip_id in the table."""
         return _keys(part_paths(self.labels))

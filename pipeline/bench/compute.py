@@ -105,7 +105,7 @@ class Lab:
         network = self._network(name, segments)
         focuser = Focuser(network=network, **self._options(precision, compiled=compiled, batch=batch))
         rows = _whole(max(self.frames, batch), segments)
-        patches = PatchBatch(pixels=pixels(rows, px), clip_ids=("clip",) * rows, steps=np.arange(rows))
+        patches = PatchBatch(pixels=pixels(rows, px))
         return Side(run=lambda: focuser(patches), macs=rows * network_macs(name, px), images=rows)
 
     def standalone(self, precision: str, *, batch: int, glance: bool = False) -> Side:
@@ -526,7 +526,7 @@ def noise(clip: str, work: Work, px: int, *, seed: int) -> FrameBatch:
         pts_s=np.linspace(0.0, 1.0, count, endpoint=False),
         frame_index=rows,
         view_yxhw=(0.0, 0.0, 1.0, 1.0),
-        facts=SourceFacts(width=px, height=px, num_frames=count, duration_s=1.0),
+        facts=SourceFacts(width=px, height=px, num_frames=count),
         windows=(window,),
     )
 

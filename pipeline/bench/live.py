@@ -120,7 +120,7 @@ class Watch:
         if self.began_s is None:
             self.began_s = now_s
             self.busy.append(machine_seconds())
-        assert label.camera is not None
+        assert label.camera is not None and label.latency_s is not None
         self.latencies_s.setdefault(label.camera, []).append((now_s, label.latency_s))
 
     def news(self, cameras: Mapping[str, CameraNews]) -> None:

@@ -113,21 +113,13 @@ class Session:
             raise PipelineError("the run ended before its inputs did")
         return self._moments[-1].at_s - begun_s
 
-    def steady(self, paths: Sequence[Path], *, lead: int | None = None) -> Generator[Source, None, Burst]:
-        """All of the files once, timed amid others of them: by default as many as may be in flight, so that what
-        waits has piled up before, and enough comes behind."""
-        if lead is None:
-            assert self.plan is not None
-            lead = min(len(paths), self.plan.limits.max_pieces)
-        around = itertools.islice(itertools.cycle(paths), len(paths) + 2 * lead)
-        return (yield from self.burst(list(around), lead=lead, tail=lead))
-
     def timed(
         self, paths: Sequence[Path], *, stretch: int, count: int, period: int = 1, lead: int | None = None
     ) -> Generator[Source, None, Burst]:
-        """`count` stretches of `stretch` clips each, amid others of the same files; see `steady` and `stretch_seconds`.
+        """`count` stretches of `stretch` clips each, amid others of the same files; see `stretch_seconds`.
 
-        The first stretch begins with the first of the files, and they come round as often as needed.
+        By default there are as many others as may be in flight, so that what waits has piled up before, and enough
+        comes behind. The first stretch begins with the first of the files, and they come round as often as needed.
         """
         if lead is None:
             assert self.plan is not None

@@ -37,7 +37,6 @@ class OpenClip:
     """Of the patches that it waits for, (row, column)."""
     rows: list[int] = field(default_factory=list)
     """Of its FrameBatch, likewise."""
-    steps: list[int] = field(default_factory=list)
     is_finished: bool = False
     gmacs: float = 0.0
     gmacs_full: float = 0.0
@@ -50,7 +49,6 @@ class OpenClip:
         y, x = corner
         box = (y / side, x / side, (y + patch_px) / side, (x + patch_px) / side)
         self.decisions.append(Decision(step=step, kind=Kind.FOCUS, box_yxyx=box, row=row))
-        self.steps.append(step)
         self.rows.append(row)
         self.corners.append(corner)
 

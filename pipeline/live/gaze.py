@@ -85,11 +85,7 @@ class LiveGaze:
 
     def _focus(self, views: np.ndarray, rows: np.ndarray, places: np.ndarray) -> torch.Tensor:
         """[n,D] of the patches at `places` [n,2] of these rows of views [F,S,S,3]."""
-        patches = PatchBatch(
-            pixels=crop_patches(views, rows, places, patch_px=self._patch_px),
-            clip_ids=("",) * len(rows),
-            steps=np.zeros(len(rows), np.int64),
-        )
+        patches = PatchBatch(pixels=crop_patches(views, rows, places, patch_px=self._patch_px))
         return torch.from_numpy(np.array(self._focuser(patches).feature, np.float32))
 
     @torch.inference_mode()

@@ -489,7 +489,7 @@ class LiveLoop:
                 metrics.analysed(name, time_unix_s=time_unix_s, was_focused=was_focused)
             summary.cameras[name].news = replace(camera, analysed=())
         for label in news.labels:
-            assert label.camera is not None
+            assert label.camera is not None and label.latency_s is not None
             self._writer.add(label)
             self._told.label(label)
             camera_summary = summary.cameras[label.camera]

@@ -324,7 +324,7 @@ class _Bench:
             glancer = Glancer(network=copy.deepcopy(self._glance), size_px=side, **options)
             return lambda: glancer(pixels)
         focuser = Focuser(network=copy.deepcopy(self._focus), **options)
-        patches = PatchBatch(pixels=pixels, clip_ids=("clip",) * rows, steps=np.arange(rows))
+        patches = PatchBatch(pixels=pixels)
         return lambda: focuser(patches)
 
 

@@ -64,12 +64,12 @@ class RunMetrics:
             self.errors[label.error_code] += 1
             return
         self.labelled += 1
-        self.frames_total += label.frames_total
-        self.frames_focused += label.frames_focused
-        self.frames_skipped += label.frames_skipped
-        self.steps_used += label.stopped_at
-        self.gmacs += label.gmacs
-        self.gmacs_full += label.gmacs_full
+        self.frames_total += label.frames_total or 0
+        self.frames_focused += label.frames_focused or 0
+        self.frames_skipped += label.frames_skipped or 0
+        self.steps_used += label.stopped_at or 0
+        self.gmacs += label.gmacs or 0.0
+        self.gmacs_full += label.gmacs_full or 0.0
         if label.truth:
             self.with_truth += 1
             self.correct += label.label in label.truth

@@ -152,8 +152,6 @@ class RayExecutor:
         }
         if spec.num_gpus:
             options["num_gpus"] = spec.num_gpus
-        if spec.memory_bytes:
-            options["memory"] = spec.memory_bytes
         # Ray shows the class's name as the process's title: one looks at `ps` and sees the stages.
         host: Any = ray.remote(type(f"saccade-{spec.stage}", (_Host,), {}))
         actor = host.options(**options).remote()

@@ -108,7 +108,7 @@ class SourceWorker:
 
     def _failed(self, source: Source, window: int, exc: SourceError) -> ClipLabel:
         start_s = window * self._stride_s
-        ref = ClipRef(clip_id=clip_id(source.source_id, start_s), start_s=start_s, end_s=start_s, window=window)
+        ref = ClipRef(clip_id=clip_id(source.source_id, start_s), start_s=start_s, end_s=None, window=window)
         return failed_label(source, code=exc.code, message=str(exc), ref=ref)
 
     def _close(self, key: str) -> None:
@@ -172,11 +172,7 @@ class FocusWorker:
     def focus(self, requests: tuple[Slice, ...], payloads: tuple[PatchBatch, ...]) -> tuple[Reply, Any]:
         begun_s = self._clock()
         waited_s = 0.0 if self._idle_since_s is None else begun_s - self._idle_since_s
-        patches = PatchBatch(
-            pixels=gather_rows(requests, [p.pixels for p in payloads]),
-            clip_ids=tuple(c for r in requests for c in payloads[r.payload].clip_ids[r.start : r.stop]),
-            steps=gather_rows(requests, [p.steps for p in payloads]),
-        )
+        patches = PatchBatch(pixels=gather_rows(requests, [p.pixels for p in payloads]))
         features = self._focuser(patches)
         num_rows = len(patches.pixels)
         self._idle_since_s = self._clock()

@@ -77,8 +77,7 @@ class StreamWorker:
     def _reply(self, clips: list[OpenClip], begun_s: float) -> tuple[Reply, PatchBatch | None]:
         rows = []
         pixels: list[np.ndarray] = []
-        clip_ids: list[str] = []
-        steps: list[int] = []
+        num_patches = 0
         answers = iter(self._answers([clip for clip in clips if clip.is_finished]))
         for clip in clips:
             clip_id = clip.window.clip_id
@@ -86,19 +85,18 @@ class StreamWorker:
                 del self._clips[clip_id]
                 rows.append(Advance(clip_id=clip_id, label=self._label(clip, next(answers))))
                 continue
-            start = len(clip_ids)
+            start = num_patches
             corners = np.array(clip.corners, np.int64)
             pixels.append(
                 crop_patches(clip.frames.pixels, np.array(clip.rows), corners, patch_px=self._gaze.patch_px)
             )
-            clip_ids += [clip_id] * len(clip.corners)
-            steps += clip.steps
-            clip.corners, clip.rows, clip.steps = [], [], []
-            rows.append(Advance(clip_id=clip_id, start=start, stop=len(clip_ids)))
+            num_patches += len(clip.corners)
+            clip.corners, clip.rows = [], []
+            rows.append(Advance(clip_id=clip_id, start=start, stop=num_patches))
         patches = None
         if pixels:
             joined = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
-            patches = PatchBatch(pixels=joined, clip_ids=tuple(clip_ids), steps=np.array(steps, np.int64))
+            patches = PatchBatch(pixels=joined)
         work = Work(busy_s=self._clock() - begun_s, num_items=len(clips))
         return Reply(rows=tuple(rows), work=work), patches
 

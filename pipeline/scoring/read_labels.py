@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,6 @@ _COLUMNS = (
     "video_id",
     "source_uri",
     "truth",
-    "label",
-    "label_id",
     "topk",
     "logits",
     "step_logits",
@@ -34,6 +32,16 @@ _COLUMNS = (
     "gmacs_full",
     "error_code",
 )
+_NUMBERS = {
+    "stopped_at": np.int64,
+    "gmacs": np.float64,
+    "gmacs_full": np.float64,
+    "frames_total": np.int64,
+    "frames_focused": np.int64,
+}
+"""Columns of one number each, as Predictions has them."""
+_BATCH_ROWS = 4096
+"""Held at a time beside what is returned."""
 
 
 def truth_array(labels: Sequence[Sequence[str]], class_names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -74,78 +82,90 @@ def read_predictions(
     """A labels table. `truth` (by video id) stands in for the table's own; `class_names` in the model's order.
 
     Without logits the table's top scores make them; the probability that is left is spread over the other
-    classes, so mAP is then a little off and `is_exact` says so.
+    classes, so mAP is then a little off and `is_exact` says so. The table is read twice, in batches: all that is held
+    of it is what is returned.
     """
     dataset = labels_dataset(Path(labels))
     wanted = [name for name in _COLUMNS if name in dataset.schema.names]
     if missing := {"video_id", "truth", "topk"} - set(wanted):
         raise ConfigError(f"{labels} is no table of labels: it has no column {', '.join(sorted(missing))}")
     try:
-        table = dataset.to_table(columns=wanted)
+        found = _survey(dataset, wanted, truth)
+        if not found.num_judged:
+            raise ConfigError(
+                f"{labels}: {found.num_rows} rows, {found.num_failed} of them failed, and none of the others has a "
+                "truth: label with an annotation file, or give one"
+            )
+        return _predictions(dataset, wanted, truth, found, _class_names(class_names, found))
     except (pa.ArrowException, OSError) as exc:
         raise PipelineError(f"cannot read the labels in {labels}: {exc}") from exc
-    num_rows = table.num_rows
-    if "error_code" in wanted:
-        table = table.filter(pc.is_null(table["error_code"]))
-    num_failed = num_rows - table.num_rows
-    video_ids = table["video_id"].to_pylist()
-    told: list[Sequence[str]]
-    told = [truth.get(name, ()) for name in video_ids] if truth is not None else table["truth"].to_pylist()
-    keep = [number for number, row in enumerate(told) if row]
-    if not keep:
-        raise ConfigError(
-            f"{labels}: {num_rows} rows, {num_failed} of them failed, and none of the others has a truth: "
-            "label with an annotation file, or give one"
-        )
-    num_without_truth = table.num_rows - len(keep)
-    table = table.take(keep)
-    topk = table["topk"].to_pylist()
-    names = _class_names(class_names, topk, [label for number in keep for label in told[number]], table)
-    truth_ids, unknown = truth_array([told[number] for number in keep], names)
-    logits, is_exact = _logits(table, topk, len(names))
-
-    def column(name: str, dtype: type) -> np.ndarray | None:
-        return np.array(table[name].to_pylist(), dtype) if name in wanted else None
-
-    return Predictions(
-        class_names=names,
-        video_ids=tuple(video_ids[number] for number in keep),
-        truth=truth_ids,
-        logits=logits,
-        step_logits=_step_logits(table, len(names)),
-        step_gmacs=_step_gmacs(table),
-        sources=tuple(table["source_uri"].to_pylist()) if "source_uri" in wanted else (),
-        stopped_at=column("stopped_at", np.int64),
-        gmacs=column("gmacs", np.float64),
-        gmacs_full=column("gmacs_full", np.float64),
-        frames_total=column("frames_total", np.int64),
-        frames_focused=column("frames_focused", np.int64),
-        is_exact=is_exact,
-        num_failed=num_failed,
-        num_without_truth=num_without_truth,
-        unknown_labels=unknown,
-    )
 
 
-def _class_names(
-    given: Sequence[str] | None, topk: list[list[dict[str, Any]]], told: list[str], table: pa.Table
-) -> tuple[str, ...]:
+@dataclass(slots=True)
+class _Survey:
+    """What a first look through a table says of it."""
+
+    whole: set[str]
+    """Columns that no judged row has null; the others are as if they were not there."""
+    lists: dict[str, int] = field(default_factory=dict)
+    """The longest list of each of these columns."""
+    num_rows: int = 0
+    num_failed: int = 0
+    num_judged: int = 0
+    answers: dict[int, str] = field(default_factory=dict)
+    """The classes that are among the answers, by their number."""
+    told: set[str] = field(default_factory=set)
+    """The labels of the truth."""
+
+
+def _survey(dataset: ds.Dataset, wanted: Sequence[str], truth: Mapping[str, Sequence[str]] | None) -> _Survey:
+    found = _Survey(whole=set(wanted))
+    for batch, told, num_rows, num_failed in _judged(dataset, wanted, truth):
+        found.num_rows += num_rows
+        found.num_failed += num_failed
+        found.num_judged += len(told)
+        found.told.update(*told)
+        names, ids, _ = batch["topk"].flatten().flatten()
+        pairs = pa.table({"id": ids, "name": names}).group_by(["id", "name"]).aggregate([])
+        found.answers |= dict(zip(pairs["id"].to_pylist(), pairs["name"].to_pylist(), strict=True))
+        found.whole -= {name for name in wanted if batch[name].null_count}
+        for name in found.whole.intersection(("logits", "step_logits", "step_gmacs")):
+            longest = pc.max(pc.list_value_length(batch[name])).as_py() or 0
+            found.lists[name] = max(found.lists.get(name, 0), longest)
+    found.lists = {name: longest for name, longest in found.lists.items() if name in found.whole}
+    return found
+
+
+def _judged(
+    dataset: ds.Dataset, columns: Sequence[str], truth: Mapping[str, Sequence[str]] | None
+) -> Iterator[tuple[pa.RecordBatch, list[Sequence[str]], int, int]]:
+    """The rows that did not fail and have a truth, a batch at a time, with that truth; and of how many rows, and how
+    many that failed, they are what is left."""
+    for batch in dataset.to_batches(columns=list(columns), batch_size=_BATCH_ROWS, batch_readahead=1):
+        num_rows = batch.num_rows
+        if "error_code" in columns:
+            batch = batch.filter(pc.is_null(batch["error_code"]))
+        num_good = batch.num_rows
+        told: list[Sequence[str]] = batch["truth"].to_pylist()
+        if truth is not None:
+            told = [truth.get(name, ()) for name in batch["video_id"].to_pylist()]
+        keep = [number for number, row in enumerate(told) if row]
+        yield batch.take(pa.array(keep, pa.int64())), [told[number] for number in keep], num_rows, num_rows - num_good
+
+
+def _class_names(given: Sequence[str] | None, found: _Survey) -> tuple[str, ...]:
     """The names in the model's order: as given, or as the table's answers show them."""
-    seen = {entry["label_id"]: entry["label"] for row in topk for entry in row}
     if given is not None:
-        for k, name in seen.items():
+        for k, name in found.answers.items():
             if not 0 <= k < len(given) or given[k] != name:
                 raise ConfigError(
                     f"the table calls class {k} {name!r}, the {len(given)} class names given do not: "
                     "give the names that the labels were made with"
                 )
         return tuple(given)
-    widths = [0]
-    if "logits" in table.schema.names:
-        widths = pc.unique(pc.list_value_length(table["logits"].drop_null())).to_pylist()
-    num_classes = max([0, *widths, *(k + 1 for k in seen)])
-    names = [seen.get(k, f"class_{k:03d}") for k in range(num_classes)]
-    if strange := sorted(set(told) - set(names)):
+    num_classes = max([found.lists.get("logits", 0), *(k + 1 for k in found.answers)])
+    names = [found.answers.get(k, f"class_{k:03d}") for k in range(num_classes)]
+    if strange := sorted(found.told - set(names)):
         raise ConfigError(
             f"the truth's label {strange[0]!r} ({len(strange)} such) is among no answer of the table, so its "
             "number is not known: give the class names (--classes FILE)"
@@ -153,63 +173,121 @@ def _class_names(
     return tuple(names)
 
 
-def _logits(table: pa.Table, topk: list[list[dict[str, Any]]], num_classes: int) -> tuple[np.ndarray, bool]:
-    logits = np.empty((table.num_rows, num_classes), np.float32)
-    stored = table["logits"] if "logits" in table.schema.names else None
-    if stored is not None and not stored.null_count:
-        for number, row in enumerate(stored):
-            if len(row) != num_classes:
-                raise ConfigError(f"the table's logits are of {len(row)} classes, but {num_classes} names are given")
-            logits[number] = row.values.to_numpy(zero_copy_only=False)
-        _check_finite(logits, table)
-        return logits, True
-    is_exact = True
-    for number, entries in enumerate(topk):
-        ids = np.array([entry["label_id"] for entry in entries], np.int64)
-        scores = np.array([entry["score"] for entry in entries])
-        if len(ids) and ids.max() >= num_classes:
-            raise ConfigError(f"the table has a label_id {ids.max()}, but {num_classes} names are given")
-        left = num_classes - len(ids)
-        is_exact &= left == 0
-        row = np.full(num_classes, max(1.0 - scores.sum(), 0.0) / max(left, 1))
-        row[ids] = scores
-        logits[number] = np.log(np.maximum(row, 1e-30))
-    _check_finite(logits, table)
-    return logits, is_exact
+def _predictions(
+    dataset: ds.Dataset,
+    wanted: Sequence[str],
+    truth: Mapping[str, Sequence[str]] | None,
+    found: _Survey,
+    names: tuple[str, ...],
+) -> Predictions:
+    """The second look: arrays of their final size are filled a batch at a time."""
+    num, num_classes = found.num_judged, len(names)
+    logits = np.empty((num, num_classes), np.float32)
+    numbers = {name: np.empty(num, kind) for name, kind in _NUMBERS.items() if name in found.whole}
+    truth_ids: list[np.ndarray] = []
+    unknown: dict[str, None] = {}
+    video_ids: list[str] = []
+    sources: list[str] = []
+    steps = _Steps(num, found.lists.get("step_logits", 0), num_classes)
+    gmacs = _Steps(num, found.lists.get("step_gmacs", 0))
+    is_exact, start = True, 0
+    for batch, told, _, _ in _judged(dataset, wanted, truth):
+        if not told:
+            continue
+        rows = slice(start, start + len(told))
+        start = rows.stop
+        video_ids += batch["video_id"].to_pylist()
+        sources += batch["source_uri"].to_pylist() if "source_uri" in found.whole else ()
+        ids, strange = truth_array(told, names)
+        truth_ids.append(ids)
+        unknown |= dict.fromkeys(strange)
+        for name, values in numbers.items():
+            values[rows] = batch[name].to_numpy(zero_copy_only=False)
+        if found.lists.get("logits"):
+            logits[rows] = _stored_logits(batch["logits"], num_classes)
+        else:
+            logits[rows], is_whole = _logits_of_scores(batch["topk"], num_classes)
+            is_exact &= is_whole
+        steps.put(rows, batch, "step_logits")
+        gmacs.put(rows, batch, "step_gmacs")
+        for values in (logits[rows], *(() if steps.values is None else (steps.values[rows],))):
+            _check_finite(values, video_ids[rows])
+    width = max(ids.shape[1] for ids in truth_ids)
+    return Predictions(
+        class_names=names,
+        video_ids=tuple(video_ids),
+        truth=np.concatenate(
+            [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for ids in truth_ids]
+        ),
+        logits=logits,
+        step_logits=steps.values,
+        step_gmacs=gmacs.values,
+        sources=tuple(sources),
+        **numbers,
+        is_exact=is_exact,
+        num_failed=found.num_failed,
+        num_without_truth=found.num_rows - found.num_failed - num,
+        unknown_labels=tuple(unknown),
+    )
 
 
-def _step_logits(table: pa.Table, num_classes: int) -> np.ndarray | None:
-    if "step_logits" not in table.schema.names or table["step_logits"].null_count:
-        return None
-    rows = []
-    for row in table["step_logits"]:
-        flat = row.values.flatten().to_numpy(zero_copy_only=False)
-        if not len(row) or len(flat) != len(row) * num_classes:
-            return None
-        rows.append(flat.reshape(len(row), num_classes))
-    num_steps = max(len(row) for row in rows)
-    steps = np.empty((len(rows), num_steps, num_classes), np.float32)
-    for number, row in enumerate(rows):
-        steps[number, : len(row)] = row
-        steps[number, len(row) :] = row[-1]
-    _check_finite(steps, table)
-    return steps
+def _stored_logits(column: pa.ListArray, num_classes: int) -> np.ndarray:
+    """float32 [n,K]"""
+    for length in pc.unique(pc.list_value_length(column)).to_pylist():
+        if length != num_classes:
+            raise ConfigError(f"the table's logits are of {length} classes, but {num_classes} names are given")
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), num_classes)
 
 
-def _step_gmacs(table: pa.Table) -> np.ndarray | None:
-    if "step_gmacs" not in table.schema.names or table["step_gmacs"].null_count:
-        return None
-    rows = table["step_gmacs"].to_pylist()
-    num_steps = max(map(len, rows))
-    if not all(rows):
-        return None
-    return np.array([row + row[-1:] * (num_steps - len(row)) for row in rows], np.float64)
+def _logits_of_scores(column: pa.ListArray, num_classes: int) -> tuple[np.ndarray, bool]:
+    """float32 [n,K] from the best answers, and whether these are all that there are."""
+    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    rows = np.repeat(np.arange(len(column)), lengths)
+    _, ids, scores = (part.to_numpy(zero_copy_only=False) for part in column.flatten().flatten())
+    if len(ids) and ids.max() >= num_classes:
+        raise ConfigError(f"the table has a label_id {ids.max()}, but {num_classes} names are given")
+    left = num_classes - lengths
+    rest = np.maximum(1.0 - np.bincount(rows, weights=scores, minlength=len(column)), 0.0) / np.maximum(left, 1)
+    probabilities = np.repeat(rest[:, None], num_classes, axis=1)
+    probabilities[rows, ids] = scores
+    return np.log(np.maximum(probabilities, 1e-30)).astype(np.float32), not left.any()
 
 
-def _check_finite(logits: np.ndarray, table: pa.Table) -> None:
+class _Steps:
+    """What a column has of every step, with the last one repeated where a clip stopped early: float32 [N,T,K] of lists
+    of lists, float64 [N,T] of lists of numbers. None where the table does not have it of every clip."""
+
+    def __init__(self, num_clips: int, num_steps: int, num_classes: int | None = None) -> None:
+        self._num_classes = num_classes
+        self.values: np.ndarray | None = None
+        if num_steps and num_classes is None:
+            self.values = np.empty((num_clips, num_steps), np.float64)
+        elif num_steps:
+            self.values = np.empty((num_clips, num_steps, num_classes), np.float32)
+
+    def put(self, rows: slice, batch: pa.RecordBatch, name: str) -> None:
+        if self.values is None:
+            return
+        column = batch[name]
+        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+        flat = column.flatten()
+        is_whole = bool(lengths.all())
+        if self._num_classes is not None:
+            is_whole &= pc.all(pc.equal(pc.list_value_length(flat), self._num_classes)).as_py() is not False
+            flat = flat.flatten()
+        if not is_whole:
+            self.values = None
+            return
+        steps = flat.to_numpy(zero_copy_only=False).reshape(-1, *self.values.shape[2:])
+        starts = np.cumsum(lengths) - lengths
+        nth = np.minimum(np.arange(self.values.shape[1]), lengths[:, None] - 1)
+        self.values[rows] = steps[starts[:, None] + nth]
+
+
+def _check_finite(logits: np.ndarray, video_ids: Sequence[str]) -> None:
     finite = np.isfinite(logits).reshape(len(logits), -1).all(axis=1)
     if not finite.all():
-        name = table["video_id"][int(finite.argmin())].as_py()
+        name = video_ids[int(finite.argmin())]
         raise PipelineError(f"scores of video {name} are not finite: label it with --set compute.precision=fp32")
 
 

@@ -28,7 +28,6 @@ class WorkerSpec:
     count: int = 1
     num_cpus: float = 0.0
     num_gpus: float = 0.0
-    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ class ReadRequest:
 class ClipRef:
     clip_id: str
     start_s: float
-    end_s: float
+    end_s: float | None
+    """None where its source was not read so far."""
     window: int = 0
     """Its number in the source, for reading again from there."""
 

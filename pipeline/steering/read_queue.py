@@ -45,7 +45,7 @@ def failed_label(source: Source, *, code: str, message: str, ref: ClipRef | None
         source_uri=source.shown_uri,
         truth=source.truth,
         start_s=ref.start_s if ref else 0.0,
-        end_s=ref.end_s if ref else 0.0,
+        end_s=ref.end_s if ref else None,
         error_code=code,
         error=message,
     )
@@ -178,7 +178,7 @@ class ReadQueue:
 
     def _label(self, reading: Reading, code: str, message: str) -> ClipLabel:
         start_s = reading.first_window * self._stride_s
-        ref = ClipRef(clip_id(reading.source.source_id, start_s), start_s, start_s, reading.first_window)
+        ref = ClipRef(clip_id(reading.source.source_id, start_s), start_s, None, reading.first_window)
         return failed_label(reading.source, code=code, message=message, ref=ref)
 
     def _fail(self, reading: Reading, label: ClipLabel, now_s: float) -> None:

@@ -211,10 +211,6 @@ class Scheduler:
         return self._reading.finished
 
     @property
-    def num_active_sources(self) -> int:
-        return self._reading.num_active
-
-    @property
     def num_patches_waiting(self) -> int:
         return len(self._batcher)
 

@@ -484,7 +484,8 @@ def test_bursts_go_through_one_run_after_another(files: Files, small: configurat
 
     def script(session: Session):  # type: ignore[no-untyped-def]
         yield from session.through(files.short[:2])
-        seen.append((yield from session.steady(files.short * 3, lead=2)))
+        around = [*files.short[-2:], *files.short * 3, *files.short[:2]]
+        seen.append((yield from session.burst(around, lead=2, tail=2)))
 
     summary = session.run(script)
     # Two to warm up, then twelve amid two and two.

@@ -87,7 +87,7 @@ def test_rounds_change_nothing_where_the_rule_never_fires(steps_per_round: int):
 
 def test_without_a_rule_all_patches_of_a_clip_go_in_one_round():
     seen = look(make_config(), [make_frames()])
-    assert [len(batch.steps) for batch in seen.patches] == [6]
+    assert [len(batch.pixels) for batch in seen.patches] == [6]
 
 
 def test_patches_are_cut_from_their_own_frame_at_the_place_that_the_label_names():
@@ -113,7 +113,7 @@ def test_a_clip_stops_after_the_first_step_that_is_sure_enough(glanced: list[np.
     np.testing.assert_allclose(label.logits, full.step_logits[2], atol=1e-5)
     assert [p.frame for p in label.patches] == [0, 10, 20]
     # The later frames cost nothing: neither network has seen them.
-    assert [int(s) for batch in seen.patches for s in batch.steps] == [0, 1, 2]
+    assert sum(len(batch.pixels) for batch in seen.patches) == 3
     np.testing.assert_array_equal(glanced, frames.pixels[:3])
     assert label.gmacs == pytest.approx(3 * (GLANCE + FOCUS + POLICY + CLASSIFY) / 1e9, rel=1e-12)
 
@@ -164,7 +164,7 @@ def test_a_skipped_step_has_zeros_for_its_local_feature():
 
     glance = Glancer(network=checkpoint.glance_network(), size_px=32, resize="antialias")(frames.pixels)
     middle = frames.pixels[focused, 20:44, 20:44]
-    patches = PatchBatch(pixels=middle, clip_ids=("",) * 3, steps=np.array(focused))
+    patches = PatchBatch(pixels=middle)
     local = torch.zeros(6, 128)
     local[focused] = torch.from_numpy(Focuser(network=checkpoint.focus_network())(patches).feature)
     with torch.no_grad():
@@ -324,4 +324,4 @@ def test_a_skip_that_sees_the_classifier_goes_step_by_step_and_one_that_does_not
         focused = [label.frames_focused for label in seen.labels.values() if label.frames_focused]
         assert max(focused) > 1
         expected = sorted(focused) if sees == "glance" else [1] * sum(focused)
-        assert sorted(len(batch.steps) for batch in seen.patches) == expected
+        assert sorted(len(batch.pixels) for batch in seen.patches) == expected

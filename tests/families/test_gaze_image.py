@@ -69,7 +69,7 @@ def by_hand(config: Config, checkpoint: Checkpoint, pixels: np.ndarray) -> tuple
             actions, hidden = policy.act(Observation(feature_map=feature_map, step=number), hidden)
             y, x = corners(actions.offsets, view_px=SIDE, patch_px=size)[0].tolist()
             places.append((y, x))
-            patch = PatchBatch(pixels=pixels[None, y : y + size, x : x + size], clip_ids=("",), steps=np.zeros(1))
+            patch = PatchBatch(pixels=pixels[None, y : y + size, x : x + size])
             seen = focuser(patch)
             feature, feature_map = torch.from_numpy(seen.feature), torch.from_numpy(seen.feature_map)
     return places, np.stack(step_logits)
@@ -137,7 +137,7 @@ def test_images_leave_after_the_first_look_that_is_sure_enough():
         macs = used * (LOOK + CLASSIFY) + (used - 1) * POLICY
         assert label.gmacs == pytest.approx(macs / 1e9, rel=1e-12)
         assert len(label.patches) == used - 1
-    assert sum(len(batch.steps) for batch in seen.patches) == sum(expected.values()) - 6
+    assert sum(len(batch.pixels) for batch in seen.patches) == sum(expected.values()) - 6
 
 
 def test_fewer_looks_than_the_checkpoint_was_made_for_are_its_first_ones():

@@ -52,7 +52,7 @@ def test_the_answer_is_the_sum_of_what_both_networks_think_on_average():
         )
     y, x = corners(actions.offsets, view_px=SIDE, patch_px=24)[0].tolist()
     patches = frames.pixels[list(FOCUSED), y : y + 24, x : x + 24]
-    batch = PatchBatch(pixels=patches, clip_ids=("",) * 6, steps=np.arange(6))
+    batch = PatchBatch(pixels=patches)
     seen = torch.from_numpy(Focuser(network=checkpoint.focus_network())(batch).feature)
     weights = checkpoint.sections["classifier"]
     local = seen @ weights["fc.weight"].T + weights["fc.bias"]
@@ -69,7 +69,7 @@ def test_the_one_box_stands_with_each_of_the_focused_frames():
     assert [p.pts_s for p in label.patches] == [row / 2 for row in FOCUSED]
     assert len({(p.y, p.x, p.h, p.w) for p in label.patches}) == 1
     assert (label.frames_total, label.frames_focused, label.frames_skipped, label.stopped_at) == (10, 6, 0, 1)
-    assert [len(batch.steps) for batch in seen.patches] == [6]
+    assert [len(batch.pixels) for batch in seen.patches] == [6]
 
 
 @pytest.mark.parametrize("kind", ["learned", "random", "full"])

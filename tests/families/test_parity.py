@@ -75,9 +75,7 @@ def make_policy(checkpoint: Checkpoint) -> RecurrentPolicy:
 def cut(views: np.ndarray, offsets: torch.Tensor, patch_px: int) -> PatchBatch:
     places = corners(offsets, view_px=views.shape[1], patch_px=patch_px).numpy()
     steps = np.arange(len(views))
-    return PatchBatch(
-        pixels=crop_patches(views, steps, places, patch_px=patch_px), clip_ids=("clip",) * len(views), steps=steps
-    )
+    return PatchBatch(pixels=crop_patches(views, steps, places, patch_px=patch_px))
 
 
 def centre(pixels: np.ndarray, size: int = 224) -> np.ndarray:

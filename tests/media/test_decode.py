@@ -113,7 +113,6 @@ def test_a_video_gives_one_batch_with_one_window(movie):
     assert window.coverage == 1.0
     assert batch.view_yxhw == (0.0, 0.0, 1.0, 1.0)
     assert (batch.facts.width, batch.facts.height, batch.facts.num_frames) == (160, 160, 60)
-    assert batch.facts.duration_s == pytest.approx(2.4)
     assert batch.facts.num_corrupt == 0
 
 

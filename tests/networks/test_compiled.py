@@ -51,7 +51,7 @@ def used(name: str, **options: int) -> Network:
 
 def patches(n: int, side: int = 64, seed: int = 0) -> PatchBatch:
     pixels = np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-    return PatchBatch(pixels=pixels, clip_ids=("clip",) * n, steps=np.arange(n))
+    return PatchBatch(pixels=pixels)
 
 
 def assert_alike(got: np.ndarray, expected: np.ndarray, share: float) -> None:
@@ -98,7 +98,7 @@ def test_rows_do_not_depend_on_the_batch_and_repeat_bit_for_bit():
     focuser = Focuser(network=used("small_focus"), compiled=True, max_batch=8)
     together, again = focuser(patches(7)).feature, focuser(patches(7)).feature
     np.testing.assert_array_equal(together, again)
-    first = PatchBatch(pixels=patches(7).pixels[:3], clip_ids=("clip",) * 3, steps=np.arange(3))
+    first = PatchBatch(pixels=patches(7).pixels[:3])
     np.testing.assert_allclose(focuser(first).feature, together[:3], atol=1e-5, rtol=1e-5)
 
 

@@ -48,7 +48,7 @@ def used(name: str, **options: int):
 
 
 def patch_batch(array: np.ndarray) -> PatchBatch:
-    return PatchBatch(pixels=array, clip_ids=("clip",) * len(array), steps=np.arange(len(array)))
+    return PatchBatch(pixels=array)
 
 
 def test_pixels_are_divided_by_255_and_normalised_per_channel():

@@ -123,12 +123,10 @@ def test_no_clip_leaves_at_a_step_whose_share_is_less_than_one_clip():
     assert geometric_thresholds(CONFIDENCES, 4.0).tolist() == [NEVER_STOPS, NEVER_STOPS, -NEVER_STOPS]
 
 
-def test_a_tie_leaves_together_or_as_counted():
+def test_a_tie_leaves_together():
     tied = np.array([[0.9, 0.9, 1], [0.9, 0.8, 1], [0.1, 0.3, 1]])
-    # One clip per step. `marked`: both clips at 0.9 leave, so the third sets step 1. `counted`: only one
-    # leaves.
-    assert geometric_thresholds(tied, 1.0, removes="marked")[:2].tolist() == [0.9, 0.3]
-    assert geometric_thresholds(tied, 1.0, removes="counted")[:2].tolist() == [0.9, 0.8]
+    # One clip per step, but both clips at 0.9 leave, so the third sets step 1.
+    assert geometric_thresholds(tied, 1.0)[:2].tolist() == [0.9, 0.3]
 
 
 def test_exits_cost_and_accuracy_of_a_table():
@@ -171,15 +169,14 @@ def test_the_direct_search_forbids_a_first_step_that_is_sure_and_wrong():
     assert accuracy_at(exit_steps(CONFIDENCES, thresholds), CORRECT) == pytest.approx(80.0)
 
 
-@pytest.mark.parametrize("removes", ["marked", "counted"])
-def test_on_many_clips_both_searches_meet_the_budget_closely(removes):
+def test_on_many_clips_both_searches_meet_the_budget_closely():
     rng = np.random.default_rng(0)
     easy = rng.random((3000, 1))
     confidences = np.clip(easy + np.linspace(0, 0.4, 8) + rng.normal(0, 0.1, (3000, 8)), 0, 1.5)
     costs = np.arange(1, 9, dtype=float)
     for budget in (2.0, 4.0, 6.0):
         for thresholds in (
-            geometric_for_budget(confidences, costs, budget, removes=removes),
+            geometric_for_budget(confidences, costs, budget),
             constant_for_budget(confidences, costs, budget),
         ):
             assert thresholds is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,52 @@ def test_clips_that_failed_or_have_no_truth_are_counted_apart(tmp_path):
     out = table(tmp_path, *THREE, failed, label("e", [1, 0, 0], None))
     _, evaluation = evaluate_labels(out, class_names=NAMES)
     assert (evaluation.scores.num_clips, evaluation.num_failed, evaluation.num_without_truth) == (3, 1, 1)
+
+
+def test_a_large_table_is_read_in_batches_and_what_is_held_is_what_is_returned(tmp_path, monkeypatch):
+    (tmp_path / "labels").mkdir()
+    store = LabelStore(ids=("model", "config"), run_id="run", clock=lambda: 0.0)
+    places = tuple(PatchPlace(frame=n, pts_s=0.0, y=0.1, x=0.1, h=0.5, w=0.5) for n in range(16))
+    steps = np.log(np.array([[0.2, 0.5, 0.3], [0.7, 0.2, 0.1]], np.float32))
+    few = [
+        label("a", [0.7, 0.2, 0.1], ("walk",), step_logits=steps, stopped_at=2, patches=places),
+        label("b", [0.2, 0.5, 0.3], ("run", "walk"), step_logits=steps[:1], stopped_at=1, patches=places),
+        ClipLabel(video_id="d", clip_id="d", source_uri="/d.mp4", truth=("run",), error_code="corrupt"),
+        label("e", [1, 0, 0], None, step_logits=steps),
+    ]
+    part = store.table(few * 2500, SCHEMA)
+    for number in range(4):
+        pq.write_table(part, tmp_path / "labels" / f"part-{number}.parquet")
+    tracemalloc.start()
+    found = read_predictions(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(found.video_ids), found.num_failed, found.num_without_truth) == (20_000, 10_000, 10_000)
+    assert found.video_ids[-3:] == ("b", "a", "b") and found.truth[-2:].tolist() == [[0, -1], [1, 0]]
+    np.testing.assert_allclose(np.exp(found.logits[-2:]), [[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]], rtol=1e-5)
+    np.testing.assert_allclose(found.step_logits[-2:], [steps, steps[[0, 0]]], rtol=1e-6)
+    assert found.stopped_at[-2:].tolist() == [2, 1]
+    # 36 bytes of scores a clip, its names and its truth: 4.5 MB. All of the table's answers at once took 28 MB.
+    assert peak < 12e6
+
+
+def test_a_failed_row_that_says_nothing_and_one_of_an_earlier_version_are_both_passed_over(tmp_path):
+    now = ClipLabel(video_id="d", clip_id="d", source_uri="/d.mp4", error_code="corrupt")
+    before = ClipLabel(
+        video_id="e", clip_id="e", source_uri="/e.mp4", error_code="corrupt",
+        **dict.fromkeys(("end_s", "gmacs", "gmacs_full", "coverage"), 0.0),
+        **dict.fromkeys(("frames_total", "frames_focused", "stopped_at", "width", "height"), 0),
+    )  # fmt: skip
+    out = table(tmp_path, now, *THREE, before)
+    store = pq.read_table(out / "labels" / "part-000.parquet")
+    row = store.to_pylist()[0]
+    assert {name for name, value in row.items() if value is None} >= {
+        "end_s", "frames_total", "frames_focused", "stopped_at", "gmacs", "decode_s", "latency_s", "width", "height",
+        "rotation", "num_corrupt", "coverage",
+    }  # fmt: skip
+    assert (row["start_s"], row["patches"], row["topk"]) == (0.0, [], [])
+    found, evaluation = evaluate_labels(out, class_names=NAMES)
+    assert (evaluation.num_failed, found.stopped_at.tolist()) == (2, [8, 8, 8])
 
 
 def test_class_names_are_found_in_the_table_where_none_are_given(tmp_path):

@@ -156,7 +156,7 @@ def drive(
         part, waiting[:] = waiting[:clips_per_call], waiting[clips_per_call:]
         payloads = tuple(patches for patches, *_ in part)
         seen.patches += [
-            PatchBatch(pixels=p.pixels[a:b], clip_ids=p.clip_ids[a:b], steps=p.steps[a:b]) for p, _, a, b in part
+            PatchBatch(pixels=p.pixels[a:b]) for p, _, a, b in part
         ]
         _, features = focus.focus(tuple(Slice(i, a, b) for i, (_, _, a, b) in enumerate(part)), payloads)
         steps, begin = [], 0

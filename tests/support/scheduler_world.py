@@ -431,7 +431,7 @@ class World:
         assert self.scheduler.num_bytes_held == 0
         assert self.scheduler.num_pieces_held == 0
         assert self.scheduler.num_patches_waiting == 0
-        assert self.scheduler.num_active_sources == 0
+        assert self.scheduler.is_finished
         for place, clips in self.state.items():
             to_close = self.scheduler._clips._to_close[place[1]] if place[0] == STREAM else []
             assert place[0] != STREAM or set(clips) <= set(to_close), "state of a clip stays behind"

@@ -51,7 +51,7 @@ def noise(rows: int, side: int, seed: int = 0) -> np.ndarray:
 
 
 def patches(rows: int, side: int, seed: int = 0) -> PatchBatch:
-    return PatchBatch(pixels=noise(rows, side, seed), clip_ids=("clip",) * rows, steps=np.arange(rows))
+    return PatchBatch(pixels=noise(rows, side, seed))
 
 
 def test_what_goes_up_arrives_whole_although_its_pinned_memory_is_used_again():

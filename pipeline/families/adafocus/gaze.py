@@ -143,16 +143,13 @@ class FrameGaze:
     def _decide_one(self, clips: list[OpenClip]) -> None:
         """One step of clips at the same step, with the classifier's state in view."""
         step = clips[0].memory.next_step
-        classifier_state, confidence = None, None
+        classifier_state = None
         if step > 0:
             classifier_state = torch.cat([clip.memory.classifier_state for clip in clips])
-            logits = torch.stack([clip.step_logits[-1] for clip in clips])
-            confidence = torch.softmax(logits, dim=1).amax(dim=1)
         truth = self._truth(clips, range(step, step + 1))
         observation = Observation(
             feature_map=torch.stack([c.memory.seen[int(c.memory.rows[step])][0] for c in clips]),
             classifier_state=classifier_state,
-            confidence=confidence,
             step=step,
             truth_yx=None if truth is None else truth[:, 0],
         )
