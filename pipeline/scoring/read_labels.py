@@ -260,10 +260,9 @@ class _Steps:
     def __init__(self, num_clips: int, num_steps: int, num_classes: int | None = None) -> None:
         self._num_classes = num_classes
         self.values: np.ndarray | None = None
-        if num_steps and num_classes is None:
-            self.values = np.empty((num_clips, num_steps), np.float64)
-        elif num_steps:
-            self.values = np.empty((num_clips, num_steps, num_classes), np.float32)
+        if num_steps:
+            of_step = () if num_classes is None else (num_classes,)
+            self.values = np.empty((num_clips, num_steps, *of_step), np.float32 if of_step else np.float64)
 
     def put(self, rows: slice, batch: pa.RecordBatch, name: str) -> None:
         if self.values is None:

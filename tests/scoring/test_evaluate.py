@@ -381,7 +381,7 @@ def test_a_large_table_is_read_in_batches_and_what_is_held_is_what_is_returned(t
     np.testing.assert_allclose(np.exp(found.logits[-2:]), [[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]], rtol=1e-5)
     np.testing.assert_allclose(found.step_logits[-2:], [steps, steps[[0, 0]]], rtol=1e-6)
     assert found.stopped_at[-2:].tolist() == [2, 1]
-    # 36 bytes of scores a clip, its names and its truth: 4.5 MB. All of the table's answers at once took 28 MB.
+    # 36 bytes of scores a clip, its names and its truth: 4.5 MB. The whole table at once took 32 MB.
     assert peak < 12e6
 
 
