@@ -261,6 +261,7 @@ def train(
             limit=limit,
             on_progress=news.epoch,
             on_cache=news.decoded,
+            say=news.say,
         )
     if as_json:
         click.echo(json_text(records, default=str))

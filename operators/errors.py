@@ -26,6 +26,10 @@ class ConfigError(PipelineError):
     """A setting, a flag or a preset is wrong."""
 
 
+class NoSubsetError(ConfigError):
+    """The annotation has no subset of the name that was asked for."""
+
+
 class SourceError(PipelineError):
     """A source cannot be read. `code` is one of ERROR_CODES."""
 

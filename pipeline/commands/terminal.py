@@ -126,14 +126,20 @@ class TrainingNews:
     decoded: Callable[[str, int, int], None]
     """Subset, videos decoded, of how many."""
     epoch: Callable[[TrainingProgress], None]
+    say: Callable[[str], None]
+    """A line that the user should see, with --quiet too."""
 
 
 @contextmanager
 def training(*, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[TrainingNews]:
     """A bar for each subset and stage on a terminal; elsewhere a line of JSON per epoch, and now and then one of
     decoding."""
+
+    def say_plainly(text: str) -> None:
+        print(text, file=stream, flush=True)
+
     if quiet:
-        yield TrainingNews(decoded=lambda subset, done, total: None, epoch=lambda progress: None)
+        yield TrainingNews(decoded=lambda subset, done, total: None, epoch=lambda progress: None, say=say_plainly)
     elif stream.isatty():
         with _training_bars(stream) as news:
             yield news
@@ -145,7 +151,7 @@ def training(*, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[TrainingNe
                 values = {name: round(float(value), 4) for name, value in progress.values.items()}
                 print(json.dumps({"progress": line | values}), file=stream, flush=True)
 
-            yield TrainingNews(decoded=lambda subset, done, total: decoded(done, total), epoch=say)
+            yield TrainingNews(decoded=lambda subset, done, total: decoded(done, total), epoch=say, say=say_plainly)
 
 
 @contextmanager
@@ -173,6 +179,7 @@ def _training_bars(stream: TextIO) -> Iterator[TrainingNews]:
         yield TrainingNews(
             decoded=lambda subset, done, total: show(f"{subset} videos", "decoded", done, total, ""),
             epoch=show_epoch,
+            say=lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True),
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from operators.errors import ConfigError
+from operators.errors import ConfigError, NoSubsetError
 
 VIDEO_EXTENSIONS = frozenset(
     (
@@ -104,8 +104,8 @@ class Subset:
         if self.wanted is not None and not self._has_any:
             there = ", ".join(sorted(self._seen.keys() - {"None"})[:10])
             if not there:
-                raise ConfigError(f"{where}: has no subsets; leave --subset {self.wanted} out")
-            raise ConfigError(f"{where}: has no subset {self.wanted!r}; there are {there}")
+                raise NoSubsetError(f"{where}: has no subsets; leave --subset {self.wanted} out")
+            raise NoSubsetError(f"{where}: has no subset {self.wanted!r}; there are {there}")
 
 
 def read_class_names(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from operators.errors import ConfigError
+from operators.errors import ConfigError, NoSubsetError
 from operators.media.decode import Limits
 from operators.media.view import Viewer
 from operators.records import Source
@@ -23,7 +23,7 @@ from pipeline.training.clips import FrameTruth
 from pipeline.training.frame_cache import Read
 from pipeline.training.journal import Progress
 from pipeline.training.model import with_device
-from pipeline.training.read_clips import ClipReader, read_in_processes
+from pipeline.training.read_clips import ClipReader, ReadInProcesses
 from pipeline.training.read_motion import MotionReader
 from pipeline.training.settings import FULL, PRESETS, STAGES, TrainSettings, changed
 from pipeline.training.settings_motion import MOTION_PRESETS, STAGES_OF_MOTION, MotionSettings
@@ -71,11 +71,12 @@ def train(
     limit: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_cache: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, Any]]:
-    """Trains the stages; gives each one's record."""
+    """Trains the stages; gives each one's record. `say` gets what the user should know of the data."""
     settings = settings_of(config)
-    if settings.device == "cpu":
-        torch.set_num_threads(config.run.threads or this_machine().num_cores)
+    num_threads = config.run.threads or this_machine().num_cores
+    torch.set_num_threads(num_threads)
     if config.model.classes is None:
         raise ConfigError("training needs the class names in the model's order: --classes FILE")
     names = inputs.read_class_names(Path(config.model.classes))
@@ -84,22 +85,16 @@ def train(
         found = list(inputs.sources(listing, videos=videos, subset=subset, class_names=names))
         return found if limit is None else found[:limit]
 
-    test: list[Source] = []
-    for name in TEST_SUBSETS:
-        try:
-            test = sources(name)
-            break
-        except ConfigError:
-            continue
     data = sequence.TrainingData(
         train=sources(subsets[0]),
         val=sources(subsets[1]),
-        test=test,
+        test=_test_sources(sources, say),
         class_names=names,
         truth=None if truth is None else _frame_truth(truth),
     )
     viewer = Viewer(**settings.cached_view)
-    limits = Limits(**config.decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"}))
+    decode = config.decode
+    limits = Limits(**decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"}))
     reader: Read
     if isinstance(settings, MotionSettings):
         reader = MotionReader(
@@ -111,17 +106,17 @@ def train(
         )
     else:
         reader = ClipReader(num_steps=settings.num_steps, candidates=settings.candidates, viewer=viewer, limits=limits)
-    workers = this_machine().num_cores
     setting = sequence.Setting(
         out=out,
         cache=cache or out / "cache",
         read=reader,
-        read_many=read_in_processes(workers) if workers > 1 else None,
+        read_many=ReadInProcesses(num_threads, timeout_s=decode.timeout_s, max_total_s=decode.max_total_s),
         clock=time.monotonic,
         commit=_commit(),
         config=config.given(),
         progress=on_progress,
         cache_progress=on_cache,
+        say=say,
     )
     asked = stages_of(stages)
     if stages == "all" and isinstance(settings, MotionSettings):
@@ -131,6 +126,17 @@ def train(
     if unknown:
         raise ConfigError(f"there is no stage {sorted(unknown)[0]!r}; there are {', '.join((*STAGES, FULL))}, all")
     return sequence.run(wanted, settings=settings, data=data, setting=setting)
+
+
+def _test_sources(sources: Callable[[str], list[Source]], say: Callable[[str], None]) -> list[Source]:
+    """The test subset. Training goes on without one, but not without a word."""
+    for name in TEST_SUBSETS:
+        try:
+            return sources(name)
+        except NoSubsetError:
+            continue
+    say(f"the annotations have no subset {' or '.join(TEST_SUBSETS)}: stages are trained without test scores")
+    return []
 
 
 def _frame_truth(path: Path) -> dict[str, FrameTruth]:

@@ -10,11 +10,11 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +41,17 @@ class ClipFrames:
 
 
 Read = Callable[[Source], ClipFrames]
+
+
+@runtime_checkable
+class StepReader(Protocol):
+    """A Read that comes back now and then, so that one that is slow can be told from one that hangs."""
+
+    def __call__(self, source: Source) -> ClipFrames: ...
+
+    def steps(self, source: Source) -> Iterator[ClipFrames | None]:
+        """None for every step on the way, and the frames at last."""
+
 
 ReadMany = Callable[[Read, Iterable[Source]], Generator[ClipFrames | SourceError, None, None]]
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from operators.errors import CheckpointError, StageError
+from operators.table.sink import write_durably
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +133,11 @@ class Journal:
     def _forget_after(self, done: int) -> None:
         """Metrics of what a kill undid would otherwise stand twice."""
         kept = [row for row in read_metrics(self.metrics_path) if row["done"] <= done]
-        self.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        try:
+            write_durably(self.metrics_path, text.encode())
+        except OSError as exc:
+            raise StageError(f"cannot write {self.metrics_path}: {exc.strerror}") from exc
 
     def finish(self) -> None:
         """The state has served: the stage's checkpoint stands."""

@@ -4,7 +4,7 @@ decode. Imports no torch: it runs in workers that start fast."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from operators.media.frame_plan import Sampling
 from operators.media.view import Viewer
 from operators.records import Source
 from pipeline.training.frame_cache import ClipFrames, choose_candidates
-from pipeline.training.read_clips import only_batch
+from pipeline.training.read_clips import last_step, only_batch
 
 if TYPE_CHECKING:
     from operators.media.decode import Limits
@@ -33,6 +33,9 @@ class MotionReader:
     clock: Callable[[], float] = time.time
 
     def __call__(self, source: Source) -> ClipFrames:
+        return last_step(self.steps(source))
+
+    def steps(self, source: Source) -> Iterator[ClipFrames | None]:
         # Stages can be trained where there is no decoder, from frames that are there already.
         from operators.media.decode import FileReader
 
@@ -45,14 +48,14 @@ class MotionReader:
         with FileReader(
             source=source, sampling=sampling, viewer=self.viewer, clock=self.clock, limits=self.limits
         ) as reader:
-            batch = only_batch(reader.read(), source)
+            batch = yield from only_batch(reader.read(), source)
         frame_index = np.asarray(batch.frame_index, np.int64)
         num_frames = max(batch.facts.num_frames, int(frame_index[-1]) + 1)
         rows = [
             choose_candidates(frame_index, num_frames, num_steps=steps, candidates=self.candidates, pad=self.pad)
             for steps in (self.num_glance, self.num_focus)
         ]
-        return ClipFrames(
+        yield ClipFrames(
             pixels=batch.pixels,
             frame_index=frame_index,
             num_frames=num_frames,

@@ -14,6 +14,7 @@ from typing import Any
 
 from operators.errors import ConfigError, StageError
 from operators.records import Source
+from operators.table.sink import write_durably
 from operators.weights import checkpoints
 from pipeline.scoring.plots import draw_training
 from pipeline.training.clips import Clips, FrameTruth, label_numbers, make_clips
@@ -52,6 +53,10 @@ _BEFORE: dict[str, str | None] = {
 }
 
 
+_NUM_NAMED = 10
+"""Videos left out that are named on the terminal; the file has them all."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingData:
     """Labelled sources of each subset, and the truth per frame where one is known."""
@@ -79,6 +84,8 @@ class Setting:
     """What the command was told, for the header."""
     progress: Callable[[Progress], None] | None = None
     cache_progress: Callable[[str, int, int], None] | None = None
+    say: Callable[[str], None] = lambda text: None
+    """For what the user should know: videos that are left out."""
 
 
 @dataclass(eq=False)
@@ -155,7 +162,11 @@ def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Dat
     val, val_cache = subset("val", data.val, 1)
     # A published test subset may come without labels; there is nothing to score then.
     known = [source for source in data.test if source.truth]
-    test = subset("test", known, 1)[0] if known else None
+    test, test_cache = subset("test", known, 1) if known else (None, None)
+    left_out = _left_out("train", data.train, train_cache) + _left_out("val", data.val, val_cache)
+    if test_cache is not None:
+        left_out += _left_out("test", known, test_cache)
+    _report_left_out(left_out, setting)
     facts = [train_cache.fingerprint, val_cache.fingerprint, list(data.class_names), labels["train"], labels["val"]]
     return _Data(
         train=train,
@@ -165,6 +176,33 @@ def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Dat
         num_unreadable=len(train_cache.errors) + len(val_cache.errors),
         glances={},
     )
+
+
+def _left_out(subset: str, sources: Sequence[Source], cache: FrameCache) -> list[dict[str, str]]:
+    """The videos that could not be read, and why."""
+    return [
+        {"subset": subset, "video": sources[i].shown_uri, "reason": reason}
+        for i, reason in sorted(cache.errors.items())
+    ]
+
+
+def _report_left_out(left_out: Sequence[Mapping[str, str]], setting: Setting) -> None:
+    """Says which videos training does without, and writes it to OUT/left_out.jsonl."""
+    path = setting.out / "left_out.jsonl"
+    if not left_out:
+        path.unlink(missing_ok=True)
+        return
+    try:
+        setting.out.mkdir(parents=True, exist_ok=True)
+        write_durably(path, "".join(json.dumps(row) + "\n" for row in left_out).encode())
+    except OSError as exc:
+        raise StageError(f"cannot write {path}: {exc.strerror}") from exc
+    for row in left_out[:_NUM_NAMED]:
+        where = "" if row["video"] in row["reason"] else f"{row['video']}: "
+        setting.say(f"left out of the {row['subset']} videos: {where}{row['reason']}")
+    if len(left_out) > _NUM_NAMED:
+        setting.say(f"{len(left_out) - _NUM_NAMED} more videos are left out: {path} has them all, with the reasons")
+    setting.say(f"the frame cache remembers videos that are left out: delete {setting.cache} to try them again")
 
 
 def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: Setting, ready: _Data) -> dict[str, Any]:

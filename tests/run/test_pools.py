@@ -13,9 +13,9 @@ from tests.support.processes import ROOT, wait_for
 def test_processes_that_read_training_videos_end_with_a_parent_that_is_killed():
     # What they read here is a program that tells its process and then takes its time.
     program = (
-        "from pipeline.training.read_clips import read_in_processes\n"
+        "from pipeline.training.read_clips import ReadInProcesses\n"
         "source = 'import os, time; print(os.getpid(), flush=True); time.sleep(1000)'\n"
-        "list(read_in_processes(2)(exec, [source] * 2))\n"
+        "list(ReadInProcesses(2, timeout_s=1000.0)(exec, [source] * 2))\n"
     )
     pids = []
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as parent:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
 import torch
 
+from operators.errors import ConfigError
 from operators.weights import checkpoints
 from pipeline.config import load
 from pipeline.training import command
@@ -122,3 +125,57 @@ def test_the_published_form_of_annotations_trains_although_its_testing_subset_te
         stages="0a",
     )
     assert records["0a"]["clips"] == {"train": 12, "val": 16, "unreadable": 0}
+
+
+def annotated(archive: Path, name: str, change: Callable[[dict[str, Any]], None]) -> str:
+    """The archive's annotations, changed."""
+    tree = json.loads((archive / "annotations.json").read_text())
+    change(tree["database"])
+    (archive / name).write_text(json.dumps(tree))
+    return str(archive / name)
+
+
+def train_glance(archive: Path, listing: str, out: Path, said: list[str]) -> dict[str, Any]:
+    settings = [*SHORT[1::2], f"model.classes={archive / 'classes.txt'}"]
+    config = load("train_synth", settings=settings)
+    where = {"videos": archive / "videos", "out": out, "cache": out / "cache"}
+    return command.train(config, [listing], **where, stages="0a", say=said.append)["0a"]
+
+
+def test_a_training_without_a_test_subset_says_so(archive: Path, tmp_path: Path) -> None:
+    def without_test(videos: dict[str, Any]) -> None:
+        for name in [name for name, facts in videos.items() if facts["subset"] == "test"]:
+            del videos[name]
+
+    said: list[str] = []
+    train_glance(archive, annotated(archive, "untested.json", without_test), tmp_path, said)
+    assert said == ["the annotations have no subset test or testing: stages are trained without test scores"]
+
+
+def test_a_test_subset_that_cannot_be_read_is_not_passed_over(archive: Path, tmp_path: Path) -> None:
+    def spoil(videos: dict[str, Any]) -> None:
+        next(facts for facts in videos.values() if facts["subset"] == "test")["annotations"] = [{}]
+
+    with pytest.raises(ConfigError, match="an annotation without a label"):
+        train_glance(archive, annotated(archive, "spoilt.json", spoil), tmp_path, [])
+
+
+def test_a_video_that_cannot_be_read_is_named_on_the_terminal_and_in_a_file(archive: Path, tmp_path: Path) -> None:
+    (archive / "videos" / "broken.mp4").write_bytes(b"no video at all")
+
+    def add(videos: dict[str, Any]) -> None:
+        first = next(facts for facts in videos.values() if facts["subset"] == "train")
+        videos["broken"] = dict(first)
+
+    said: list[str] = []
+    record = train_glance(archive, annotated(archive, "broken.json", add), tmp_path, said)
+    assert record["clips"] == {"train": 12, "val": 16, "unreadable": 1}
+    assert said[0].startswith("left out of the train videos: ") and "broken.mp4" in said[0]
+    (row,) = map(json.loads, (tmp_path / "left_out.jsonl").read_text().splitlines())
+    assert row["subset"] == "train" and row["video"].endswith("broken.mp4") and row["reason"]
+
+
+def test_threads_of_the_run_count_for_readers_and_torch(archive: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    train_glance(archive, str(archive / "annotations.json"), tmp_path, [])
+    assert torch.get_num_threads() == 1

@@ -706,3 +706,18 @@ def test_metrics_cut_short_by_a_kill_are_read_up_to_there(tmp_path):
     rows = read_metrics(journal.metrics_path)
     assert rows == [{"stage": "1", "done": 1, "total": 2, "seconds": 0.0, "loss": 0.5, "bad": None}]
     assert json.loads(journal.metrics_path.read_text().splitlines()[0])["loss"] == 0.5
+
+
+def test_metrics_are_replaced_as_a_whole_when_a_stage_goes_on(tmp_path):
+    journal = Journal(folder=tmp_path, stage="1", identity="x", clock=lambda: 0.0)
+    layer = torch.nn.Linear(1, 1)
+    journal.log(done=1, total=3, loss=0.5)
+    journal.save(done=1, layer=layer)
+    journal.log(done=2, total=3, loss=0.4)
+    before = journal.metrics_path.read_text()
+    with open(journal.metrics_path) as still_open:
+        assert journal.resume(layer=layer) == 1
+        # A kill in the middle would leave the old history, not an empty file.
+        assert still_open.read() == before
+    assert [row["done"] for row in read_metrics(journal.metrics_path)] == [1]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("_tmp-")] == []
