@@ -205,7 +205,11 @@ def _load_own(path: str) -> Checkpoint:
     for key, tensor in tensors.items():
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = tensor
-    return Checkpoint(header=Header.from_json(metadata[_HEADER_KEY]), sections=sections, path=path)
+    try:
+        header = Header.from_json(metadata[_HEADER_KEY])
+    except CheckpointError as exc:
+        raise CheckpointError(f"{path}: {exc}") from exc
+    return Checkpoint(header=header, sections=sections, path=path)
 
 
 # NumPy's numbers, which accuracies in published files may be, under their names before and after NumPy 2.

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from operators.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 FORMAT = 1
 """Raised when a header can no longer be read by what read the one before."""
+
+_CLOSED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+"""For every record here: a field that this version does not know is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkSpec:
     """A backbone and what it looks at."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     name: str
     """A key of BACKBONES."""
@@ -32,6 +41,8 @@ class NetworkSpec:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicySpec:
     """The recurrent policy: where to look. Its fields are what the policy is constructed with."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     kind: Literal["grid", "continuous"]
     encoder: Literal["conv", "mlp", "clip"]
@@ -56,6 +67,8 @@ class PolicySpec:
 class SkipSpec:
     """The head that decides, before a patch is cut, whether a step is worth focusing on."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
+
     policy_hidden: int
     """Size of the policy's state, which it reads."""
     classifier_hidden: int
@@ -70,6 +83,8 @@ class SkipSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierSpec:
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
+
     kind: Literal["gru", "cascaded", "average"]
     num_classes: int
     in_features: int
@@ -81,6 +96,8 @@ class ClassifierSpec:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
     """From a frame to what the networks see."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     resize_px: int = 256
     """Short side after the resize."""
@@ -96,6 +113,8 @@ class Preprocessing:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
     """How to run a checkpoint. A part that is None is not in the file."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     family: str
     """A name in the table of families, which this file does not know."""
@@ -157,45 +176,33 @@ class Header:
                 f"checkpoint header has format {number!r}, but this version reads {FORMAT}; "
                 "use the version that wrote it"
             )
-        return _parse(Header, values, "header")
+        try:
+            return _ADAPTER.validate_json(json.dumps(values), strict=True)
+        except ValidationError as exc:
+            raise CheckpointError(_what_is_wrong(exc.errors()[0])) from exc
 
 
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as a type made of dataclasses, literals, unions, tuples, dicts and plain values."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _parse_dataclass(kind, value, where)
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        return _parse(next(arg for arg in args if arg is not type(None)), value, where)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise CheckpointError(f"{where} of the checkpoint is {value!r}, not one of {', '.join(map(str, args))}")
-    if origin is tuple and isinstance(value, list):
-        if args[-1] is not ... and len(value) != len(args):
-            raise CheckpointError(f"{where} of the checkpoint has {len(value)} values, not {len(args)}")
-        return tuple(_parse(args[0], item, where) for item in value)
-    if origin is dict and isinstance(value, dict):
-        return {str(key): _parse(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    raise CheckpointError(f"{where} of the checkpoint is {value!r}, which is no {getattr(kind, '__name__', kind)}")
+def _what_is_wrong(error: ErrorDetails) -> str:
+    """The first thing that is wrong with a header, by its place in it."""
+    where = ".".join(("header", *map(str, error["loc"])))
+    value = error["input"]
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            near = difflib.get_close_matches(str(error["loc"][-1]), _FIELDS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return f"{where} of the checkpoint is nothing that this version knows{hint}"
+        case "missing" | "missing_keyword_only_argument":
+            return f"{where} of the checkpoint is missing"
+        case "dataclass_type" | "dataclass_exact_type":
+            return f"{where} of the checkpoint is {value!r}, not an object"
+    return f"{where} of the checkpoint is {value!r}: {error['msg']}"
 
 
-def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where} of the checkpoint is {value!r}, not an object")
-    hints = typing.get_type_hints(kind)
-    unknown = [key for key in value if key not in hints]
-    if unknown:
-        raise CheckpointError(f"{where} of the checkpoint has {unknown[0]!r}, which this version does not know")
-    try:
-        return kind(**{key: _parse(hints[key], item, f"{where}.{key}") for key, item in value.items()})
-    except TypeError as exc:
-        raise CheckpointError(f"{where} of the checkpoint is incomplete: {exc}") from exc
+_ADAPTER = TypeAdapter(Header)
+_FIELDS = sorted(
+    {
+        part.name
+        for kind in (Header, NetworkSpec, PolicySpec, SkipSpec, ClassifierSpec, Preprocessing)
+        for part in dataclasses.fields(kind)
+    }
+)

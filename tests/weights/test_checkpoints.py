@@ -173,12 +173,14 @@ def test_weights_that_do_not_belong_to_the_header_are_named():
     ("change", "message"),
     [
         (lambda h: h.update(format=99), "format 99, but this version reads 1"),
-        (lambda h: h.update(colour="red"), "header of the checkpoint has 'colour'"),
+        (lambda h: h.update(colour="red"), "header.colour of the checkpoint is nothing that this version knows"),
         (lambda h: h.update(family=7), "header.family of the checkpoint is 7"),
         (lambda h: h["glance"].update(size_px="big"), "header.glance.size_px of the checkpoint is 'big'"),
         (lambda h: h["classifier"].update(hidden=True), "header.classifier.hidden of the checkpoint is True"),
-        (lambda h: h["preprocessing"].update(mean=[0.5]), "mean of the checkpoint has 1 values, not 3"),
-        (lambda h: h["policy"].pop("kind"), "header.policy of the checkpoint is incomplete: .*'kind'"),
+        (lambda h: h["classifier"].update(hidden="128"), "header.classifier.hidden of the checkpoint is '128'"),
+        (lambda h: h["policy"].update(hiden=3), r"header.policy.hiden of .* knows; did you mean hidden\?"),
+        (lambda h: h["preprocessing"].update(mean=[0.5]), "header.preprocessing.mean.1 of the checkpoint is missing"),
+        (lambda h: h["policy"].pop("kind"), "header.policy.kind of the checkpoint is missing"),
         (lambda h: h.update(focus=3), "header.focus of the checkpoint is 3, not an object"),
     ],
 )
@@ -187,6 +189,14 @@ def test_a_header_that_is_wrong_says_where(change, message):
     change(values)
     with pytest.raises(CheckpointError, match=message):
         Header.from_json(json.dumps(values))
+
+
+def test_a_file_whose_header_is_wrong_is_refused_by_its_path(tmp_path: Path):
+    metadata = {"saccade": Header(family="gfnet", glance=None, focus=None, classifier=None).to_json()}
+    metadata["saccade"] = metadata["saccade"].replace("num_steps", "num_stops")
+    safetensors.torch.save_file({"a.b": torch.zeros(1)}, tmp_path / "c", metadata)
+    with pytest.raises(CheckpointError, match=r"/c: header\.num_stops of the checkpoint .* did you mean num_steps\?"):
+        load(tmp_path / "c")
 
 
 def test_a_safetensors_file_without_a_header_is_refused(tmp_path: Path):
