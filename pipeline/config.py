@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from operators.errors import ConfigError
 from operators.passwords import without_password
 from pipeline.families import NAMES
+from pipeline.sections import Section, validated
 from policies.kinds import KINDS, PolicyKind
 
 if TYPE_CHECKING:
+    from pipeline.training.settings import TrainSettings
+
     FamilyName = str
     PolicyName = str
 else:
@@ -32,10 +35,6 @@ else:
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _CAMERA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
 
 
 class Sampling(Section):
@@ -208,7 +207,9 @@ class Config(Section):
     output: Output = Output()
     run: Run = Run()
     live: Live = Live()
-    train: dict[str, Any] = Field(default_factory=dict, description="settings of the training stages")
+    train: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the training stages: a preset, and what differs from it"
+    )
 
     @model_validator(mode="after")
     def _patch_fits(self) -> Config:
@@ -217,6 +218,19 @@ class Config(Section):
         if self.stop.kind == "budget" and self.stop.budget_gmacs is None:
             raise ValueError("stop.kind=budget needs stop.budget_gmacs")
         return self
+
+    @model_validator(mode="after")
+    def _training_is_valid(self) -> Config:
+        if self.train:
+            self.training()
+        return self
+
+    def training(self) -> TrainSettings:
+        """The settings of the training stages, whole and checked."""
+        # Imported here: what labels has nothing to do with training.
+        from pipeline.training.presets import settings_of
+
+        return settings_of(self.train)
 
     @property
     def patch_px(self) -> int:
@@ -286,14 +300,7 @@ def parse(flat: Mapping[str, Any]) -> Config:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"unknown setting {name}{hint}")
         tree.setdefault(section, {})[key] = value
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        got = "" if not name else f" (got {first['input']!r})"
-        raise ConfigError(f"{name + ': ' if name else ''}{message}{got}") from exc
+    return validated(Config, tree)
 
 
 class _Loader(yaml.SafeLoader):

@@ -48,7 +48,14 @@ HOMES = {
     "rich": {"pipeline/commands/terminal.py"},
     "safetensors": {"operators/weights/checkpoints.py"},
     "matplotlib": {"pipeline/scoring/plots.py"},
-    "pydantic": {"pipeline/config.py", "pipeline/commands/reference.py"},
+    "pydantic": {
+        "operators/weights/header.py",
+        "pipeline/config.py",
+        "pipeline/commands/reference.py",
+        "pipeline/sections.py",
+        "pipeline/training/settings.py",
+        "pipeline/training/settings_motion.py",
+    },
 }
 MAY_IMPORT = {
     # config takes the table of names from families, whose first file imports nothing of the pipeline.

@@ -5,22 +5,17 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import itertools
-import textwrap
 import types
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from pipeline.config import Config, Section, presets
-from pipeline.training.settings import PRESETS
-from pipeline.training.settings_motion import MOTION_PRESETS, MotionSettings
+from pipeline.config import Config, presets
+from pipeline.sections import Section, leaves
+from pipeline.training.presets import ALL_PRESETS
+from pipeline.training.settings_motion import MotionSettings
 
 _HEAD = """# Configuration
 
@@ -35,6 +30,7 @@ Presets (`--config NAME`): {presets}.
 
 
 _TRAIN = """Settings of `train`, from pipeline/training/settings.py and settings_motion.py, with the presets' values.
+`train.preset` decides which family is trained, and with it which settings there are; where there is none stands -.
 `glance`, `focus`, `warmup`, `policy`, `finetune` and `skip` are the stages 0a, 0b, 1, 2, 3 and skip, `full` is the
 comparison on whole views. A rate or share that a stage has no use for does nothing there."""
 
@@ -63,46 +59,22 @@ def reference() -> str:
 
 def _training() -> str:
     """One table: the settings of the training stages, with what each preset has."""
-    made = {name: preset() for name, preset in (PRESETS | MOTION_PRESETS).items()}
+    made = {name: preset() for name, preset in ALL_PRESETS.items()}
     head = ["setting", "values", *(f"`{name}`" for name in made), ""]
     rows = [f"## train\n\n{_TRAIN}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     told: set[str] = set()
-    for path, kind, text in _fields(MotionSettings, "train"):
+    for path, setting in leaves(MotionSettings).items():
         values = [_value_at(settings, path) for settings in made.values()]
+        text = " ".join((setting.description or "").split())
         # The stages' groups are of few kinds: each kind's settings are told once.
         shown = "" if text in told else text
         told.add(text)
-        rows.append("| " + " | ".join([f"`{path}`", _kind(kind), *values, shown]) + " |")
+        rows.append("| " + " | ".join([f"`train.{path}`", _values(setting), *values, shown]) + " |")
     return "\n".join(rows) + "\n"
 
 
-def _fields(section: type, prefix: str) -> Iterator[tuple[str, Any, str]]:
-    """(dotted name, type, docstring) of every setting of a dataclass and of those within it."""
-    hints, texts = typing.get_type_hints(section), _docstrings(section)
-    for field in dataclasses.fields(section):
-        kind, path = hints[field.name], f"{prefix}.{field.name}"
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from _fields(kind, path)
-        else:
-            yield path, kind, texts.get(field.name, "")
-
-
-def _docstrings(section: type) -> dict[str, str]:
-    """Of a dataclass's fields: what stands under each. Python does not keep them."""
-    found: dict[str, str] = {}
-    for base in reversed([base for base in section.__mro__ if dataclasses.is_dataclass(base)]):
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(tree, ast.ClassDef)
-        for node, after in itertools.pairwise(tree.body):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                match after:
-                    case ast.Expr(value=ast.Constant(value=str(text))):
-                        found[node.target.id] = " ".join(text.split())
-    return found
-
-
 def _value_at(settings: Any, path: str) -> str:
-    for name in path.split(".")[1:]:
+    for name in path.split("."):
         if not hasattr(settings, name):
             return "-"
         settings = getattr(settings, name)

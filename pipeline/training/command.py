@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +25,10 @@ from pipeline.training.journal import Progress
 from pipeline.training.model import with_device
 from pipeline.training.read_clips import ClipReader, ReadInProcesses
 from pipeline.training.read_motion import MotionReader
-from pipeline.training.settings import FULL, PRESETS, STAGES, TrainSettings, changed
-from pipeline.training.settings_motion import MOTION_PRESETS, STAGES_OF_MOTION, MotionSettings
+from pipeline.training.settings import FULL, STAGES
+from pipeline.training.settings_motion import STAGES_OF_MOTION, MotionSettings
 
 TEST_SUBSETS = ("test", "testing")
-
-
-def settings_of(config: Config) -> TrainSettings:
-    """The `train` section: a preset's name, and what differs from it by dotted names or nested sections."""
-    values = _flat(config.train)
-    preset = values.pop("preset", None)
-    presets = PRESETS | MOTION_PRESETS
-    if preset not in presets:
-        raise ConfigError(
-            f"train.preset={preset}: give --config train_synth or train_activitynet, or one of {', '.join(presets)}"
-        )
-    return with_device(changed(presets[preset](), values))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def stages_of(names: str) -> list[str]:
@@ -74,7 +52,11 @@ def train(
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, Any]]:
     """Trains the stages; gives each one's record. `say` gets what the user should know of the data."""
-    settings = settings_of(config)
+    settings = with_device(config.training())
+    if "family" in config.model.model_fields_set and config.model.family != settings.family:
+        raise ConfigError(
+            f"model.family={config.model.family}: train.preset={settings.preset} trains {settings.family}"
+        )
     num_threads = config.run.threads or this_machine().num_cores
     torch.set_num_threads(num_threads)
     if config.model.classes is None:

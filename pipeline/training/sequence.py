@@ -244,7 +244,7 @@ def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: S
         "stage": stage,
         "identity": identity,
         "preset": settings.preset,
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.model_dump(),
         "config": dict(setting.config),
         "seed": settings.seed,
         "commit": setting.commit,
@@ -315,7 +315,7 @@ def _identity(stage: str, settings: TrainSettings, fingerprint: str, model_befor
     }[stage]
     others = {"glance", "focus", "warmup", "policy", "finetune", "skip", "full"} - set(own)
     silent = others | {"preset", "max_cache_gb"}
-    values = {k: v for k, v in dataclasses.asdict(settings).items() if k not in silent}
+    values = {k: v for k, v in settings.model_dump().items() if k not in silent}
     text = json.dumps([stage, values, fingerprint, model_before], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

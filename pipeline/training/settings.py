@@ -3,15 +3,17 @@ cores."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import typing
+import copy
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from operators.errors import ConfigError
-from operators.weights.header import Preprocessing
+from operators.weights.header import Family, Preprocessing
+from pipeline.sections import Section, validated
 from policies.rewards import RewardKind
 
 Stage = Literal["0a", "0b", "1", "2", "3", "skip", "full"]
@@ -32,116 +34,130 @@ TITLES: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Networks:
+class TrainSection(Section):
+    # What stands under a field is its description in the reference.
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Networks(TrainSection):
     """Which networks are trained, and their sizes."""
 
     glance: str = "mobilenet_v2"
-    glance_px: int = 224
+    glance_px: int = Field(224, ge=8, le=4096)
     """Side of what the glance network sees."""
     focus: str = "resnet50"
-    patch_px: int = 128
+    patch_px: int = Field(128, ge=8, le=4096)
     """Side of a patch."""
-    classifier_hidden: int = 1024
+    classifier_hidden: int = Field(1024, ge=1)
     """State of the classifier's GRU."""
-    policy_hidden: int = 1024
-    policy_width: int = 32
+    policy_hidden: int = Field(1024, ge=1)
+    policy_width: int = Field(32, ge=1)
     """Channels that the policy makes of the glance's map first."""
-    num_actions: int = 49
+    num_actions: int = Field(49, ge=4, le=1024)
     """Places on the policy's grid, a square number."""
-    skip_hidden: int = 64
+    skip_hidden: int = Field(64, ge=1)
     glance_weights: str | None = None
     """A file of weights to begin from, of any form that checkpoints have; None begins from nothing."""
     focus_weights: str | None = None
 
+    @model_validator(mode="after")
+    def _grid_is_square(self) -> Networks:
+        if math.isqrt(self.num_actions) ** 2 != self.num_actions:
+            raise ValueError(f"num_actions={self.num_actions} is no square number")
+        return self
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Optimiser:
+
+class Optimiser(TrainSection):
     kind: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
     schedule: Literal["epoch", "step", "drops"] = "epoch"
     """Cosine in the first two. `epoch`: as published, one rate per epoch and one more epoch, at rate zero.
     `step`: falls with every step and ends with the last epoch. `drops`: to a tenth after 2/5 and again after 4/5
     of the epochs, as TSM is trained."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Supervised:
+class Supervised(TrainSection):
     """A stage that minimises cross entropy."""
 
-    epochs: int
+    epochs: int = Field(ge=0)
     """0: the stage leaves its networks as they are."""
-    batch_size: int = 64
+    batch_size: int = Field(64, ge=1)
     """Clips."""
-    lr_glance: float = 0.0
+    lr_glance: float = Field(0.0, ge=0)
     """Learning rate; at 0 a network rests."""
-    lr_focus: float = 0.0
-    lr_classifier: float = 0.0
-    dropout: float = 0.0
+    lr_focus: float = Field(0.0, ge=0)
+    lr_classifier: float = Field(0.0, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
     """Before the classifier's linear layer."""
-    patch_head_weight: float = 0.0
+    patch_head_weight: float = Field(0.0, ge=0)
     """Weight of a second loss, of a linear layer that names the class from single patches."""
-    salient_share: float = 0.0
+    salient_share: float = Field(0.0, ge=0, le=1)
     """Stage 1: share of the patches that lie where the glance network's head of stage 0a sees the clip's
     class, instead of anywhere. 0 is published, for networks that begin with ImageNet's weights. From nothing,
     and where other things show other classes' marks, patches from anywhere hold hardly more of the class than
     of the others."""
-    blank_share: float = 0.0
+    blank_share: float = Field(0.0, ge=0, le=1)
     """Share of the clips whose local features are set to zero at a rate drawn anew for each: what skipping
     does.
     """
     optimiser: Optimiser = Optimiser()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PolicyStage:
+class PolicyStage(TrainSection):
     """PPO."""
 
-    epochs: int = 50
-    batch_size: int = 64
-    lr: float = 3e-4
-    gamma: float = 0.7
+    epochs: int = Field(50, ge=0)
+    batch_size: int = Field(64, ge=1)
+    lr: float = Field(3e-4, gt=0)
+    gamma: float = Field(0.7, ge=0, le=1)
     """What a reward of the next step counts."""
-    clip: float = 0.2
+    clip: float = Field(0.2, gt=0)
     """How far the ratio of old and new probability may leave 1."""
-    value_weight: float = 0.5
-    entropy_weight: float = 0.01
-    passes: int = 1
+    value_weight: float = Field(0.5, ge=0)
+    entropy_weight: float = Field(0.01, ge=0)
+    passes: int = Field(1, ge=1)
     """Updates from one roll-out."""
     reward: RewardKind = "random"
     """The true class's probability against that at a random place, against the step before, or by itself."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SkipStage:
+class SkipStage(TrainSection):
     """Straight through: decisions are drawn, and pass on the gradient of their probability. Prices are drawn anew for
     each clip."""
 
-    updates: int = 800
-    batch_size: int = 64
-    rollouts: int = 2
+    updates: int = Field(800, ge=0)
+    batch_size: int = Field(64, ge=1)
+    rollouts: int = Field(2, ge=1)
     """Draws per clip and update."""
-    lr: float = 8e-3
-    price_low: float = 0.001
+    lr: float = Field(8e-3, gt=0)
+    price_low: float = Field(0.001, gt=0)
     """Prices of a focus are drawn between the two."""
-    price_high: float = 0.15
-    price: float = 0.01
+    price_high: float = Field(0.15, gt=0)
+    price: float = Field(0.01, gt=0)
     """What the checkpoint decides at unless told otherwise."""
 
+    @model_validator(mode="after")
+    def _prices_are_a_range(self) -> SkipStage:
+        if self.price_low > self.price_high:
+            raise ValueError(f"price_low={self.price_low:g} is above price_high={self.price_high:g}")
+        return self
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSettings:
+
+class TrainSettings(TrainSection):
     """Everything that the weights depend on, beside the data."""
 
+    family: ClassVar[Family] = "adafocus"
+    """The family of models that these settings train; the preset decides it."""
+
     preset: str
-    num_classes: int = 0
+    num_classes: int = Field(0, ge=0)
     """0: as many as there are class names."""
-    num_steps: int = 16
+    num_steps: int = Field(16, ge=1, le=1024)
     """Frames of a clip; those glanced at where others are focused."""
-    candidates: int = 3
+    candidates: int = Field(3, ge=1, le=64)
     """Frames kept for each step: the one that inference takes, and others of its segment to draw from."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of first weights, order, draws and augmentation."""
     device: str = "auto"
     """auto: a GPU where torch sees one, else the CPU."""
@@ -155,25 +171,21 @@ class TrainSettings:
     the sides of a wide video. Neither does inference."""
     is_glance_cached: bool = False
     """Glances at every frame once after stage 0a. Only where frames are not augmented."""
-    validate_every: int = 5
+    validate_every: int = Field(5, ge=1)
     """Epochs between two validations."""
-    max_cache_gb: float = 64.0
+    max_cache_gb: float = Field(64.0, gt=0)
     """Disk that the decoded frames of one subset may take. It changes no weight."""
     networks: Networks = Networks()
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    glance: Supervised = field(default_factory=lambda: Supervised(epochs=15, lr_glance=0.01))
-    focus: Supervised = field(default_factory=lambda: Supervised(epochs=15, lr_focus=0.01))
-    warmup: Supervised = field(
-        default_factory=lambda: Supervised(epochs=50, lr_focus=5e-4, lr_classifier=0.05, dropout=0.8)
-    )
+    preprocessing: Preprocessing = Preprocessing()
+    glance: Supervised = Supervised(epochs=15, lr_glance=0.01)
+    focus: Supervised = Supervised(epochs=15, lr_focus=0.01)
+    warmup: Supervised = Supervised(epochs=50, lr_focus=5e-4, lr_classifier=0.05, dropout=0.8)
     policy: PolicyStage = PolicyStage()
-    finetune: Supervised = field(default_factory=lambda: Supervised(epochs=10, lr_classifier=0.005, dropout=0.8))
+    finetune: Supervised = Supervised(epochs=10, lr_classifier=0.005, dropout=0.8)
     """lr_focus 0, as in the released code, trains the classifier only; above 0 also the focus network, as the
     published table has it."""
     skip: SkipStage = SkipStage()
-    full: Supervised = field(
-        default_factory=lambda: Supervised(epochs=50, lr_focus=5e-4, lr_classifier=0.05, dropout=0.8)
-    )
+    full: Supervised = Supervised(epochs=50, lr_focus=5e-4, lr_classifier=0.05, dropout=0.8)
 
     @property
     def cached_steps(self) -> int:
@@ -196,17 +208,33 @@ class TrainSettings:
             "interpolation": side.interpolation,
         }
 
-    def __post_init__(self) -> None:
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, value: Any) -> Any:
+        return "off" if value is False else value
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"{value} is not known: auto, cpu, cuda or cuda:NUMBER")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainSettings:
         if self.is_glance_cached and (self.is_flipped or self.is_cropped):
-            raise ConfigError(
+            raise ValueError(
                 "train.is_glance_cached=true keeps one glance per frame, and augmented frames differ every time: "
                 "set is_flipped and is_cropped to false, or is_glance_cached to false"
             )
-        if self.networks.patch_px > self.preprocessing.crop_px:
-            raise ConfigError(
-                f"train.networks.patch_px={self.networks.patch_px} is larger than the view of "
-                f"{self.preprocessing.crop_px} px"
+        side = self.preprocessing
+        if side.crop_px > side.resize_px:
+            raise ValueError(f"train.preprocessing.crop_px={side.crop_px} is larger than resize_px={side.resize_px}")
+        if self.networks.patch_px > side.crop_px:
+            raise ValueError(
+                f"train.networks.patch_px={self.networks.patch_px} is larger than the view of {side.crop_px} px"
             )
+        return self
 
 
 def train_activitynet(patch_px: int = 128) -> TrainSettings:
@@ -280,40 +308,23 @@ Settings = TypeVar("Settings", bound=TrainSettings)
 
 
 def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """The settings with some replaced by dotted names: `policy.lr`, `seed`. Unknown names are refused."""
+    """The settings with some replaced by dotted names or nested groups: `policy.lr`, `seed`. What is unknown or out of
+    range is refused."""
+    tree = settings.model_dump()
     for name, value in values.items():
-        settings = _replaced(settings, name.split("."), value, name)
-    return settings
+        _put(tree, name.split("."), value, name)
+    return validated(type(settings), tree, "train.")
 
 
-def _replaced(part: Any, path: list[str], value: Any, name: str) -> Any:
-    known = [f.name for f in dataclasses.fields(part)]
-    if path[0] not in known:
-        near = difflib.get_close_matches(path[0], known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-        raise ConfigError(f"unknown setting train.{name}{hint}")
-    now = getattr(part, path[0])
-    kind = typing.get_type_hints(type(part))[path[0]]
-    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-    if isinstance(now, str) and isinstance(value, bool):
-        # YAML reads on and off so.
-        value = "on" if value else "off"
+def _put(tree: dict[str, Any], path: list[str], value: Any, name: str) -> None:
+    """Puts a value, or each value of a group, in its place; places that there are not yet are for validation."""
     if len(path) > 1:
-        if not dataclasses.is_dataclass(now):
+        part = tree.setdefault(path[0], {})
+        if not isinstance(part, dict):
             raise ConfigError(f"train.{name}: {path[0]} has no parts")
-        value = _replaced(now, path[1:], value, name)
-    elif dataclasses.is_dataclass(now):
-        raise ConfigError(f"train.{name} is a group: set one of its parts, e.g. {_first(now)}")
-    elif isinstance(now, bool) != isinstance(value, bool) and now is not None:
-        raise ConfigError(f"train.{name} must be {type(now).__name__}, not {value!r}")
-    elif isinstance(now, float) and isinstance(value, int):
-        value = float(value)
-    elif now is not None and not isinstance(value, type(now)):
-        raise ConfigError(f"train.{name} must be {type(now).__name__}, not {value!r}")
-    elif choices and value not in choices:
-        raise ConfigError(f"train.{name} must be {' or '.join(choices)}, not {value!r}")
-    return dataclasses.replace(part, **{path[0]: value})
-
-
-def _first(part: Any) -> str:
-    return dataclasses.fields(part)[0].name
+        _put(part, path[1:], value, name)
+    elif isinstance(value, Mapping) and isinstance(tree.get(path[0]), dict):
+        for key, item in value.items():
+            _put(tree[path[0]], [str(key)], item, f"{name}.{key}")
+    else:
+        tree[path[0]] = copy.deepcopy(value)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar
 
-from operators.weights.header import Preprocessing
+from pydantic import Field, model_validator
+
+from operators.weights.header import Family, Preprocessing
 from pipeline.training.settings import Networks, Optimiser, PolicyStage, Supervised, TrainSettings
 
 STAGES_OF_MOTION = ("0a", "0b", "1", "2", "3")
 """There is no skipping in this form: one place serves all frames, and the shift needs all of them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MotionSettings(TrainSettings):
     """Of the form that chooses one place per clip from `num_steps` glanced frames, and focuses on others.
 
@@ -21,12 +22,20 @@ class MotionSettings(TrainSettings):
     show other classes' motions, a place drawn blindly seldom holds what tells the class.
     """
 
-    num_focus_steps: int = 12
+    family: ClassVar[Family] = "adafocus_tsm"
+
+    num_focus_steps: int = Field(12, ge=1, le=1024)
     is_shifted: bool = True
     """False: the same networks without the shift, a control that sees frames one by one and no motion. What it leaves
     cannot label."""
-    policy_std: float = 0.25
+    policy_std: float = Field(0.25, gt=0)
     """Spread of the places that are drawn in stage 2, in units of the room that a patch has."""
+
+    @model_validator(mode="after")
+    def _reward_is_of_one_place(self) -> MotionSettings:
+        if self.policy.reward == "previous":
+            raise ValueError("train.policy.reward=previous: a clip has one place only; take random or confidence")
+        return self
 
     @property
     def cached_steps(self) -> int:

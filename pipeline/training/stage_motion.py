@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from operators.errors import CheckpointError, ConfigError
+from operators.errors import CheckpointError
 from operators.networks.backbones import fill
 from operators.records import Observation
 from operators.weights import checkpoints
@@ -292,8 +292,6 @@ class _Course:
         stage, parts, journal = self.settings.policy, self.parts, self.journal
         if stage.epochs == 0:
             return {}
-        if stage.reward == "previous":
-            raise ConfigError("train.policy.reward=previous: a clip has one place only; take random or confidence")
         policy = parts.policy
         parts.freeze(policy)
         optimiser = torch.optim.Adam(policy.parameters(), lr=stage.lr, betas=(0.9, 0.999))

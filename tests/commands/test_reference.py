@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ def test_every_setting_is_in_it() -> None:
 
 def test_every_setting_of_training_is_in_it_with_each_presets_value() -> None:
     text = reference()
-    tree = dataclasses.asdict(train_synth_motion())
+    tree = train_synth_motion().model_dump()
     names = list(_names(tree, "train"))
     assert "train.warmup.optimiser.kind" in names and "train.policy_std" in names
     assert [name for name in names if f"| `{name}` |" not in text] == []

@@ -179,3 +179,9 @@ def test_threads_of_the_run_count_for_readers_and_torch(archive: Path, tmp_path:
     torch.set_num_threads(2)
     train_glance(archive, str(archive / "annotations.json"), tmp_path, [])
     assert torch.get_num_threads() == 1
+
+
+def test_another_family_than_the_preset_trains_is_refused(archive: Path, tmp_path: Path) -> None:
+    config = load("train_synth", settings=["model.family=adafocus_tsm"])
+    with pytest.raises(ConfigError, match="train_synth trains adafocus"):
+        command.train(config, [str(archive / "annotations.json")], videos=archive / "videos", out=tmp_path)

@@ -208,15 +208,9 @@ def test_there_is_no_stage_for_skipping(tmp_path):
         run(("skip",), settings=make_settings(), data=make_data(tmp_path, 8, 4), setting=make_setting(tmp_path))
 
 
-def test_a_reward_against_the_place_before_is_refused(tmp_path):
-    settings = make_settings(**{"policy.reward": "previous", "warmup.epochs": 1})
+def test_a_reward_against_the_place_before_is_refused():
     with pytest.raises(ConfigError, match="one place only"):
-        run(
-            ("0a", "0b", "1", "2"),
-            settings=settings,
-            data=make_data(tmp_path, 16, 4),
-            setting=make_setting(tmp_path),
-        )
+        make_settings(**{"policy.reward": "previous"})
 
 
 # ---- rates ----
