@@ -24,7 +24,7 @@ class Progress:
     stage: str
     done: int
     total: int
-    """Epochs, or updates."""
+    """Epochs that the settings ask for, or parts of the updates."""
     values: Mapping[str, float]
 
 
@@ -78,14 +78,16 @@ class Journal:
     def seconds(self) -> float:
         return self.spent_s + self.clock() - self.started_s
 
-    def log(self, *, done: int, total: int, **values: float) -> None:
-        """One line of metrics after epoch or update number `done`."""
+    def log(self, *, done: int, total: int, asked: int | None = None, **values: float) -> None:
+        """One line of metrics after epoch or update number `done`. `asked`: how many the settings ask for, where the
+        stage makes others of its own after them; progress counts these alone."""
         row: dict[str, Any] = {"stage": self.stage, "done": done, "total": total, "seconds": round(self.seconds, 3)}
         row |= {k: (round(v, 6) if math.isfinite(v) else None) for k, v in values.items()}
         with open(self.metrics_path, "a") as file:
             file.write(json.dumps(row) + "\n")
         if self.progress is not None:
-            self.progress(Progress(stage=self.stage, done=done, total=total, values=values))
+            asked = total if asked is None else asked
+            self.progress(Progress(stage=self.stage, done=min(done, asked), total=asked, values=values))
 
     def save(self, *, done: int, **parts: Any) -> None:
         """Everything that the stage goes on from: modules and optimisers by name, each with a state_dict. What is

@@ -75,7 +75,7 @@ def train_alone(
         if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == epochs:
             values["val_accuracy"] = _accuracy(parts, settings, network, head, val)
         journal.save(done=epoch + 1, **kept)
-        journal.log(done=epoch + 1, total=epochs, **values)
+        journal.log(done=epoch + 1, total=epochs, asked=stage.epochs, **values)
     save_head(journal.folder / "head.pt", head)
     return values
 

@@ -40,8 +40,8 @@ from pipeline.training.optimise import half_precision, make_optimiser, make_scal
 from pipeline.training.scoring import policy_named
 from pipeline.training.settings import Supervised
 from pipeline.training.settings_motion import MotionSettings
-from policies.base import corners
-from policies.ppo import normalise, ppo_loss
+from policies.base import Actions, corners
+from policies.ppo import PpoLoss, normalise, ppo_loss
 
 
 def begin_motion(parts: Parts, settings: MotionSettings) -> None:
@@ -203,7 +203,7 @@ class _Course:
             if policy is not None and ((epoch + 1) % settings.validate_every == 0 or epoch + 1 == epochs):
                 values |= self.validate(policy)
             journal.save(done=epoch + 1, **kept)
-            journal.log(done=epoch + 1, total=epochs, **values)
+            journal.log(done=epoch + 1, total=epochs, asked=stage.epochs, **values)
         return values
 
     def read(self, rows: np.ndarray, rng: np.random.Generator, *, is_glanced: bool = True) -> _Batch:
@@ -298,49 +298,61 @@ class _Course:
         start = journal.resume(policy=policy, optimiser=optimiser)
         values: dict[str, float] = {}
         for epoch in range(start, stage.epochs):
-            rng = seeded(self.settings.seed, journal.stage, epoch)
-            # Places are drawn from torch's own generator.
-            torch.manual_seed(int(rng.integers(2**62)))
-            sums = np.zeros(3)
-            for step, rows in enumerate(batches(len(self.train), stage.batch_size, rng)):
-                # Roll-out.
-                batch = self.read(rows, rng)
-                assert batch.glances is not None
-                parts.freeze(policy)
-                maps = batch.glances.maps
-                with torch.no_grad():
-                    actions, _ = policy.act(
-                        Observation(feature_map=maps), policy.initial_state(len(rows)), greedy=False
-                    )
-                    assert actions.choice is not None and actions.log_prob is not None
-                    reward = self.probability(batch, self.places(actions.offsets))
-                    if stage.reward == "random":
-                        reward = reward - self.probability(batch, self.draw_places(len(rows), rng))
-                    returns = normalise(reward[:, None])
-
-                # Update. Batch norm runs on the batch's statistics, here as in the roll-out.
-                for _ in range(stage.passes):
-                    log_prob, entropy, value = policy.evaluate(maps[:, None], actions.choice[:, None])
-                    loss = ppo_loss(
-                        log_prob=log_prob,
-                        old_log_prob=actions.log_prob[:, None],
-                        value=value,
-                        entropy=entropy,
-                        returns=returns,
-                        clip=stage.clip,
-                        value_weight=stage.value_weight,
-                        entropy_weight=stage.entropy_weight,
-                    )
-                    take_step(
-                        loss.total,
-                        optimiser,
-                        where=f"stage {journal.stage}, epoch {epoch}, step {step}",
-                        last_good=str(journal.state_path),
-                    )
-                sums += [float(loss.total.detach()), float(reward.mean()), 1]
-            values = dict(zip(("loss", "reward"), (sums[:2] / sums[2]).tolist(), strict=True))
+            values = self.policy_epoch(epoch, optimiser)
             if (epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == stage.epochs:
                 values |= self.validate("learned")
             journal.save(done=epoch + 1, policy=policy, optimiser=optimiser)
             journal.log(done=epoch + 1, total=stage.epochs, **values)
         return values
+
+    def policy_epoch(self, epoch: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+        """A roll-out and its updates for every batch of the training clips; gives their means."""
+        stage, journal = self.settings.policy, self.journal
+        rng = seeded(self.settings.seed, journal.stage, epoch)
+        # Places are drawn from torch's own generator.
+        torch.manual_seed(int(rng.integers(2**62)))
+        sums = np.zeros(3)
+        for step, rows in enumerate(batches(len(self.train), stage.batch_size, rng)):
+            batch = self.read(rows, rng)
+            assert batch.glances is not None
+            self.parts.freeze(self.parts.policy)
+            actions, reward = self.roll_out(batch)
+            returns = normalise(reward[:, None])
+            # Batch norm runs on the batch's statistics, here as in the roll-out.
+            for _ in range(stage.passes):
+                loss = self.policy_loss(batch.glances.maps, actions, returns)
+                take_step(
+                    loss.total,
+                    optimiser,
+                    where=f"stage {journal.stage}, epoch {epoch}, step {step}",
+                    last_good=str(journal.state_path),
+                )
+            sums += [float(loss.total.detach()), float(reward.mean()), 1]
+        return dict(zip(("loss", "reward"), (sums[:2] / sums[2]).tolist(), strict=True))
+
+    @torch.no_grad()
+    def roll_out(self, batch: _Batch) -> tuple[Actions, Tensor]:
+        """A place for each clip, drawn by the policy, and its reward [B]."""
+        assert batch.glances is not None
+        num_clips, policy = len(batch.labels), self.parts.policy
+        seen = Observation(feature_map=batch.glances.maps)
+        actions, _ = policy.act(seen, policy.initial_state(num_clips), greedy=False)
+        reward = self.probability(batch, self.places(actions.offsets))
+        if self.settings.policy.reward == "random":
+            reward = reward - self.probability(batch, self.draw_places(num_clips, batch.rng))
+        return actions, reward
+
+    def policy_loss(self, maps: Tensor, actions: Actions, returns: Tensor) -> PpoLoss:
+        stage = self.settings.policy
+        assert actions.choice is not None and actions.log_prob is not None
+        log_prob, entropy, value = self.parts.policy.evaluate(maps[:, None], actions.choice[:, None])
+        return ppo_loss(
+            log_prob=log_prob,
+            old_log_prob=actions.log_prob[:, None],
+            value=value,
+            entropy=entropy,
+            returns=returns,
+            clip=stage.clip,
+            value_weight=stage.value_weight,
+            entropy_weight=stage.entropy_weight,
+        )

@@ -20,7 +20,7 @@ from operators.networks.classify import join_features
 from pipeline.training.clips import Clips, batches, seeded
 from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts
-from pipeline.training.optimise import take_step
+from pipeline.training.optimise import one_thread, take_step
 from pipeline.training.scoring import Looks, look
 from pipeline.training.settings import SkipStage, TrainSettings
 from policies.recurrent import Sees
@@ -51,50 +51,64 @@ def train_skip(
     parts.freeze(head)
     optimiser = torch.optim.Adam(head.parameters(), lr=stage.lr)
     start = journal.resume(skip=head, optimiser=optimiser)
-    per_epoch = math.ceil(stage.updates / _EPOCHS)
     val_looks = look(parts, settings, val, parts.policy, glances=val_glances)
-
     values: dict[str, float] = {}
     for epoch in range(start, _EPOCHS):
         rng = seeded(settings.seed, journal.stage, epoch)
         torch.manual_seed(int(rng.integers(2**62)))
         looks = look(parts, settings, train, parts.policy, glances=train_glances, draw=rng)
-        labels = train.draw_labels(np.arange(len(train)), rng).to(parts.device)
-        parts.freeze(head)
-        # The gradient goes through the classifier, which rests: cuDNN gives one only through a GRU in training mode. It
-        # has no dropout of its own, so it computes the same; the dropout after it stays off.
-        parts.classifier.gru.train()
-        sums = np.zeros(3)
-        for update in range(per_epoch):
-            done = (epoch * per_epoch + update) / (_EPOCHS * per_epoch)
-            for group in optimiser.param_groups:
-                group["lr"] = stage.lr * 0.5 * (1 + math.cos(math.pi * done))
-            rows = torch.from_numpy(next(batches(len(train), stage.batch_size, rng)))
-            clips = len(rows)
-            drawn = rng.uniform(math.log(stage.price_low), math.log(stage.price_high), clips)
-            price = torch.from_numpy(np.exp(drawn)).float()
-            is_seeing = torch.from_numpy(rng.random(clips) < 0.5)
-
-            # Roll-out, loss, update.
-            index = rows.repeat(stage.rollouts)
-            prices, seeing = (x.repeat(stage.rollouts).to(parts.device) for x in (price, is_seeing))
-            gates, logits = roll_out(parts, looks, index, prices, seeing, is_sampled=True)
-            wrong = F.cross_entropy(logits[:, -1], labels[index], reduction="none")
-            loss = (wrong + prices * gates.sum(dim=1)).mean()
-            value = take_step(
-                loss,
-                optimiser,
-                where=f"stage {journal.stage}, update {epoch * per_epoch + update}",
-                last_good=str(journal.state_path),
-            )
-            sums += [value, float(gates.detach().mean()), 1]
-        values = {"loss": float(sums[0] / sums[2]), "share": float(100 * sums[1] / sums[2])}
-        for sees in ("classifier", "glance"):
-            accuracy, share = measure(parts, val, val_looks, stage.price, sees)  # type: ignore[arg-type]
-            values |= {f"val_accuracy_{sees}": accuracy, f"val_share_{sees}": 100 * share}
+        with one_thread():
+            values = _updates(epoch, parts, stage, train, looks, journal, optimiser, rng)
+            for sees in ("classifier", "glance"):
+                accuracy, share = measure(parts, val, val_looks, stage.price, sees)  # type: ignore[arg-type]
+                values |= {f"val_accuracy_{sees}": accuracy, f"val_share_{sees}": 100 * share}
         journal.save(done=epoch + 1, skip=head, optimiser=optimiser)
         journal.log(done=epoch + 1, total=_EPOCHS, **values)
     return values
+
+
+def _updates(
+    epoch: int,
+    parts: Parts,
+    stage: SkipStage,
+    train: Clips,
+    looks: Looks,
+    journal: Journal,
+    optimiser: torch.optim.Optimizer,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """An epoch's share of the updates; gives the mean loss and share of the steps focused."""
+    labels = train.draw_labels(np.arange(len(train)), rng).to(parts.device)
+    parts.freeze(parts.skip)
+    # The gradient goes through the classifier, which rests: cuDNN gives one only through a GRU in training mode. It
+    # has no dropout of its own, so it computes the same; the dropout after it stays off.
+    parts.classifier.gru.train()
+    per_epoch = math.ceil(stage.updates / _EPOCHS)
+    sums = np.zeros(3)
+    for update in range(per_epoch):
+        done = (epoch * per_epoch + update) / (_EPOCHS * per_epoch)
+        for group in optimiser.param_groups:
+            group["lr"] = stage.lr * 0.5 * (1 + math.cos(math.pi * done))
+        rows = torch.from_numpy(next(batches(len(train), stage.batch_size, rng)))
+        clips = len(rows)
+        drawn = rng.uniform(math.log(stage.price_low), math.log(stage.price_high), clips)
+        price = torch.from_numpy(np.exp(drawn)).float()
+        is_seeing = torch.from_numpy(rng.random(clips) < 0.5)
+
+        # Roll-out, loss, update.
+        index = rows.repeat(stage.rollouts)
+        prices, seeing = (x.repeat(stage.rollouts).to(parts.device) for x in (price, is_seeing))
+        gates, logits = roll_out(parts, looks, index, prices, seeing, is_sampled=True)
+        wrong = F.cross_entropy(logits[:, -1], labels[index], reduction="none")
+        loss = (wrong + prices * gates.sum(dim=1)).mean()
+        value = take_step(
+            loss,
+            optimiser,
+            where=f"stage {journal.stage}, update {epoch * per_epoch + update}",
+            last_good=str(journal.state_path),
+        )
+        sums += [value, float(gates.detach().mean()), 1]
+    return {"loss": float(sums[0] / sums[2]), "share": float(100 * sums[1] / sums[2])}
 
 
 def roll_out(
@@ -150,10 +164,11 @@ def price_tables(
     """
     looks = look(parts, settings, val, parts.policy, glances=val_glances)
     tables: dict[str, list[tuple[float, float, float]]] = {}
-    for sees in ("classifier", "glance"):
-        rows = []
-        for price in TABLE_PRICES:
-            accuracy, share = measure(parts, val, looks, price, sees)  # type: ignore[arg-type]
-            rows.append((price, share, accuracy))
-        tables[sees] = rows
+    with one_thread():
+        for sees in ("classifier", "glance"):
+            rows = []
+            for price in TABLE_PRICES:
+                accuracy, share = measure(parts, val, looks, price, sees)  # type: ignore[arg-type]
+                rows.append((price, share, accuracy))
+            tables[sees] = rows
     return tables

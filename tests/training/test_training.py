@@ -22,7 +22,7 @@ from operators.records import Source
 from operators.weights import checkpoints
 from operators.weights.header import Preprocessing
 from pipeline.config import load
-from pipeline.training import optimise
+from pipeline.training import optimise, stage_skip
 from pipeline.training.clips import Augmentation, Clips, FrameTruth, batches, load_views, make_clips, seeded
 from pipeline.training.frame_cache import ClipFrames, FrameCache
 from pipeline.training.journal import Journal, read_metrics
@@ -418,6 +418,34 @@ def test_the_published_loop_has_one_epoch_more_and_ends_at_rate_zero():
     optimiser = make_optimiser(stage.optimiser, [(parts.classifier, 0.01)])
     set_rate(optimiser, stage, 15, 3, 7)
     assert optimiser.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_progress_counts_the_epochs_that_were_asked_for(tmp_path):
+    seen = []
+    settings = make_settings(**{"glance.epochs": 1, "glance.optimiser.schedule": "epoch"})
+    setting = make_setting(tmp_path, progress=lambda progress: seen.append((progress.done, progress.total)))
+    run(("0a",), settings=settings, data=make_data(tmp_path, train=16, val=4), setting=setting)
+    # The published pass at rate zero comes after the one epoch, and is no second one of two.
+    assert seen == [(1, 1), (1, 1)]
+    assert len(read_metrics(tmp_path / "out" / "stage_0a" / "metrics.jsonl")) == 2
+
+
+def test_the_small_products_of_the_skip_stage_are_not_divided_among_threads(tmp_path, monkeypatch):
+    seen = []
+
+    def watched(loss, *more, **where):
+        seen.append(torch.get_num_threads())
+        return take_step(loss, *more, **where)
+
+    monkeypatch.setattr(stage_skip, "take_step", watched)
+    torch.set_num_threads(2)
+    try:
+        stages = ("0a", "0b", "1", "2", "3", "skip")
+        data = make_data(tmp_path, train=16, val=4)
+        run(stages, settings=short_settings(), data=data, setting=make_setting(tmp_path))
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 # ---- settings ----
