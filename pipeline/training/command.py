@@ -14,7 +14,7 @@ from operators.errors import ConfigError, NoSubsetError
 from operators.media.decode import Limits
 from operators.media.view import Viewer
 from operators.records import Source
-from pipeline.config import Config
+from pipeline.config import Config, Decode
 from pipeline.families.truth import read_truth
 from pipeline.inputs import sources as inputs
 from pipeline.plan.placement import this_machine
@@ -25,15 +25,21 @@ from pipeline.training.journal import Progress
 from pipeline.training.model import with_device
 from pipeline.training.read_clips import ClipReader, ReadInProcesses
 from pipeline.training.read_motion import MotionReader
-from pipeline.training.settings import FULL, STAGES
+from pipeline.training.settings import FULL, STAGES, Stage, TrainSettings
 from pipeline.training.settings_motion import STAGES_OF_MOTION, MotionSettings
 
 TEST_SUBSETS = ("test", "testing")
 
 
-def stages_of(names: str) -> list[str]:
-    """`all`, or stages separated by commas."""
-    return list(STAGES) if names == "all" else [name.strip() for name in names.split(",")]
+def _wanted(names: str, settings: TrainSettings) -> list[Stage]:
+    """The stages that `names` asks for, in their order: `all`, or some separated by commas."""
+    if names == "all":
+        return list(STAGES_OF_MOTION if isinstance(settings, MotionSettings) else STAGES)
+    asked = [name.strip() for name in names.split(",")]
+    unknown = set(asked) - {*STAGES, FULL}
+    if unknown:
+        raise ConfigError(f"there is no stage {sorted(unknown)[0]!r}; there are {', '.join((*STAGES, FULL))}, all")
+    return [stage for stage in (*STAGES, FULL) if stage in asked]
 
 
 def train(
@@ -74,25 +80,13 @@ def train(
         class_names=names,
         truth=None if truth is None else _frame_truth(truth),
     )
-    viewer = Viewer(**settings.cached_view)
-    decode = config.decode
-    limits = Limits(**decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"}))
-    reader: Read
-    if isinstance(settings, MotionSettings):
-        reader = MotionReader(
-            num_glance=settings.num_steps,
-            num_focus=settings.num_focus_steps,
-            candidates=settings.candidates,
-            viewer=viewer,
-            limits=limits,
-        )
-    else:
-        reader = ClipReader(num_steps=settings.num_steps, candidates=settings.candidates, viewer=viewer, limits=limits)
     setting = sequence.Setting(
         out=out,
         cache=cache or out / "cache",
-        read=reader,
-        read_many=ReadInProcesses(num_threads, timeout_s=decode.timeout_s, max_total_s=decode.max_total_s),
+        read=_reader(settings, config.decode),
+        read_many=ReadInProcesses(
+            num_threads, timeout_s=config.decode.timeout_s, max_total_s=config.decode.max_total_s
+        ),
         clock=time.monotonic,
         commit=_commit(),
         config=config.given(),
@@ -100,14 +94,22 @@ def train(
         cache_progress=on_cache,
         say=say,
     )
-    asked = stages_of(stages)
-    if stages == "all" and isinstance(settings, MotionSettings):
-        asked = list(STAGES_OF_MOTION)
-    wanted = [stage for stage in (*STAGES, FULL) if stage in asked]
-    unknown = set(asked) - set(wanted)
-    if unknown:
-        raise ConfigError(f"there is no stage {sorted(unknown)[0]!r}; there are {', '.join((*STAGES, FULL))}, all")
-    return sequence.run(wanted, settings=settings, data=data, setting=setting)
+    return sequence.run(_wanted(stages, settings), settings=settings, data=data, setting=setting)
+
+
+def _reader(settings: TrainSettings, decode: Decode) -> Read:
+    """What reads a video, as these settings sample it."""
+    viewer = Viewer(**settings.cached_view)
+    limits = Limits(**decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"}))
+    if isinstance(settings, MotionSettings):
+        return MotionReader(
+            num_glance=settings.num_steps,
+            num_focus=settings.num_focus_steps,
+            candidates=settings.candidates,
+            viewer=viewer,
+            limits=limits,
+        )
+    return ClipReader(num_steps=settings.num_steps, candidates=settings.candidates, viewer=viewer, limits=limits)
 
 
 def _test_sources(sources: Callable[[str], list[Source]], say: Callable[[str], None]) -> list[Source]:

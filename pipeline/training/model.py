@@ -87,62 +87,65 @@ def new_parts(settings: TrainSettings, class_names: Sequence[str], *, whole_view
     patches."""
     device = torch.device(settings.device)
     sizes = settings.networks
-    num_classes = settings.num_classes or len(class_names)
     # Weights are drawn on the CPU, so that a seed means the same on every device.
     torch.manual_seed(settings.seed)
     glancer, focuser = build(sizes.glance), build(sizes.focus)
-    side = _map_side(glancer, sizes.glance_px)
-    in_features = glancer.num_features + focuser.num_features
-    classifier = GRUClassifier(in_features=in_features, hidden=sizes.classifier_hidden, num_classes=num_classes)
-    policy_spec = PolicySpec(
-        kind="grid",
-        encoder="conv",
-        map_channels=glancer.map_channels,
-        map_side=side,
-        hidden=sizes.policy_hidden,
-        width=sizes.policy_width,
-        num_actions=sizes.num_actions,
-    )
-    policy = RecurrentPolicy(
-        kind="grid",
-        encoder="conv",
-        map_channels=glancer.map_channels,
-        map_side=side,
-        hidden=sizes.policy_hidden,
-        width=sizes.policy_width,
-        num_actions=sizes.num_actions,
-    )
-    skip_spec = SkipSpec(
-        policy_hidden=sizes.policy_hidden,
-        classifier_hidden=sizes.classifier_hidden,
-        hidden=sizes.skip_hidden,
-        price=settings.skip.price,
-    )
-    skip = SkipHead(
-        policy_hidden=sizes.policy_hidden,
-        classifier_hidden=sizes.classifier_hidden,
-        hidden=sizes.skip_hidden,
-        price=settings.skip.price,
-    )
-    header = Header(
-        family="adafocus",
-        glance=NetworkSpec(name=sizes.glance, size_px=sizes.glance_px),
-        focus=NetworkSpec(name=sizes.focus, size_px=settings.preprocessing.crop_px if whole_views else sizes.patch_px),
-        classifier=ClassifierSpec(
-            kind="gru", num_classes=num_classes, in_features=in_features, hidden=sizes.classifier_hidden
-        ),
-        policy=policy_spec,
-        skip=skip_spec,
-        preprocessing=settings.preprocessing,
-        num_steps=settings.num_steps,
-        class_names=tuple(class_names),
-    )
+    header = _new_header(settings, class_names, glancer, focuser, whole_views=whole_views)
+    spec = header.classifier
+    assert spec is not None and header.policy is not None and header.skip is not None
     parts = Parts(
-        glancer=glancer, focuser=focuser, classifier=classifier, policy=policy, skip=skip, header=header, device=device
+        glancer=glancer,
+        focuser=focuser,
+        classifier=GRUClassifier(in_features=spec.in_features, hidden=spec.hidden, num_classes=spec.num_classes),
+        policy=RecurrentPolicy(**dataclasses.asdict(header.policy)),
+        skip=SkipHead(
+            policy_hidden=header.skip.policy_hidden,
+            classifier_hidden=header.skip.classifier_hidden,
+            hidden=header.skip.hidden,
+            price=header.skip.price,
+        ),
+        header=header,
+        device=device,
     )
     for section in checkpoints.SECTIONS:
         place_on(parts.module(section), device)
     return parts
+
+
+def _new_header(
+    settings: TrainSettings, class_names: Sequence[str], glancer: Network, focuser: Network, *, whole_views: bool
+) -> Header:
+    """What a checkpoint of all stages says of itself."""
+    sizes = settings.networks
+    return Header(
+        family="adafocus",
+        glance=NetworkSpec(name=sizes.glance, size_px=sizes.glance_px),
+        focus=NetworkSpec(name=sizes.focus, size_px=settings.preprocessing.crop_px if whole_views else sizes.patch_px),
+        classifier=ClassifierSpec(
+            kind="gru",
+            num_classes=settings.num_classes or len(class_names),
+            in_features=glancer.num_features + focuser.num_features,
+            hidden=sizes.classifier_hidden,
+        ),
+        policy=PolicySpec(
+            kind="grid",
+            encoder="conv",
+            map_channels=glancer.map_channels,
+            map_side=_map_side(glancer, sizes.glance_px),
+            hidden=sizes.policy_hidden,
+            width=sizes.policy_width,
+            num_actions=sizes.num_actions,
+        ),
+        skip=SkipSpec(
+            policy_hidden=sizes.policy_hidden,
+            classifier_hidden=sizes.classifier_hidden,
+            hidden=sizes.skip_hidden,
+            price=settings.skip.price,
+        ),
+        preprocessing=settings.preprocessing,
+        num_steps=settings.num_steps,
+        class_names=tuple(class_names),
+    )
 
 
 def place_on(module: nn.Module, device: torch.device) -> None:

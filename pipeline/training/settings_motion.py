@@ -7,9 +7,9 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from operators.weights.header import Family, Preprocessing
-from pipeline.training.settings import Networks, Optimiser, PolicyStage, Supervised, TrainSettings
+from pipeline.training.settings import Networks, Optimiser, PolicyStage, Stage, Supervised, TrainSettings
 
-STAGES_OF_MOTION = ("0a", "0b", "1", "2", "3")
+STAGES_OF_MOTION: tuple[Stage, ...] = ("0a", "0b", "1", "2", "3")
 """There is no skipping in this form: one place serves all frames, and the shift needs all of them."""
 
 
