@@ -302,7 +302,7 @@ class _Course:
             if (epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == stage.epochs:
                 values |= self.validate("learned")
             journal.save(done=epoch + 1, policy=policy, optimiser=optimiser)
-            journal.log(done=epoch + 1, total=stage.epochs, **values)
+            journal.log(done=epoch + 1, total=stage.epochs, asked=stage.epochs, **values)
         return values
 
     def policy_epoch(self, epoch: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:

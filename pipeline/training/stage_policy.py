@@ -58,7 +58,7 @@ def train_policy(
         if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == stage.epochs:
             values |= score(parts, settings, val, policy, glances=val_glances).values("val_")
         journal.save(done=epoch + 1, policy=policy, optimiser=optimiser)
-        journal.log(done=epoch + 1, total=stage.epochs, **values)
+        journal.log(done=epoch + 1, total=stage.epochs, asked=stage.epochs, **values)
     return values
 
 

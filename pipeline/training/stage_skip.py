@@ -63,7 +63,7 @@ def train_skip(
                 accuracy, share = measure(parts, val, val_looks, stage.price, sees)  # type: ignore[arg-type]
                 values |= {f"val_accuracy_{sees}": accuracy, f"val_share_{sees}": 100 * share}
         journal.save(done=epoch + 1, skip=head, optimiser=optimiser)
-        journal.log(done=epoch + 1, total=_EPOCHS, **values)
+        journal.log(done=epoch + 1, total=_EPOCHS, asked=_EPOCHS, **values)
     return values
 
 
