@@ -14,12 +14,12 @@ from typing import Any
 
 from operators.errors import ConfigError, StageError
 from operators.records import Source
-from operators.table.sink import write_durably
 from operators.weights import checkpoints
 from pipeline.scoring.plots import draw_training
 from pipeline.training.clips import Clips, FrameTruth, label_numbers, make_clips
 from pipeline.training.frame_cache import FrameCache, Read, ReadMany, open_cache
 from pipeline.training.journal import Diverged, Journal, Progress, read_metrics
+from pipeline.training.left_out import left_out, report_left_out
 from pipeline.training.model import (
     Parts,
     begin_from_files,
@@ -51,10 +51,6 @@ _BEFORE: dict[str, str | None] = {
     "skip": "3",
     "full": "0a",
 }
-
-
-_NUM_NAMED = 10
-"""Videos left out that are named on the terminal; the file has them all."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,10 +159,10 @@ def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Dat
     # A published test subset may come without labels; there is nothing to score then.
     known = [source for source in data.test if source.truth]
     test, test_cache = subset("test", known, 1) if known else (None, None)
-    left_out = _left_out("train", data.train, train_cache) + _left_out("val", data.val, val_cache)
+    rows = left_out("train", data.train, train_cache) + left_out("val", data.val, val_cache)
     if test_cache is not None:
-        left_out += _left_out("test", known, test_cache)
-    _report_left_out(left_out, setting)
+        rows += left_out("test", known, test_cache)
+    report_left_out(rows, setting.out, setting.cache, setting.say)
     facts = [train_cache.fingerprint, val_cache.fingerprint, list(data.class_names), labels["train"], labels["val"]]
     return _Data(
         train=train,
@@ -176,33 +172,6 @@ def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Dat
         num_unreadable=len(train_cache.errors) + len(val_cache.errors),
         glances={},
     )
-
-
-def _left_out(subset: str, sources: Sequence[Source], cache: FrameCache) -> list[dict[str, str]]:
-    """The videos that could not be read, and why."""
-    return [
-        {"subset": subset, "video": sources[i].shown_uri, "reason": reason}
-        for i, reason in sorted(cache.errors.items())
-    ]
-
-
-def _report_left_out(left_out: Sequence[Mapping[str, str]], setting: Setting) -> None:
-    """Says which videos training does without, and writes it to OUT/left_out.jsonl."""
-    path = setting.out / "left_out.jsonl"
-    if not left_out:
-        path.unlink(missing_ok=True)
-        return
-    try:
-        setting.out.mkdir(parents=True, exist_ok=True)
-        write_durably(path, "".join(json.dumps(row) + "\n" for row in left_out).encode())
-    except OSError as exc:
-        raise StageError(f"cannot write {path}: {exc.strerror}") from exc
-    for row in left_out[:_NUM_NAMED]:
-        where = "" if row["video"] in row["reason"] else f"{row['video']}: "
-        setting.say(f"left out of the {row['subset']} videos: {where}{row['reason']}")
-    if len(left_out) > _NUM_NAMED:
-        setting.say(f"{len(left_out) - _NUM_NAMED} more videos are left out: {path} has them all, with the reasons")
-    setting.say(f"the frame cache remembers videos that are left out: delete {setting.cache} to try them again")
 
 
 def _stage(stage: Stage, settings: TrainSettings, data: TrainingData, setting: Setting, ready: _Data) -> dict[str, Any]:
