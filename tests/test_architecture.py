@@ -36,7 +36,7 @@ HOMES = {
         "pipeline/scoring/read_labels.py",
         "pipeline/synthetic/archive.py",
     },
-    "yaml": {"pipeline/config.py"},
+    "yaml": {"pipeline/config/files.py", "pipeline/config/settings.py"},
     "click": {
         "run_pipeline.py",
         "pipeline/commands/options.py",
@@ -50,11 +50,12 @@ HOMES = {
     "matplotlib": {"pipeline/scoring/plots.py"},
     "pydantic": {
         "operators/weights/header.py",
-        "pipeline/config.py",
+        "pipeline/config/cameras.py",
+        "pipeline/config/settings.py",
         "pipeline/commands/reference.py",
-        "pipeline/sections.py",
-        "pipeline/training/settings.py",
-        "pipeline/training/settings_motion.py",
+        "pipeline/config/sections.py",
+        "pipeline/config/training.py",
+        "pipeline/config/training_motion.py",
     },
 }
 MAY_IMPORT = {

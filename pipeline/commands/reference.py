@@ -13,13 +13,13 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from pipeline.config import Config, presets
-from pipeline.sections import Section, leaves
-from pipeline.training.presets import ALL_PRESETS
-from pipeline.training.settings_motion import MotionSettings
+from pipeline.config.sections import Section, leaves
+from pipeline.config.training_motion import MotionSettings
+from pipeline.config.training_presets import ALL_PRESETS
 
 _HEAD = """# Configuration
 
-Made from the schema in pipeline/config.py by `python -m pipeline.commands.reference`; a test compares the two.
+Made from the schema in pipeline/config/settings.py by `python -m pipeline.commands.reference`; a test compares the two.
 
 Settings come from flags, then `--set section.name=value`, then the `--config` file, then the checkpoint's own header,
 then the defaults below. A setting that nobody gave is taken from the checkpoint where that knows better (frame size,
@@ -29,7 +29,7 @@ Presets (`--config NAME`): {presets}.
 """
 
 
-_TRAIN = """Settings of `train`, from pipeline/training/settings.py and settings_motion.py, with the presets' values.
+_TRAIN = """Settings of `train`, from pipeline/config/training.py and settings_motion.py, with the presets' values.
 `train.preset` decides which family is trained, and with it which settings there are; where there is none stands -.
 `glance`, `focus`, `warmup`, `policy`, `finetune` and `skip` are the stages 0a, 0b, 1, 2, 3 and skip, `full` is the
 comparison on whole views. A rate or share that a stage has no use for does nothing there."""

@@ -15,6 +15,8 @@ from operators.media.decode import Limits
 from operators.media.view import Viewer
 from operators.records import Source
 from pipeline.config import Config, Decode
+from pipeline.config.training import FULL, STAGES, Stage, TrainSettings
+from pipeline.config.training_motion import STAGES_OF_MOTION, MotionSettings
 from pipeline.families.truth import read_truth
 from pipeline.inputs import sources as inputs
 from pipeline.plan.placement import this_machine
@@ -25,8 +27,6 @@ from pipeline.training.journal import Progress
 from pipeline.training.model import with_device
 from pipeline.training.read_clips import ClipReader, ReadInProcesses
 from pipeline.training.read_motion import MotionReader
-from pipeline.training.settings import FULL, STAGES, Stage, TrainSettings
-from pipeline.training.settings_motion import STAGES_OF_MOTION, MotionSettings
 
 TEST_SUBSETS = ("test", "testing")
 

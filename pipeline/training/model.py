@@ -21,8 +21,8 @@ from operators.networks.tensors import Normalisation
 from operators.weights import checkpoints
 from operators.weights.checkpoints import Checkpoint
 from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, SkipSpec
+from pipeline.config.training import Settings, TrainSettings
 from pipeline.training.clips import Clips, batches, normalised
-from pipeline.training.settings import Settings, TrainSettings
 from policies.recurrent import RecurrentPolicy, SkipHead
 
 SECTIONS_AFTER: dict[str, tuple[str, ...]] = {

@@ -18,11 +18,11 @@ from operators.networks.glance import resize_views
 from operators.records import Observation
 from operators.weights import checkpoints
 from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec
+from pipeline.config.training_motion import MotionSettings
 from pipeline.training.clips import Augmentation, Clips, batches, cut, load_views, normalised
 from pipeline.training.model import Parts, place_on
 from pipeline.training.optimise import half_precision
 from pipeline.training.scoring import Score, truth_of
-from pipeline.training.settings_motion import MotionSettings
 from policies.base import Policy, corners
 from policies.recurrent import RecurrentPolicy
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from operators.networks.compiled import can_compile
+from pipeline.config.training import Optimiser, Supervised, TrainSettings
 from pipeline.training.journal import Diverged
-from pipeline.training.settings import Optimiser, Supervised, TrainSettings
 
 
 def make_optimiser(spec: Optimiser, groups: Sequence[tuple[nn.Module, float]]) -> torch.optim.Optimizer:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from operators.networks.classify import join_features
+from pipeline.config.training import TrainSettings
 from pipeline.training.clips import Augmentation, Clips, batches, cut, load_views, normalised
 from pipeline.training.model import Glances, Parts, glance_at
 from pipeline.training.optimise import half_precision
-from pipeline.training.settings import TrainSettings
 from policies.base import Policy, act_all, corners
 from policies.kinds import KINDS, fixed_policy
 

@@ -15,6 +15,8 @@ from typing import Any
 from operators.errors import ConfigError, StageError
 from operators.records import Source
 from operators.weights import checkpoints
+from pipeline.config.training import FULL, STAGES, TITLES, Stage, TrainSettings
+from pipeline.config.training_motion import STAGES_OF_MOTION, MotionSettings
 from pipeline.scoring.plots import draw_training
 from pipeline.training.clips import Clips, FrameTruth, label_numbers, make_clips
 from pipeline.training.frame_cache import FrameCache, Read, ReadMany, open_cache
@@ -34,8 +36,6 @@ from pipeline.training.model import (
 from pipeline.training.motion import glance_once, motion_score, new_motion_parts
 from pipeline.training.read_motion import MotionReader
 from pipeline.training.scoring import policy_named, score
-from pipeline.training.settings import FULL, STAGES, TITLES, Stage, TrainSettings
-from pipeline.training.settings_motion import STAGES_OF_MOTION, MotionSettings
 from pipeline.training.stage_glance import load_head, train_alone
 from pipeline.training.stage_motion import begin_motion, train_motion
 from pipeline.training.stage_patches import Where, train_on_patches

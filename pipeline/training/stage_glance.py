@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from operators.errors import CheckpointError
 from operators.networks.network import Network
+from pipeline.config.training import Supervised, TrainSettings
 from pipeline.training.clips import (
     Augmentation,
     Clips,
@@ -27,7 +28,6 @@ from pipeline.training.clips import (
 from pipeline.training.journal import Journal
 from pipeline.training.model import Parts, glance_at
 from pipeline.training.optimise import half_precision, make_optimiser, make_scaler, num_epochs, set_rate, take_step
-from pipeline.training.settings import Supervised, TrainSettings
 
 
 def train_alone(

@@ -16,6 +16,8 @@ from operators.errors import CheckpointError
 from operators.networks.backbones import fill
 from operators.records import Observation
 from operators.weights import checkpoints
+from pipeline.config.training import Supervised
+from pipeline.config.training_motion import MotionSettings
 from pipeline.training.clips import (
     Augmentation,
     Clips,
@@ -38,8 +40,6 @@ from pipeline.training.motion import (
 )
 from pipeline.training.optimise import half_precision, make_optimiser, make_scaler, num_epochs, set_rate, take_step
 from pipeline.training.scoring import policy_named
-from pipeline.training.settings import Supervised
-from pipeline.training.settings_motion import MotionSettings
 from policies.base import Actions, corners
 from policies.ppo import PpoLoss, normalise, ppo_loss
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from operators.networks.classify import join_features
+from pipeline.config.training import Supervised, TrainSettings
 from pipeline.training.clips import (
     Augmentation,
     Clips,
@@ -34,7 +35,6 @@ from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts, glance_at
 from pipeline.training.optimise import half_precision, make_optimiser, make_scaler, num_epochs, set_rate, take_step
 from pipeline.training.scoring import blank, policy_named, score
-from pipeline.training.settings import Supervised, TrainSettings
 from policies.base import act_all, corners
 
 Where = Literal["random", "learned", "whole"]

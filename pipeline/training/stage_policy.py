@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from operators.networks.classify import join_features
+from pipeline.config.training import PolicyStage, TrainSettings
 from pipeline.training.clips import (
     Augmentation,
     Clips,
@@ -28,7 +29,6 @@ from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts, glance_at
 from pipeline.training.optimise import half_precision, take_step
 from pipeline.training.scoring import score
-from pipeline.training.settings import PolicyStage, TrainSettings
 from policies.base import act_all, corners
 from policies.ppo import PpoLoss, discounted_returns, normalise, ppo_loss
 from policies.rewards import confidence_reward, previous_reward, random_reward

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from operators.networks.classify import join_features
+from pipeline.config.training import SkipStage, TrainSettings
 from pipeline.training.clips import Clips, batches, seeded
 from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts
 from pipeline.training.optimise import one_thread, take_step
 from pipeline.training.scoring import Looks, look
-from pipeline.training.settings import SkipStage, TrainSettings
 from policies.recurrent import Sees
 
 _EPOCHS = 4

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.commands.reference import reference
 from pipeline.config import known_settings
-from pipeline.training.settings_motion import train_synth_motion
+from pipeline.config.training_motion import train_synth_motion
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 

@@ -14,10 +14,7 @@ import torch
 from operators.records import Source
 from operators.weights import checkpoints
 from operators.weights.header import Preprocessing
-from pipeline.training.clips import FrameTruth
-from pipeline.training.frame_cache import ClipFrames
-from pipeline.training.sequence import Setting, TrainingData
-from pipeline.training.settings import (
+from pipeline.config.training import (
     Networks,
     Optimiser,
     PolicyStage,
@@ -26,6 +23,9 @@ from pipeline.training.settings import (
     TrainSettings,
     changed,
 )
+from pipeline.training.clips import FrameTruth
+from pipeline.training.frame_cache import ClipFrames
+from pipeline.training.sequence import Setting, TrainingData
 
 torch.set_num_threads(1)
 VIEW, PATCH, STEPS, SIDE = 36, 12, 4, 8

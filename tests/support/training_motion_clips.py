@@ -13,11 +13,11 @@ import torch
 from operators.records import Source
 from operators.weights import checkpoints
 from operators.weights.header import Preprocessing
+from pipeline.config.training import Networks, Optimiser, PolicyStage, Stage, Supervised, changed
+from pipeline.config.training_motion import MotionSettings
 from pipeline.training.clips import FrameTruth
 from pipeline.training.frame_cache import ClipFrames, choose_candidates
 from pipeline.training.sequence import Setting, TrainingData
-from pipeline.training.settings import Networks, Optimiser, PolicyStage, Stage, Supervised, changed
-from pipeline.training.settings_motion import MotionSettings
 
 torch.set_num_threads(1)
 VIEW, PATCH, SIDE, FRAMES = 36, 12, 8, 12

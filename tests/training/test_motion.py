@@ -8,13 +8,13 @@ import torch
 from operators.errors import CheckpointError, ConfigError
 from operators.networks.backbones import build
 from operators.weights import checkpoints
+from pipeline.config.training import changed
+from pipeline.config.training_motion import train_synth_motion, train_tsm_something
 from pipeline.training.journal import read_metrics
 from pipeline.training.model import save_parts
 from pipeline.training.motion import new_motion_parts
 from pipeline.training.optimise import make_optimiser, num_epochs, set_rate
 from pipeline.training.sequence import checkpoint_path, run
-from pipeline.training.settings import changed
-from pipeline.training.settings_motion import train_synth_motion, train_tsm_something
 from pipeline.training.stage_motion import begin_motion
 from tests.support.training_motion_clips import (
     ALL,

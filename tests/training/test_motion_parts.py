@@ -11,6 +11,7 @@ from operators.media.frame_plan import sample_indices
 from operators.media.view import Viewer
 from operators.records import Source
 from operators.weights import checkpoints
+from pipeline.config.training_motion import MotionSettings
 from pipeline.families import family_named
 from pipeline.training.clips import Clips
 from pipeline.training.journal import Journal
@@ -19,7 +20,6 @@ from pipeline.training.motion import MotionGlances, motion_score, new_motion_par
 from pipeline.training.read_motion import MotionReader
 from pipeline.training.scoring import policy_named
 from pipeline.training.sequence import TrainingData, run
-from pipeline.training.settings_motion import MotionSettings
 from pipeline.training.stage_motion import _Batch, _Course, moving_places
 from policies.ppo import gaussian_log_prob
 from tests.support import looking

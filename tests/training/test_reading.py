@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from test_pools import is_alive
 
 from operators.errors import SourceError
 from operators.media.encode import write_video
@@ -16,6 +15,7 @@ from operators.media.view import Viewer
 from operators.records import Source
 from pipeline.training.frame_cache import ClipFrames, open_cache
 from pipeline.training.read_clips import ClipReader, ReadInProcesses
+from tests.run.test_pools import is_alive
 from tests.support.processes import wait_for
 
 FRAMES = ClipFrames(

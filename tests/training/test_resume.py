@@ -10,12 +10,12 @@ import torch
 
 from operators.errors import CheckpointError, StageError
 from operators.weights import checkpoints
+from pipeline.config.training import (
+    changed,
+)
 from pipeline.training.journal import Journal, read_metrics
 from pipeline.training.optimise import take_step
 from pipeline.training.sequence import TrainingData, checkpoint_path, run
-from pipeline.training.settings import (
-    changed,
-)
 from tests.support.training_clips import CLASSES, Killed, make_data, make_setting, short_settings, weights_of
 
 

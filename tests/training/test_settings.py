@@ -11,15 +11,15 @@ import torch
 
 from operators.errors import ConfigError
 from pipeline.config import load
-from pipeline.training.model import with_device
-from pipeline.training.sequence import _identity
-from pipeline.training.settings import (
+from pipeline.config.training import (
     Optimiser,
     changed,
     train_activitynet,
     train_synth,
 )
-from pipeline.training.settings_motion import train_tsm_something
+from pipeline.config.training_motion import train_tsm_something
+from pipeline.training.model import with_device
+from pipeline.training.sequence import _identity
 
 
 def test_the_preset_for_activitynet_has_the_published_numbers():

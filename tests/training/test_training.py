@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from operators.weights import checkpoints
-from pipeline.training import optimise, stage_skip
-from pipeline.training.journal import read_metrics
-from pipeline.training.model import new_parts
-from pipeline.training.optimise import half_precision, make_optimiser, num_epochs, set_rate, take_step
-from pipeline.training.sequence import checkpoint_path, run
-from pipeline.training.settings import (
+from pipeline.config.training import (
     Optimiser,
     Supervised,
     changed,
     train_synth,
 )
+from pipeline.training import optimise, stage_skip
+from pipeline.training.journal import read_metrics
+from pipeline.training.model import new_parts
+from pipeline.training.optimise import half_precision, make_optimiser, num_epochs, set_rate, take_step
+from pipeline.training.sequence import checkpoint_path, run
 from tests.support.training_clips import CLASSES, make_data, make_setting, make_settings, short_settings, weights_of
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from operators.errors import ConfigError
-from pipeline.training.settings import PRESETS, TrainSettings, changed
-from pipeline.training.settings_motion import MOTION_PRESETS
+from pipeline.config.training import PRESETS, TrainSettings, changed
+from pipeline.config.training_motion import MOTION_PRESETS
 
 ALL_PRESETS: Mapping[str, Callable[[], TrainSettings]] = PRESETS | MOTION_PRESETS
 

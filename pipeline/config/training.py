@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from operators.errors import ConfigError
-from operators.weights.header import Family, Preprocessing
-from pipeline.sections import Section, validated
+from operators.weights.header import Preprocessing
+from pipeline.config.sections import Section, validated
 from policies.rewards import RewardKind
 
 Stage = Literal["0a", "0b", "1", "2", "3", "skip", "full"]
@@ -147,7 +147,7 @@ class SkipStage(TrainSection):
 class TrainSettings(TrainSection):
     """Everything that the weights depend on, beside the data."""
 
-    family: ClassVar[Family] = "adafocus"
+    family: ClassVar[str] = "adafocus"
     """The family of models that these settings train; the preset decides it."""
 
     preset: str

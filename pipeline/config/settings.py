@@ -1,30 +1,26 @@
-"""The only reader of YAML, and the only place of defaults: typed sections, parsed and checked once.
+"""Every setting with its default, its bounds and what it means, in typed sections that are checked once.
 
-Precedence: flags, then --set, then the file, then the checkpoint's own header, then the defaults below. A setting that
-a person gave is never overruled; one that nobody gave is taken from the checkpoint where that knows better.
+A setting that a person gave is never overruled; one that nobody gave is taken from the checkpoint where that knows
+better, and else from the defaults below.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-import os
-import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from operators.errors import ConfigError
-from operators.passwords import without_password
+from pipeline.config.sections import Section, validated
 from pipeline.families import NAMES
-from pipeline.sections import Section, validated
 from policies.kinds import KINDS, PolicyKind
 
 if TYPE_CHECKING:
-    from pipeline.training.settings import TrainSettings
+    from pipeline.config.training import TrainSettings
 
     FamilyName = str
     PolicyName = str
@@ -32,9 +28,6 @@ else:
     # The tables of families and of policies say which names there are; there is no second list.
     FamilyName = Literal[NAMES]
     PolicyName = Literal[tuple(KINDS)]
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-_CAMERA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
 class Sampling(Section):
@@ -228,7 +221,7 @@ class Config(Section):
     def training(self) -> TrainSettings:
         """The settings of the training stages, whole and checked."""
         # Imported here: what labels has nothing to do with training.
-        from pipeline.training.presets import settings_of
+        from pipeline.config.training_presets import settings_of
 
         return settings_of(self.train)
 
@@ -301,140 +294,3 @@ def parse(flat: Mapping[str, Any]) -> Config:
             raise ConfigError(f"unknown setting {name}{hint}")
         tree.setdefault(section, {})[key] = value
     return validated(Config, tree)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a mapping with equal keys: PyYAML would keep the last value in silence."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        first: dict[Any, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            name, line = self.construct_object(key), key.start_mark.line + 1
-            if name in first:
-                problem = f"the key {key.value}, which line {first[name]} has, is given again"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            first[name] = line
-        return node
-
-
-def read_yaml(path: Path) -> Any:
-    try:
-        text = path.read_text()
-    except OSError as exc:
-        raise ConfigError(f"{path}: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}: not YAML: {exc}") from None
-    return _parsed(text, str(path))
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as exc:
-        # Not its whole text, nor as the cause: it quotes the line, which may hold an address with its password.
-        mark = exc.problem_mark
-        place = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
-        raise ConfigError(f"{where}: not YAML: {without_password(exc.problem or '')}{place}") from None
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"{where}: not YAML: {' '.join(str(exc).split())}") from None
-
-
-def presets() -> list[str]:
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-
-
-def presets_with_weights() -> list[str]:
-    """The presets that run as they are: the weights that they name are there."""
-    found = [(name, load(name).model.checkpoint) for name in presets() if not name.startswith("train_")]
-    return [name for name, checkpoint in found if checkpoint is not None and os.path.isfile(checkpoint)]
-
-
-def check_weights(config: Config) -> None:
-    """Refuses a config that leads to no weights, and says what to add."""
-    if config.model.checkpoint is None and not config.model.untrained:
-        here = " or ".join(f"--config {name}" for name in presets_with_weights())
-        raise ConfigError(
-            f"no weights are given for the {config.model.family} model: add --checkpoint FILE"
-            + (f", or take a preset that comes with weights: {here}" if here else "")
-        )
-
-
-def find_file(name: str) -> Path:
-    """A preset by its bare name, or a config file by its path, which has a suffix or a slash."""
-    is_bare = not Path(name).suffix and "/" not in name
-    path = CONFIGS / f"{name}.yaml" if is_bare else Path(name)
-    if path.is_file():
-        return path
-    if is_bare and Path(name).is_file():
-        raise ConfigError(f"no preset is named {name}; if the file here is meant, write ./{name}")
-    near = difflib.get_close_matches(name, presets(), n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; presets are {', '.join(presets())}"
-    raise ConfigError(f"no config file and no preset named {name}{hint}")
-
-
-def load(
-    file: str | None = None, *, settings: Iterable[str] = (), flags: Mapping[str, Any] | None = None
-) -> Config:
-    """The config of a command: file, then `key.sub=value` settings, then flags by dotted names."""
-    flat: dict[str, Any] = {}
-    if file is not None:
-        path = find_file(file)
-        tree = read_yaml(path) or {}
-        if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values()):
-            raise ConfigError(f"{path}: a config file holds sections, each with its settings")
-        for section, values in tree.items():
-            flat.update({f"{section}.{key}": value for key, value in values.items()})
-        if isinstance(flat.get("model.checkpoint"), str) and path.parent == CONFIGS:
-            flat["model.checkpoint"] = str(CONFIGS.parent / flat["model.checkpoint"])
-    for setting in settings:
-        name, sep, text = setting.partition("=")
-        if not sep:
-            raise ConfigError(f"--set {setting}: write it as section.name=value")
-        flat[name.strip()] = _parsed(text, f"--set {name.strip()}") if text.strip() else None
-    flat.update(flags or {})
-    return parse(flat)
-
-
-class Camera(Section):
-    """A camera of the cameras file."""
-
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    name: str
-    url: str = Field(repr=False)
-    transport: Literal["tcp", "udp", "auto"] | None = None
-    analysis_fps: float | None = Field(None, gt=0, le=240)
-    window_s: float | None = Field(None, gt=0)
-    stride_s: float | None = Field(None, gt=0)
-
-
-def load_cameras(path: Path, *, environment: Mapping[str, str] = os.environ) -> list[Camera]:
-    """The cameras of a YAML file; `${VAR}` in a URL comes from the environment."""
-    tree = read_yaml(path)
-    if not isinstance(tree, dict) or not isinstance(tree.get("cameras"), dict) or not tree["cameras"]:
-        raise ConfigError(f"{path}: expected `cameras:` with one entry per camera, each with a `url`")
-    unknown = sorted(map(str, set(tree) - {"cameras"}))
-    if unknown:
-        raise ConfigError(f"{path}: unknown key {without_password(unknown[0])}; only `cameras` stands at the top")
-    cameras = []
-    for name, entry in tree["cameras"].items():
-        if not _CAMERA_NAME.fullmatch(str(name)):
-            shown = without_password(str(name))
-            raise ConfigError(f"{path}: camera name {shown!r} must be letters, digits, _ and -, not first a digit")
-        if not isinstance(entry, dict) or "url" not in entry:
-            raise ConfigError(f"{path}: camera {name} needs a `url`")
-        try:
-            url = re.sub(r"\$\{(\w+)\}", lambda m: environment[m[1]], str(entry["url"]))
-        except KeyError as exc:
-            raise ConfigError(f"{path}: camera {name}: {exc.args[0]} is not set in the environment") from exc
-        try:
-            cameras.append(Camera.model_validate({**entry, "name": name, "url": url}))
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            key = without_password(".".join(str(part) for part in first["loc"]))
-            # pydantic's own text has the value that was given.
-            raise ConfigError(f"{path}: camera {name}: {key}: {first['msg']}") from None
-    return cameras

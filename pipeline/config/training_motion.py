@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from operators.weights.header import Family, Preprocessing
-from pipeline.training.settings import Networks, Optimiser, PolicyStage, Stage, Supervised, TrainSettings
+from operators.weights.header import Preprocessing
+from pipeline.config.training import Networks, Optimiser, PolicyStage, Stage, Supervised, TrainSettings
 
 STAGES_OF_MOTION: tuple[Stage, ...] = ("0a", "0b", "1", "2", "3")
 """There is no skipping in this form: one place serves all frames, and the shift needs all of them."""
@@ -22,7 +22,7 @@ class MotionSettings(TrainSettings):
     show other classes' motions, a place drawn blindly seldom holds what tells the class.
     """
 
-    family: ClassVar[Family] = "adafocus_tsm"
+    family: ClassVar[str] = "adafocus_tsm"
 
     num_focus_steps: int = Field(12, ge=1, le=1024)
     is_shifted: bool = True
