@@ -57,3 +57,7 @@ class RefusedError(SinkError, ConfigError):
 
 class StageError(PipelineError):
     """A stage of the pipeline cannot go on."""
+
+
+class ClusterGone(StageError):
+    """The head of the cluster that the run had joined does not answer any more."""

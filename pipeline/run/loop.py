@@ -9,15 +9,21 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from operators.errors import ClusterGone, SinkError, StageError
 from operators.records import ClipLabel, Source, clip_id
 from pipeline.run.metrics import RunMetrics
+from pipeline.steering.deadlines import STUCK_S, Deadlines, Place, Staffing, Verdict
 from pipeline.steering.done_set import DoneSet
-from pipeline.steering.executor import Call, Executor
-from pipeline.steering.scheduler import SOURCE, Planned, Scheduler
+from pipeline.steering.executor import Call, Completion, Executor
+from pipeline.steering.messages import WriteRequest
+from pipeline.steering.scheduler import SINK, SOURCE, Planned, Scheduler
+
+LOCK_S = 120.0
+"""How long a sink that takes a dead one's place waits for the lock that the other may still hold."""
 
 _END = object()
 
@@ -120,6 +126,9 @@ class Runner:
         stride_s: float = 0.0,
         max_failed: int | None = None,
         revive: Mapping[str, Call] | None = None,
+        rescue: Callable[[Sequence[WriteRequest]], None] | None = None,
+        can_kill: bool = True,
+        say: Callable[[str], None] = lambda text: None,
         on_progress: Callable[[Runner], None] = lambda runner: None,
         on_failed: Callable[[ClipLabel], None] = lambda label: None,
         note: Callable[..., None] = lambda event, **facts: None,
@@ -127,7 +136,9 @@ class Runner:
     ) -> None:
         """`deadline_s`: how long a source worker may take to come back. `stride_s`: 0 for one clip per source.
 
-        `revive`: by stage, what a worker that takes a dead one's place is told before anything else.
+        `revive`: by stage, what a worker that takes a dead one's place is asked before anything else, and again for as
+        long as it answers that it waits for a lock. `rescue` commits labels without any worker, when the cluster's
+        head is gone. `can_kill`: workers are processes, so that a call that does not come back can be given up.
         `note(event, **facts)`: told of what a person may want to know of afterwards.
         """
         self._executor = executor
@@ -140,7 +151,16 @@ class Runner:
         self._stride_s = stride_s
         self._max_failed = max_failed
         self._revive = revive or {}
-        self._reviving: set[int] = set()
+        self._rescue = rescue
+        self._can_kill = can_kill
+        self._say = say
+        self._deadlines = Deadlines()
+        self._staffing = Staffing(scheduler.workers)
+        self._absent: set[Place] = set()
+        self._reviving: dict[int, Call] = {}
+        self._reviving_since_s: dict[str, float] = {}
+        """Since when the worker that takes a dead one's place waits for a lock."""
+        self._drained_s: float | None = None
         self._on_progress = on_progress
         self._on_failed = on_failed
         self._note = note
@@ -152,10 +172,25 @@ class Runner:
         scheduler.on_label = self._on_label
 
     def run(self) -> None:
+        try:
+            self._run()
+        except ClusterGone:
+            parts = self._scheduler.unwritten()
+            if self._rescue is not None and parts:
+                self._rescue(parts)
+                self.metrics.committed += sum(len(part.labels) for part in parts)
+            raise
+
+    @property
+    def sink_is_here(self) -> bool:
+        return (SINK, 0) not in self._absent
+
+    def _run(self) -> None:
         is_draining = False
         while not self._scheduler.is_finished:
             if not is_draining and (self._stop.is_set or self.ended_early):
                 is_draining = True
+                self._drained_s = self._clock()
                 self.was_stopped = self._stop.is_set
                 self._note("stopping", why="a signal" if self.was_stopped else self.ended_early)
                 self.feed.close()
@@ -163,11 +198,50 @@ class Runner:
             if not is_draining:
                 self._feed()
             now_s = self._clock()
+            self._muster(now_s)
+            if self._drained_s is not None and self._can_kill and self._is_stuck(now_s):
+                self._note("given_up", why="what is under way does not come back")
+                if not self.sink_is_here:
+                    self._say("the process that writes the labels is not there: the last of them are not committed")
+                    return
+                self._scheduler.give_up()
             while (planned := self._scheduler.next_call(now_s)) is not None:
                 self._running[self._executor.submit(planned.call)] = (planned, now_s)
             self._collect()
             self._watch()
             self._on_progress(self)
+
+    def _muster(self, now_s: float) -> None:
+        """Keeps work from workers that are not made, and says so where one waits for a place."""
+        missing = self._executor.missing()
+        absent = {*missing, *((call.stage, call.worker) for call in self._reviving.values())}
+        if absent != self._absent:
+            for place in self._absent - absent:
+                self._deadlines.made(place, now_s)
+            self._absent = absent
+            self._scheduler.note_absent(absent)
+        for verdict in self._staffing.look(missing, now_s):
+            if verdict.kind == "again":
+                self._executor.replace(verdict.stage, verdict.workers[0])
+                continue
+            text = _short_of(verdict, self._executor.why_missing(verdict.stage))
+            if verdict.kind == "none":
+                raise StageError(text)
+            self._note("waits", text=text)
+            self._say(text)
+
+    def _is_stuck(self, now_s: float) -> bool:
+        """Whether a run that is to stop would wait for something that may never come."""
+        assert self._drained_s is not None
+        if now_s - self._drained_s < STUCK_S:
+            return False
+        stages = {stage for stage, _ in self._absent}
+        if any(self._staffing.absent_s(stage, now_s) > STUCK_S for stage in stages) or self._reviving:
+            return True
+        return any(
+            self._deadlines.is_stuck((planned.call.stage, planned.call.worker), since_s, now_s)
+            for planned, since_s in self._running.values()
+        )
 
     def _feed(self) -> None:
         while self._scheduler.wants_source():
@@ -200,31 +274,32 @@ class Runner:
 
     def _collect(self) -> None:
         # With nothing under way there is only a slow listing, or a part that is not old enough, to wait for.
-        if not self._running:
+        if not self._running and not self._absent:
             time.sleep(0.005)
             return
         for completion in self._executor.poll(0.05):
             if completion.ticket in self._reviving:
-                # If it failed, the calls behind it fail as well and tell the scheduler.
-                self._reviving.discard(completion.ticket)
+                self._revived(self._reviving.pop(completion.ticket), completion)
                 continue
-            planned, _ = self._running.pop(completion.ticket)
+            planned, since_s = self._running.pop(completion.ticket)
+            place = (planned.call.stage, planned.call.worker)
             now_s = self._clock()
             match completion.outcome:
                 case "done":
+                    self._deadlines.ended(place, since_s, now_s)
                     self.metrics.add_work(planned.call.stage, completion.reply.work)
                     self._scheduler.on_done(planned, completion.reply, completion.payload, now_s)
                     if completion.reply.is_spent:
-                        self._executor.replace(planned.call.stage, planned.call.worker)
+                        self._executor.replace(*place)
                     if planned.call.method == "write":
                         self.metrics.committed += len(planned.call.requests[0].labels)
                 case "died":
+                    if not planned.timed_out and not self._executor.machine_answered(*place, for_s=0.0):
+                        planned.is_excused = True
                     if self._scheduler.on_died(planned, now_s):
                         self.metrics.stages[planned.call.stage].deaths += 1
                         self._note("died", **_place(planned), why=completion.error)
-                        self._executor.replace(planned.call.stage, planned.call.worker)
-                        if planned.call.stage in self._revive:
-                            self._reviving.add(self._executor.submit(self._revive[planned.call.stage]))
+                        self._remake(place)
                 case "lost":
                     self._scheduler.on_lost(planned, now_s)
                 case _:
@@ -234,19 +309,56 @@ class Runner:
             self._active.discard(source.source_id)
         self._scheduler.finished_sources.clear()
 
+    def _remake(self, place: Place) -> None:
+        self._executor.replace(*place)
+        if place[0] in self._revive:
+            call = self._revive[place[0]]
+            self._reviving[self._executor.submit(call)] = call
+
+    def _revived(self, call: Call, completion: Completion) -> None:
+        """What a worker that takes a dead one's place answers first."""
+        now_s = self._clock()
+        match completion.outcome:
+            case "done" if completion.reply.rows and completion.reply.rows[0].waits_for is not None:
+                waits_for = completion.reply.rows[0].waits_for
+                since_s = self._reviving_since_s.setdefault(call.stage, now_s)
+                if since_s == now_s:
+                    self._note("waits", text=waits_for)
+                    self._say(waits_for)
+                elif now_s - since_s > LOCK_S:
+                    raise SinkError(
+                        f"{waits_for}, and that did not end within {LOCK_S:g} s; "
+                        "what is committed is safe, run the command again to go on"
+                    )
+                self._reviving[self._executor.submit(call)] = call
+            case "done":
+                self._reviving_since_s.pop(call.stage, None)
+            case "failed":
+                raise StageError(f"{call.stage} worker could not {call.method}: {_last_line(completion.error)}")
+            case _:
+                self._scheduler.on_idle_death(call.stage)
+                self._remake((call.stage, call.worker))
+
     def _watch(self) -> None:
-        """Ends source workers that do not come back: a decoder that hangs hears nothing else."""
+        """Ends workers that do not come back: a decoder that hangs, or an answer that was lost on its way."""
         now_s = self._clock()
         for ticket, (planned, since_s) in self._running.items():
-            if planned.call.stage != SOURCE or planned.timed_out:
+            place = (planned.call.stage, planned.call.worker)
+            if planned.timed_out or planned.is_excused:
                 continue
-            if not self._executor.is_ready(SOURCE, planned.call.worker):
+            if not self._executor.is_ready(*place):
                 # Its process is still being made: the time has not begun.
                 self._running[ticket] = (planned, now_s)
-            elif now_s - since_s > self._deadline_s:
+            elif place[0] == SOURCE and now_s - since_s > self._deadline_s:
                 planned.timed_out = True
+                planned.is_doubtful = not self._executor.is_here(*place)
+                planned.is_excused = not self._executor.machine_answered(*place, for_s=now_s - since_s)
                 self._note("hangs", **_place(planned), seconds=round(now_s - since_s, 1))
-                self._executor.kill(planned.call.stage, planned.call.worker)
+                self._executor.kill(*place)
+            elif self._can_kill and self._deadlines.is_late(place, since_s, now_s):
+                planned.is_excused = True
+                self._note("hangs", **_place(planned), seconds=round(now_s - since_s, 1))
+                self._executor.kill(*place)
 
     def _on_label(self, label: ClipLabel) -> None:
         self._done.add(label.clip_id)
@@ -265,3 +377,18 @@ def _place(planned: Planned) -> dict[str, Any]:
     """Where a call ran, and which sources it was to read."""
     call, sources = planned.call, [reading.source.shown_uri for reading in planned.readings]
     return {"stage": call.stage, "worker": call.worker, "method": call.method, "sources": sources}
+
+
+def _last_line(error: str) -> str:
+    return (error.strip() or "unknown error").splitlines()[-1]
+
+
+def _short_of(verdict: Verdict, why: str) -> str:
+    """A stage that has fewer workers than were planned, in words."""
+    many, of = len(verdict.workers), verdict.count
+    who = f"{many} of {of} {verdict.stage} workers {'waits' if many == 1 else 'wait'}"
+    if of == 1:
+        who = f"the {verdict.stage} worker waits"
+    if verdict.kind == "none":
+        return f"{who} for {why}; what is committed is safe, run the command again when there is room"
+    return f"{who} for {why}" + ("; the run goes on without" if verdict.num_here else "")

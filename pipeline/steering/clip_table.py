@@ -233,6 +233,8 @@ class ClipTable:
         if stay.clip.losses >= MAX_DEATHS:
             self.fail(stay.clip, "worker_died", f"its patches were lost {stay.clip.losses} times", now_s)
         else:
+            # It may be this one that makes workers hang: its neighbours are not to be lost with it a third time.
+            stay.clip.is_suspect |= stay.clip.losses == MAX_DEATHS - 1
             self._start_again(stay.clip)
 
     def lost_frames(self, stays: Sequence[Stay]) -> list[tuple[Reading, list[ClipRef]]]:

@@ -63,16 +63,32 @@ class Executor(Protocol):
         """Hands a call over and returns its ticket. Calls to one worker run in order."""
 
     def poll(self, timeout_s: float) -> list[Completion]:
-        """The calls that ended since, those of one worker in their order; waits up to timeout_s for the first one."""
+        """The calls that ended since, those of one worker in their order; waits up to timeout_s for the first one.
+
+        Raises ClusterGone when the head of a cluster that was joined has been silent for too long.
+        """
 
     def is_ready(self, stage: str, worker: int) -> bool:
         """Whether a worker has been made: before that, its calls wait and are not late."""
+
+    def missing(self) -> Mapping[tuple[str, int], bool]:
+        """The workers that are not made; true for one that has a place and is being made there."""
+
+    def why_missing(self, stage: str) -> str:
+        """What a worker of a stage that has no place waits for, in words."""
+
+    def is_here(self, stage: str, worker: int) -> bool:
+        """Whether a worker is on the driver's machine."""
+
+    def machine_answered(self, stage: str, worker: int, for_s: float) -> bool:
+        """Whether a worker's machine answers, and has done so all the time for so many seconds."""
 
     def kill(self, stage: str, worker: int) -> None:
         """Ends a worker that hangs. Its calls come back as `died`."""
 
     def replace(self, stage: str, worker: int) -> None:
-        """Makes a new worker in the place of one that is gone, or that has nothing left to do."""
+        """Makes a new worker in the place of one that is gone, that has nothing left to do, or that cannot be reached:
+        one that still lives is ended."""
 
     def close(self) -> None:
         """Ends all workers; nothing of them stays behind."""
@@ -104,6 +120,18 @@ class InlineExecutor:
         return None
 
     def is_ready(self, stage: str, worker: int) -> bool:
+        return True
+
+    def missing(self) -> Mapping[tuple[str, int], bool]:
+        return {}
+
+    def why_missing(self, stage: str) -> str:
+        return ""
+
+    def is_here(self, stage: str, worker: int) -> bool:
+        return True
+
+    def machine_answered(self, stage: str, worker: int, for_s: float) -> bool:
         return True
 
     def submit(self, call: Call) -> int:

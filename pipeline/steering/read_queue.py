@@ -28,6 +28,8 @@ class Reading:
     is_reading: bool = True
     is_suspect: bool = False
     deaths: int = 0
+    timeouts: int = 0
+    """How often reading it alone took too long."""
     losses: int = 0
     """How often what was read of it went with the machine that held it."""
     has_clips: bool = False
@@ -74,7 +76,7 @@ class ReadQueue:
         self._waiting: deque[Reading] = deque()
         self._suspects: deque[Reading] = deque()
         self._going_on: list[deque[Reading]] = [deque() for _ in range(num_workers)]
-        """By worker, the sources that are open there. One that takes a dead worker's place opens them anew."""
+        """By worker, the sources that are open there. One that is made in its place opens them anew."""
         self._is_draining = False
         self.num_active = 0
         self.finished: list[Source] = []
@@ -127,19 +129,34 @@ class ReadQueue:
         else:
             self._go_on(reading, worker)
 
-    def unanswered(self, reading: Reading, *, worker: int, now_s: float) -> None:
-        """The answer was lost on its way, which is nobody's fault: the same is asked of the same worker again."""
+    def unanswered(self, reading: Reading, *, worker: int | None, now_s: float) -> None:
+        """The answer was lost on its way, which is nobody's fault: the same is asked of the same worker again, or of
+        any where that one is gone."""
         reading.losses += 1
         if reading.losses >= MAX_DEATHS:
             message = f"what was read of it was lost {reading.losses} times"
             self._fail(reading, self._label(reading, "worker_died", message), now_s)
+        elif worker is None:
+            reading.is_suspect |= reading.losses == MAX_DEATHS - 1
+            self._read_again(reading)
         else:
             self._go_on(reading, worker)
 
-    def died(self, reading: Reading, *, is_alone: bool, timed_out: bool, now_s: float) -> None:
+    def worker_gone(self, worker: int) -> None:
+        """What was open on a worker is opened anew by whoever is free."""
+        readings = list(self._going_on[worker])
+        self._going_on[worker].clear()
+        for reading in reversed(readings):
+            self._read_again(reading)
+
+    def died(
+        self, reading: Reading, *, is_alone: bool, timed_out: bool, now_s: float, is_doubtful: bool = False
+    ) -> None:
+        """`is_doubtful`: it may be that the answer was lost, so that a first timeout says nothing."""
         reading.is_suspect = True
         reading.deaths += is_alone
-        if is_alone and timed_out:
+        reading.timeouts += is_alone and timed_out
+        if is_alone and timed_out and (not is_doubtful or reading.timeouts > 1):
             self._fail(reading, self._label(reading, "timeout", _HANGS), now_s)
         elif reading.deaths >= MAX_DEATHS:
             message = f"reading it ended {reading.deaths} workers"

@@ -9,14 +9,16 @@ What happens when things die:
   at a time per stage. A death alone counts against an item; after three it becomes a row with `worker_died`.
 - Calls that only queued behind that call, and clips that had state on that worker, start again unblamed.
 - An exception from our own code is no reason to try again: alone, it makes a row with `internal`.
-- What went with the machine that held it is nobody's fault and is made again; but what is lost three times is a row.
+- What went with the machine that held it is nobody's fault and is made again; but what is lost three times is a row,
+  and what was lost twice runs alone. A call whose answer does not come back counts as lost.
+- A worker that is not made gets no work; the others of its stage do it.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +75,10 @@ class Planned:
     num_rows: int = 0
     timed_out: bool = False
     """Set by whoever ends a worker that does not come back."""
+    is_excused: bool = False
+    """Set where the machine or the network may be at fault: its items start again as if they had been lost."""
+    is_doubtful: bool = False
+    """Set with timed_out where an answer may have been lost on its way: only the second time makes a row."""
     is_blamed: bool = False
     """It was being worked on when its worker died."""
 
@@ -89,7 +95,9 @@ class _Stage:
     running: list[list[Planned]]
     epochs: list[int]
     idle: set[int]
-    """Workers without a call."""
+    """Workers without a call that are there."""
+    absent: set[int] = field(default_factory=set)
+    """Workers that are not made: they get no work."""
     suspects_running: int = 0
     deaths_in_a_row: int = 0
 
@@ -103,14 +111,15 @@ class _Stage:
         worker = planned.call.worker
         self.running[worker].remove(planned)
         self.suspects_running -= planned.is_suspect
-        if not self.running[worker]:
+        if not self.running[worker] and worker not in self.absent:
             self.idle.add(worker)
 
-    def first_to_idle(self) -> int:
-        """The worker with the fewest calls, and of those the one whose call began first."""
+    def first_to_idle(self) -> int | None:
+        """The worker with the fewest calls, and of those the one whose call began first; None where there is none."""
         if self.idle:
             return min(self.idle)
-        return min(range(len(self.running)), key=lambda w: (len(self.running[w]), self.running[w][0].number))
+        here = [worker for worker in range(len(self.running)) if worker not in self.absent]
+        return min(here, key=lambda w: (len(self.running[w]), self.running[w][0].number), default=None)
 
     def note_death(self, planned: Planned) -> bool:
         """Blames the call that was being worked on; true for the first word of a death."""
@@ -174,10 +183,16 @@ class Scheduler:
         self._sequence = itertools.count()
         self._sources_ended = False
         self._draining = False
+        self._is_given_up = False
         self.on_label: Callable[[ClipLabel], None] = lambda label: None
         """Told of every label as it is made; the runner takes note of it."""
         self.num_done_before = 0
         """Clips that had a label from an earlier run."""
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """How many each stage has, made or not."""
+        return {name: len(stage.running) for name, stage in self._stages.items()}
 
     # What comes in
 
@@ -197,12 +212,38 @@ class Scheduler:
         self._draining = True
         self._reading.drain()
 
+    def give_up(self) -> None:
+        """Nothing is waited for but that what has a label is committed: the rest may never come."""
+        self.drain()
+        self._is_given_up = True
+
+    def note_absent(self, absent: Collection[tuple[str, int]]) -> None:
+        """Which workers are not made. They get no work, and what was open there is opened elsewhere."""
+        for name, stage in self._stages.items():
+            gone = {worker for place, worker in absent if place == name}
+            if name == SOURCE:
+                for worker in gone - stage.absent:
+                    self._reading.worker_gone(worker)
+            stage.absent = gone
+            stage.idle = {w for w, calls in enumerate(stage.running) if not calls and w not in gone}
+
+    def unwritten(self) -> list[WriteRequest]:
+        """All that has a label and is not known to be committed, in parts as they would be sent (again)."""
+        parts = [planned.call.requests[0] for planned in self._stages[SINK].running[0]]
+        parts += self._unsent_writes
+        if self._labels:
+            parts.append(WriteRequest(sequence=next(self._sequence), labels=tuple(self._labels)))
+        return parts
+
     @property
     def is_finished(self) -> bool:
-        return self._has_all_labels and not self._labels and not self._unsent_writes and not self._num_running
+        is_at_work = self._stages[SINK].running[0] if self._is_given_up else self._num_running
+        return self._has_all_labels and not self._labels and not self._unsent_writes and not is_at_work
 
     @property
     def _has_all_labels(self) -> bool:
+        if self._is_given_up:
+            return True
         return (self._sources_ended or self._draining) and self._reading.num_active == 0
 
     @property
@@ -226,13 +267,9 @@ class Scheduler:
 
     def next_call(self, now_s: float) -> Planned | None:
         """The call to make now, or None if every worker that could help is busy."""
-        planned = (
-            self._next_write(now_s)
-            or self._next_step()
-            or self._next_open()
-            or self._next_focus(now_s)
-            or self._next_read()
-        )
+        planned = self._next_write(now_s)
+        if planned is None and not self._is_given_up:
+            planned = self._next_step() or self._next_open() or self._next_focus(now_s) or self._next_read()
         if planned is not None:
             self._stages[planned.call.stage].enter(planned)
             self._num_running += 1
@@ -293,6 +330,8 @@ class Scheduler:
         if not len(batcher) or not (stage.idle or stage.depth > 1):
             return None
         worker = stage.first_to_idle()
+        if worker is None:
+            return None
         num_running = len(stage.running[worker])
         if batcher.is_suspect_next and not stage.suspects_running:
             # It is the oldest: nothing is queued until a worker has nothing else to do.
@@ -396,16 +435,21 @@ class Scheduler:
         is_news = stage.note_death(planned)
         self._leave(planned)
         if planned.call.method == "write":
-            if stage.deaths_in_a_row >= MAX_DEATHS:
-                raise StageError(
-                    f"the process that writes the labels died {stage.deaths_in_a_row} times in a row; "
-                    "what is committed is safe, run the command again to go on"
-                )
+            _may_die_again(stage)
             self._unsent_writes.appendleft(planned.call.requests[0])
-        if planned.is_blamed:
+        if planned.is_blamed and planned.is_excused:
+            for reading in planned.readings:
+                self._reading.unanswered(reading, worker=None, now_s=now_s)
+            for stay in planned.stays:
+                self._clips.lost_patches(stay, now_s)
+        elif planned.is_blamed:
             for reading in planned.readings:
                 self._reading.died(
-                    reading, is_alone=planned.is_alone, timed_out=planned.timed_out, now_s=now_s
+                    reading,
+                    is_alone=planned.is_alone,
+                    timed_out=planned.timed_out,
+                    is_doubtful=planned.is_doubtful,
+                    now_s=now_s,
                 )
             for stay in planned.stays:
                 self._clips.died(stay, is_alone=planned.is_alone, now_s=now_s)
@@ -414,6 +458,11 @@ class Scheduler:
         if is_news and planned.call.stage == STREAM:
             self._clips.worker_gone(worker)
         return is_news
+
+    def on_idle_death(self, name: str) -> None:
+        """The only worker of a stage died before any call was given to it."""
+        self._stages[name].deaths_in_a_row += 1
+        _may_die_again(self._stages[name])
 
     def on_failed(self, planned: Planned, error: str, now_s: float) -> None:
         """An exception from our own code. Alone it makes a row; in company each runs alone to see whose it is."""
@@ -452,3 +501,11 @@ class Scheduler:
             self._labels_since_s = now_s
         self._labels.append(label)
         self.on_label(label)
+
+
+def _may_die_again(sink: _Stage) -> None:
+    if sink.deaths_in_a_row >= MAX_DEATHS:
+        raise StageError(
+            f"the process that writes the labels died {sink.deaths_in_a_row} times in a row; "
+            "what is committed is safe, run the command again to go on"
+        )
