@@ -27,9 +27,10 @@ from pipeline.plan.tuning import cache_folder
 from pipeline.run.loop import Runner, SourceFeed, StopRequest
 from pipeline.run.metrics import RunMetrics, RunSummary, StageTime, summarise
 from pipeline.run.run_log import RunLog
-from pipeline.run.sink_worker import SinkOpened
+from pipeline.run.sink_worker import SinkOpened, SinkWorker
 from pipeline.steering.done_set import DoneSet
 from pipeline.steering.executor import Call, Completion, Executor, InlineExecutor, WorkerSpec
+from pipeline.steering.messages import WriteRequest
 from pipeline.steering.scheduler import SINK, Scheduler
 
 
@@ -188,7 +189,10 @@ def _label_with(
         deadline_s=plan.config.decode.timeout_s,
         stride_s=plan.limits.stride_s,
         max_failed=plan.config.run.max_failed,
-        revive={SINK: Call(stage=SINK, worker=0, method="reopen", requests=(identity,))},
+        revive={SINK: Call(stage=SINK, worker=0, method="try_reopen", requests=(identity,))},
+        rescue=rescuer(executor, run.out, run.run_id, identity, retry_failed=run.retry_failed),
+        can_kill=plan.config.run.executor != "inline",
+        say=run.told.message,
         on_progress=run.told.progress,
         on_failed=run.log.failed,
         note=run.log.note,
@@ -199,7 +203,8 @@ def _label_with(
     metrics.done_before += scheduler.num_done_before
     metrics.failed_before = done_set.num_failed_met
     metrics.patches_sent, metrics.patches_waited_s = batcher.num_taken, batcher.waited_s
-    ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
+    if runner.sink_is_here:
+        ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
     return _ended(plan, run, metrics, wall_s=wall_s, interrupted=runner.was_stopped, ended_early=runner.ended_early)
 
 
@@ -283,6 +288,7 @@ def make_executor(plan: Plan, machine: Machine) -> Iterator[Executor]:
             num_cpus=max(machine.num_cores, plan.num_cpus),
             num_gpus=machine.num_gpus,
             store_bytes=plan.placement.store_bytes,
+            sizes=[spec.num_cpus for spec in plan.worker_specs() for _ in range(spec.count)],
         )
     try:
         yield executor
@@ -321,6 +327,22 @@ def open_sink(executor: Executor, say: Callable[[str], None], stop: StopRequest)
             say(opened.waits_for)
             is_told = True
     raise AssertionError
+
+
+def rescuer(
+    executor: Executor, out: Path, run_id: str, identity: Mapping[str, Any], *, retry_failed: bool
+) -> Callable[[Sequence[WriteRequest]], None]:
+    """Commits labels from the driver's own process, for when no worker can be counted on any more."""
+
+    def commit(parts: Sequence[WriteRequest]) -> None:
+        # The sink's process is on this machine and holds the lock. A part that it has begun is written again whole.
+        executor.kill(SINK, 0)
+        sink = SinkWorker(out=str(out.resolve()), run_id=run_id, resume=True, retry_failed=retry_failed)
+        sink.reopen((identity,), ())
+        sink.write(tuple(parts), ())
+        sink.finish((), ())
+
+    return commit
 
 
 def ask(executor: Executor, call: Call) -> Any:

@@ -157,7 +157,7 @@ class Runner:
         self._deadlines = Deadlines()
         self._staffing = Staffing(scheduler.workers)
         self._absent: set[Place] = set()
-        self._reviving: dict[int, Call] = {}
+        self._reviving: dict[int, tuple[Call, float]] = {}
         self._reviving_since_s: dict[str, float] = {}
         """Since when the worker that takes a dead one's place waits for a lock."""
         self._drained_s: float | None = None
@@ -214,7 +214,7 @@ class Runner:
     def _muster(self, now_s: float) -> None:
         """Keeps work from workers that are not made, and says so where one waits for a place."""
         missing = self._executor.missing()
-        absent = {*missing, *((call.stage, call.worker) for call in self._reviving.values())}
+        absent = {*missing, *((call.stage, call.worker) for call, _ in self._reviving.values())}
         if absent != self._absent:
             for place in self._absent - absent:
                 self._deadlines.made(place, now_s)
@@ -279,7 +279,7 @@ class Runner:
             return
         for completion in self._executor.poll(0.05):
             if completion.ticket in self._reviving:
-                self._revived(self._reviving.pop(completion.ticket), completion)
+                self._revived(self._reviving.pop(completion.ticket)[0], completion)
                 continue
             planned, since_s = self._running.pop(completion.ticket)
             place = (planned.call.stage, planned.call.worker)
@@ -313,7 +313,7 @@ class Runner:
         self._executor.replace(*place)
         if place[0] in self._revive:
             call = self._revive[place[0]]
-            self._reviving[self._executor.submit(call)] = call
+            self._reviving[self._executor.submit(call)] = (call, self._clock())
 
     def _revived(self, call: Call, completion: Completion) -> None:
         """What a worker that takes a dead one's place answers first."""
@@ -330,7 +330,7 @@ class Runner:
                         f"{waits_for}, and that did not end within {LOCK_S:g} s; "
                         "what is committed is safe, run the command again to go on"
                     )
-                self._reviving[self._executor.submit(call)] = call
+                self._reviving[self._executor.submit(call)] = (call, now_s)
             case "done":
                 self._reviving_since_s.pop(call.stage, None)
             case "failed":
@@ -342,6 +342,11 @@ class Runner:
     def _watch(self) -> None:
         """Ends workers that do not come back: a decoder that hangs, or an answer that was lost on its way."""
         now_s = self._clock()
+        for ticket, (call, since_s) in list(self._reviving.items()):
+            if not self._executor.is_ready(call.stage, call.worker):
+                self._reviving[ticket] = (call, now_s)
+            elif now_s - since_s > LOCK_S:
+                self._executor.kill(call.stage, call.worker)
         for ticket, (planned, since_s) in self._running.items():
             place = (planned.call.stage, planned.call.worker)
             if planned.timed_out or planned.is_excused:

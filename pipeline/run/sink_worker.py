@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from operators.errors import SinkError
 from operators.table.sink import ParquetSink
 from pipeline.steering.messages import Reply, Work, WriteRequest
 
@@ -33,12 +34,31 @@ class _StillLocked(Exception):
 class SinkWorker:
     """Opens in slices, so that whoever waits for the lock can be told and can give up."""
 
-    def __init__(self, *, out: str, run_id: str, resume: bool, retry_failed: bool, lock_slice_s: float = 2.0) -> None:
-        self._arguments = {"out": Path(out), "run_id": run_id, "resume": resume, "retry_failed": retry_failed}
+    def __init__(
+        self,
+        *,
+        out: str,
+        run_id: str,
+        resume: bool,
+        retry_failed: bool,
+        lock_slice_s: float = 2.0,
+        lock_timeout_s: float = 45.0,
+    ) -> None:
+        """`lock_timeout_s`: how long `reopen` waits for a dead worker's lock."""
+        self._arguments: dict[str, Any] = {
+            "out": Path(out),
+            "run_id": run_id,
+            "resume": resume,
+            "retry_failed": retry_failed,
+        }
+        self._lock_timeout_s = lock_timeout_s
         self._lock_slice_s = lock_slice_s
         self._sink: ParquetSink | None = None
 
     def open(self, requests: tuple[Any, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
+        return Reply(rows=(self._open(**self._arguments),)), None
+
+    def _open(self, **arguments: Any) -> SinkOpened:
         waits: list[str] = []
         give_up_at = time.monotonic() + self._lock_slice_s
 
@@ -47,25 +67,33 @@ class SinkWorker:
                 raise _StillLocked
             time.sleep(seconds)
 
-        sink = ParquetSink(**self._arguments, on_wait=waits.append, sleep=sleep)  # type: ignore[arg-type]
+        sink = ParquetSink(**arguments, on_wait=waits.append, sleep=sleep)
         try:
             sink.__enter__()
         except _StillLocked:
-            return Reply(rows=(SinkOpened(waits_for=waits[0] if waits else "waiting for the lock"),)), None
+            return SinkOpened(waits_for=waits[0] if waits else "waiting for the lock")
         self._sink = sink
-        return Reply(rows=(SinkOpened(identity=sink.found_identity),)), None
+        return SinkOpened(identity=sink.found_identity)
 
     def begin(self, requests: tuple[Mapping[str, Any]], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
         assert self._sink is not None
         self._sink.begin(requests[0])
         return Reply(rows=(SinkOpened(done=self._sink.done(), failed=self._sink.failed()),)), None
 
+    def try_reopen(self, requests: tuple[Mapping[str, Any]], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
+        """In a dead worker's place: goes on with the table that it had begun, unless the lock is still held."""
+        opened = self._open(**{**self._arguments, "resume": True})
+        if opened.waits_for is None:
+            assert self._sink is not None
+            self._sink.begin(requests[0])
+        return Reply(rows=(opened,)), None
+
     def reopen(self, requests: tuple[Mapping[str, Any]], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
-        """In the place of a worker that died: goes on with the table that it had begun."""
-        sink = ParquetSink(**{**self._arguments, "resume": True})  # type: ignore[arg-type]
-        sink.__enter__()
-        sink.begin(requests[0])
-        self._sink = sink
+        """The same for those who cannot do anything else meanwhile; waits for the lock, but not for ever."""
+        give_up_at = time.monotonic() + self._lock_timeout_s
+        while (opened := self.try_reopen(requests, payloads)[0].rows[0]).waits_for is not None:
+            if time.monotonic() > give_up_at:
+                raise SinkError(f"{opened.waits_for}, and that did not end within {self._lock_timeout_s:g} s")
         return Reply(rows=()), None
 
     def write(self, requests: tuple[WriteRequest, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:

@@ -22,7 +22,8 @@ from operators.media.encode import write_video
 from pipeline.config import load
 from pipeline.run import ray_executor
 from pipeline.run.archive import open_cluster
-from pipeline.run.ray_executor import RayExecutor, cluster_resources, share_of
+from pipeline.run.nodes import share_of
+from pipeline.run.ray_executor import RayExecutor, cluster_resources
 from tests.support.processes import saccade
 
 pytestmark = pytest.mark.ray
