@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from operators.errors import CheckpointError, ConfigError, PipelineError
+from operators.errors import CheckpointError, ClusterGone, ConfigError, PipelineError
 from operators.json_text import json_text
 from operators.passwords import without_password
 from operators.records import ClipLabel
@@ -396,6 +396,10 @@ def main(arguments: list[str] | None = None) -> None:
     except PipelineError as exc:
         print(f"error: {without_password(str(exc))}", file=sys.stderr)
         code = FAILED
+        if isinstance(exc, ClusterGone):
+            # Ray would look for its head once more while Python ends, and crash.
+            sys.stdout.flush()
+            os._exit(code)
     except (KeyboardInterrupt, click.Abort) as exc:
         print("stopped at once", file=sys.stderr)
         # click raises its own exception from the one of the signal.

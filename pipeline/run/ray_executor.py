@@ -298,7 +298,7 @@ class RayExecutor:
 
     def poll(self, timeout_s: float) -> list[Completion]:
         if self._cluster is not None and self._cluster.head_is_gone:
-            raise ClusterGone("the cluster's head is gone; the same command goes on where this run ends")
+            raise ClusterGone("the cluster's head is gone; the same command goes on where this one ended")
         self._make_what_was_put_off()
         if self._ended:
             ended, self._ended = self._ended, []

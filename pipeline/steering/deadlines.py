@@ -39,9 +39,11 @@ class Deadlines:
 
     def is_late(self, place: Place, submitted_s: float, now_s: float) -> bool:
         """So late that its answer is lost, or its worker hangs."""
-        slowest_s = self._slowest_s.get(place[0])
-        limit_s = FIRST_S if slowest_s is None else 4 * slowest_s + SPARE_S
-        return self.running_s(place, submitted_s, now_s) > limit_s
+        return self.running_s(place, submitted_s, now_s) > self.limit_s(place[0])
+
+    def limit_s(self, stage: str) -> float:
+        slowest_s = self._slowest_s.get(stage)
+        return FIRST_S if slowest_s is None else 4 * slowest_s + SPARE_S
 
     def is_stuck(self, place: Place, submitted_s: float, now_s: float) -> bool:
         """So late that somebody who wants to stop need not wait for it."""

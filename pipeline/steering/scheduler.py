@@ -390,7 +390,9 @@ class Scheduler:
     def _room_to_read(self) -> int:
         """How many more sources may be read: what is being read may bring as much as any source did so far."""
         limits, num_expected = self._limits, self._num_being_read
-        if len(self._labels) >= 2 * limits.rows_per_part and self._num_running:
+        # Where a stage has no worker, something will come of it when one is made.
+        is_moving = self._num_running or any(len(s.absent) == len(s.running) for s in self._stages.values())
+        if len(self._labels) >= 2 * limits.rows_per_part and is_moving:
             return 0
         pieces_left = limits.max_pieces - self._clips.num_pieces
         bytes_left = limits.max_bytes - self._clips.num_bytes
@@ -401,7 +403,7 @@ class Scheduler:
             room = 0
         may_go_over = num_expected == 0 and pieces_left > 0 and bytes_left > 0
         # With nothing under way one is let through whatever the limits say: a run cannot stand still.
-        return max(room, 1) if may_go_over or not self._num_running else room
+        return max(room, 1) if may_go_over or not is_moving else room
 
     # How calls end
 

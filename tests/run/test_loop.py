@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,9 +64,10 @@ def run(
     clock: Callable[[], float] = time.monotonic,
     note: Callable[..., None] = lambda event, **facts: None,
     executor: InlineExecutor | None = None,
+    options: Mapping[str, Any] | None = None,
     **limits: Any,
 ) -> Run:
-    """Runs to the end, with one worker per stage and few clips under way."""
+    """Runs to the end, with one worker per stage and few clips under way. `options`: further ones of the runner."""
     done = DoneSet() if done is None else done
     written: list[ClipLabel] = []
     executor = executor or InlineExecutor()
@@ -97,6 +98,7 @@ def run(
         on_progress=lambda runner: on_progress(seen[0]),
         note=note,
         clock=clock,
+        **(options or {}),
     )
     seen.append(Run(runner, written))
     runner.run()

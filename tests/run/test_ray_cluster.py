@@ -25,6 +25,7 @@ from pipeline.run.archive import open_cluster
 from pipeline.run.nodes import share_of
 from pipeline.run.ray_executor import RayExecutor, cluster_resources
 from tests.support.processes import saccade
+from tests.ways import netns_cluster
 
 pytestmark = pytest.mark.ray
 
@@ -109,3 +110,9 @@ def test_an_address_of_another_form_is_refused(address: str) -> None:
 )
 def test_an_actor_asks_for_its_share_in_the_parts_that_ray_takes(num_cpus: float, share: float, asked: float) -> None:
     assert share_of(num_cpus, share) == asked
+
+
+def test_a_machine_that_dies_under_the_default_plan_costs_no_row_and_the_run_ends() -> None:
+    if (reason := netns_cluster.why_not()) is not None:
+        pytest.skip(reason)
+    assert "ended" in netns_cluster.killed(100)

@@ -18,6 +18,7 @@ from pipeline.run.ray_executor import RayExecutor
 from pipeline.steering.batching import Batcher
 from pipeline.steering.done_set import DoneSet
 from pipeline.steering.executor import Call, Completion, WorkerSpec
+from pipeline.steering.messages import ReadRequest
 from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Scheduler
 from tests.support.processes import wait_for
 
@@ -182,3 +183,24 @@ def test_rays_head_keeps_no_record_of_calls_that_are_over(executor: RayExecutor)
 
     before = call_often()
     assert call_often() - before < 1200, "each call would leave 4 KB"
+
+
+def test_a_call_of_a_worker_that_is_killed_ends_at_once_and_is_not_waited_for(executor: RayExecutor) -> None:
+    start(executor, SOURCE, "null_source")
+    executor.wait_ready()
+    source = Source(source_id=source_id("/hangs-1"), uri="/hangs-1", video_id="hangs-1")
+    ticket = executor.submit(Call(stage=SOURCE, worker=0, method="read", requests=(ReadRequest(source=source),)))
+    assert executor.poll(0.5) == []
+    executor.kill(SOURCE, 0)
+    assert [(ended.ticket, ended.outcome) for ended in executor.poll(0.0)] == [(ticket, "died")]
+
+
+def test_a_worker_in_whose_place_another_is_made_is_ended_though_it_lives(executor: RayExecutor) -> None:
+    start(executor, STREAM, "null_stream")
+    executor.wait_ready()
+    pid = executor.pids()[STREAM, 0]
+    executor.replace(STREAM, 0)
+    assert (STREAM, 0) in executor.missing() and not executor.is_ready(STREAM, 0)
+    assert wait_for(lambda: not Path(f"/proc/{pid}").exists(), 10), "two would do the work of one"
+    executor.wait_ready()
+    assert executor.missing().get((STREAM, 0)) is None

@@ -86,6 +86,8 @@ FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(Heal
     seed=st.integers(0, 2**32),
     deaths=st.integers(0, 6),
     losses=st.integers(0, 3),
+    stalls=st.integers(0, 4),
+    absences=st.integers(0, 6),
 )
 def test_every_clip_has_one_label_whatever_dies(archive: list[Video], **world: Any) -> None:
     World(archive, **world).run().check_end()
@@ -98,6 +100,8 @@ def test_every_clip_has_one_label_whatever_dies(archive: list[Video], **world: A
     workers=machines(),
     seed=st.integers(0, 2**32),
     deaths=st.integers(0, 3),
+    stalls=st.integers(0, 2),
+    absences=st.integers(0, 4),
     drain_at=st.integers(0, 30),
 )
 def test_a_drained_run_labels_what_it_has_read(archive: list[Video], **world: Any) -> None:

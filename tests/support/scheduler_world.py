@@ -11,6 +11,7 @@ from typing import Any
 
 from operators.records import ClipLabel, Media, Source, clip_id
 from pipeline.steering.batching import Batcher, PatchRows
+from pipeline.steering.deadlines import Deadlines
 from pipeline.steering.executor import Call
 from pipeline.steering.messages import (
     Advance,
@@ -101,10 +102,13 @@ class World:
         seed: int = 0,
         deaths: int = 0,
         losses: int = 0,
+        stalls: int = 0,
+        absences: int = 0,
         pieces_per_read: int = 2,
         done: set[str] | None = None,
         drain_at: int | None = None,
     ) -> None:
+        """`stalls`: answers that never come. `absences`: workers made late, or never where others are there."""
         self.videos = {video.name: video for video in videos}
         self.video_of = {video.clip(w): (video, w) for video in videos for w in range(len(video.rounds))}
         self.random = random.Random(seed)
@@ -112,6 +116,9 @@ class World:
         self.workers = workers
         self.max_rows = max_rows
         self.deaths_left, self.losses_left = deaths, losses
+        self.stalls_left, self.absences_left = stalls, absences
+        self.absent: set[tuple[str, int]] = set()
+        self.deadlines = Deadlines()
         self.pieces_per_read = pieces_per_read
         self.done = set(done or ())
         self.done_before = set(self.done)
@@ -139,7 +146,7 @@ class World:
             (stage, worker): {} for stage, count in workers.items() for worker in range(count)
         }
         self.queues: dict[tuple[str, int], list[tuple[int, Planned]]] = {place: [] for place in self.state}
-        self.events: list[tuple[float, int, tuple[str, int], Planned, Any]] = []
+        self.events: list[tuple[float, int, tuple[str, int], Any, Any]] = []
         self.tickets = itertools.count()
         self.drained = False
         self.max_resident = 0
@@ -148,6 +155,8 @@ class World:
 
     def run(self, *, max_calls: int = 20_000) -> World:
         waiting = list(self.videos.values())
+        for place in self.state:
+            self.leave_for_a_while(place)
         while not self.scheduler.is_finished:
             if self.drain_at is not None and len(self.calls) >= self.drain_at and not self.drained:
                 self.drained = True
@@ -200,6 +209,7 @@ class World:
     def check(self, planned: Planned) -> None:
         call = planned.call
         place = (call.stage, call.worker)
+        assert place not in self.absent, "a worker that is not made is given work"
         depth = self.limits.focus_depth if call.stage == FOCUS else 1
         assert len(self.queues[place]) < depth
         items = self.items(call)
@@ -249,6 +259,8 @@ class World:
                 answer: Any = "lost"
             elif self.dies_by_chance(planned):
                 answer = "died"
+            elif self.stalls_by_chance(planned):
+                answer, end_s = "stalls", self.now_s + self.deadlines.limit_s(place[0]) + 0.1
             else:
                 answer = getattr(self, planned.call.method)(place, planned.call)
         except Killed:
@@ -269,15 +281,41 @@ class World:
         self.deaths_left -= 1
         return True
 
+    def stalls_by_chance(self, planned: Planned) -> bool:
+        if not self.stalls_left or self.random.random() > 0.05:
+            return False
+        if planned.call.stage == SINK and self.scheduler._stages[SINK].deaths_in_a_row == 2:
+            return False
+        self.stalls_left -= 1
+        return True
+
+    def leave_for_a_while(self, place: tuple[str, int]) -> None:
+        """A worker that is to be made, sometimes after the others, sometimes never."""
+        if not self.absences_left or self.random.random() > 0.5:
+            return
+        self.absences_left -= 1
+        self.absent.add(place)
+        others = [other for other in self.state if other[0] == place[0] and other not in self.absent]
+        if not others or self.random.random() < 0.7:
+            made_s = self.now_s + self.random.choice([0.1, 5.0, 50.0])
+            heapq.heappush(self.events, (made_s, next(self.tickets), place, None, "made"))
+        self.scheduler.note_absent(self.absent)
+
     def advance(self) -> None:
         self.now_s, _, place, planned, answer = heapq.heappop(self.events)
+        if answer == "made":
+            self.absent.remove(place)
+            self.deadlines.made(place, self.now_s)
+            self.scheduler.note_absent(self.absent)
+            return
         self.queues[place].pop(0)
         if self.payloads and self.losses_left and self.random.random() < 0.05:
             self.losses_left -= 1
             self.lost.add(id(self.random.choice(self.payloads)))
         match answer:
-            case "died" | "hangs":
+            case "died" | "hangs" | "stalls":
                 planned.timed_out = answer == "hangs"
+                planned.is_excused = answer == "stalls"
                 self.die(place, planned)
             case "lost":
                 for item in self.items(planned.call):
@@ -289,6 +327,7 @@ class World:
             case reply, payload:
                 if payload is not None:
                     self.payloads.append(payload)
+                self.deadlines.ended(place, self.now_s, self.now_s)
                 self.scheduler.on_done(planned, reply, payload, self.now_s)
         if planned.call.method == "read":
             over = PIECE_BYTES * self.pieces_per_read
@@ -302,12 +341,16 @@ class World:
         self.deaths[place[0]] += 1
         behind, self.queues[place] = self.queues[place], []
         items = self.items(planned.call)
+        if planned.is_excused:
+            self.losses.update(items)
+            items = []
         # What comes back for a stay that is over is nobody's fault.
         if len(items) == 1 and not any(stay.is_over for stay in planned.stays):
             self.deaths_alone[items[0]] += 1
         assert self.scheduler.on_died(planned, self.now_s), "the first word of a death replaces the worker"
         for _, other in behind:
             assert not self.scheduler.on_died(other, self.now_s)
+        self.leave_for_a_while(place)
 
     # What the workers do
 

@@ -191,9 +191,11 @@ class Cluster:
 
     def stages(self) -> dict[int, list[str]]:
         """Which workers sit where."""
-        titles = {number: self.pids(number).values() for number in (1, 2, 3)}
-        mark = "ray::saccade-"
-        return {n: sorted(t.split(mark)[1].split(".")[0].strip() for t in texts if mark in t) for n, texts in titles.items()}
+        mark, found = "ray::saccade-", {}
+        for number in (1, 2, 3):
+            titles = [title for title in self.pids(number).values() if mark in title]
+            found[number] = sorted(title.split(mark)[1].split(".")[0].strip() for title in titles)
+        return found
 
     def kill(self, number: int, *, only: Sequence[str] = ("",)) -> None:
         """Ends what runs on a machine at once; `only`: what has one of these in its command line."""
@@ -350,7 +352,7 @@ def _head(number: int, *, on: int, only: Sequence[str]) -> str:
                 assert again.code == 0, (again.code, again.told)
         finally:
             shutil.rmtree(kept)
-        return f"ended {seconds:.0f} s after the death with {before} of {number} rows, {done.told[-2:]}; then all of them"
+        return f"ended {seconds:.0f} s after the death with {before} of {number} rows; then all; {done.told[-1]}"
 
 
 def head(number: int = 400) -> str:
