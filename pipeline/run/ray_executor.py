@@ -203,7 +203,11 @@ class RayExecutor:
             # Ray puts an actor that asks for no CPU on any machine. Labels, their lock and what resume goes by have to
             # be on the disk where the driver looks for them.
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self._node_id, soft=False)
-        elif lost := self._cluster.lost():
+            return options
+        if not spec.num_gpus:
+            # By itself Ray would fill half of the driver's machine first: all decoders were on one of three.
+            options["scheduling_strategy"] = "SPREAD"
+        if lost := self._cluster.lost():
             # Until Ray has noticed, up to 65 s later, it would go on placing actors there.
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(lost)})"}
         return options

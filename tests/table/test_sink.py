@@ -31,6 +31,8 @@ from operators.records import ClipLabel, PatchPlace, clip_id
 from operators.table.fold import swap_parts
 from operators.table.schema import SCHEMA_VERSION
 from operators.table.sink import SCHEMA, ParquetSink, look_at, part_paths, read_identity, summarize
+from pipeline.run.sink_worker import SinkWorker
+from pipeline.steering.messages import WriteRequest
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["operators.table.sink"])
@@ -428,6 +430,21 @@ def test_a_killed_holder_gives_the_lock_back(tmp_path: Path) -> None:
     child.join()
     with sink(tmp_path, lock_timeout_s=0):
         pass
+
+
+def test_a_sink_in_a_dead_one_s_place_says_that_the_lock_is_held_and_does_not_wait_for_ever(tmp_path: Path) -> None:
+    arguments = {"out": str(tmp_path), "run_id": "run1", "resume": True, "retry_failed": False}
+    worker = SinkWorker(**arguments, lock_slice_s=0.3, lock_timeout_s=0.5)
+    with sink(tmp_path):
+        (opened,) = worker.try_reopen((IDENTITY,), ())[0].rows
+        assert opened.waits_for is not None and opened.waits_for.startswith("waiting for the lock: run run1")
+        with pytest.raises(SinkError, match=r"run run1, .* did not end within 0\.5 s"):
+            worker.reopen((IDENTITY,), ())
+    (opened,) = worker.try_reopen((IDENTITY,), ())[0].rows
+    assert opened.waits_for is None
+    worker.write((WriteRequest(sequence=0, labels=(clip(0),)),), ())
+    worker.finish((), ())
+    assert videos(tmp_path) == {"v0": None}
 
 
 # Failed clips ----------------------------------------------------------------------------------------------------

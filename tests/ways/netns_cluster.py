@@ -46,6 +46,11 @@ def why_not() -> str | None:
     return None
 
 
+def told(err: str) -> list[str]:
+    """The lines of a command's stderr that are not progress."""
+    return [line for line in err.splitlines() if line.strip() and not line.startswith('{"progress"')]
+
+
 def wait_until(condition: Callable[[], bool], within_s: float, what: str) -> None:
     until = time.monotonic() + within_s
     while not condition():
@@ -68,8 +73,7 @@ class Outcome:
 
     @property
     def told(self) -> list[str]:
-        """Its lines on stderr that are not progress."""
-        return [line for line in self.err.splitlines() if line.strip() and not line.startswith("{")]
+        return told(self.err)
 
     def check_rows(self, number: int) -> None:
         assert len({row["clip_id"] for row in self.rows}) == len(self.rows), "a clip has two rows"
@@ -138,6 +142,8 @@ class Cluster:
         self._ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
         self._ip("-n", name, "link", "set", "eth0", "up")
         self._ip("-n", name, "link", "set", "lo", "up")
+        # By its way out a driver knows its own address, and so which machine it is on.
+        self._ip("-n", name, "route", "add", "default", "dev", "eth0")
         self.disk(number).mkdir()
 
     def start(self, number: int, command: Sequence[object], **options: object) -> subprocess.Popen:
@@ -197,6 +203,10 @@ class Cluster:
             found[number] = sorted(title.split(mark)[1].split(".")[0].strip() for title in titles)
         return found
 
+    def with_stream(self) -> int:
+        """The machine with the stream worker, or the third where that is on the first, with the driver."""
+        return next((number for number, stages in self.stages().items() if "stream" in stages and number > 1), 3)
+
     def kill(self, number: int, *, only: Sequence[str] = ("",)) -> None:
         """Ends what runs on a machine at once; `only`: what has one of these in its command line."""
         # Twice: a process may just be started.
@@ -243,11 +253,12 @@ class Label:
         return ds.dataset(str(self._disk / "labels"), format="parquet").to_table().to_pylist()
 
     def wait_for_rows(self, number: int, within_s: float = 120) -> None:
-        def has_them() -> bool:
-            assert self.process.poll() is None, f"it ended before: {self.err.read_text()[-2000:]}"
-            return len(self.rows()) >= number
-
-        wait_until(has_them, within_s, f"{number} rows")
+        until = time.monotonic() + within_s
+        while len(self.rows()) < number:
+            text = told(self.err.read_text())
+            assert self.process.poll() is None, f"it ended before: {text}"
+            assert time.monotonic() < until, f"not {number} rows within {within_s:g} s: {text}"
+            time.sleep(0.2)
 
     def interrupt(self) -> None:
         """The first SIGINT. The process started is `ip`, which became the command."""
@@ -257,7 +268,7 @@ class Label:
         try:
             code = self.process.wait(within_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"not over within {within_s:g} s: {self.err.read_text()[-2000:]}") from None
+            raise AssertionError(f"not over within {within_s:g} s: {told(self.err.read_text())}") from None
         return Outcome(code, self.err.read_text(), time.monotonic() - self._begun_s, self.rows())
 
 
@@ -295,13 +306,13 @@ def killed(number: int = 400) -> str:
     with videos(number) as folder, Cluster() as cluster:
         run = Label(cluster, folder)
         run.wait_for_rows(number // 8)
-        there = cluster.stages()
-        cluster.kill(3)
+        there, machine = cluster.stages(), cluster.with_stream()
+        cluster.kill(machine)
         died_s = time.monotonic()
         done = run.wait(240)
         done.check_rows(number)
         assert done.code == 0, (done.code, done.told)
-        return f"{there}: ended {time.monotonic() - died_s:.0f} s after the death, {done.seconds:.0f} s in all"
+        return f"{there}, {machine} died: ended {time.monotonic() - died_s:.0f} s later, {done.seconds:.0f} s in all"
 
 
 def cut(number: int = 400, seconds: float = 30.0) -> str:
@@ -309,15 +320,16 @@ def cut(number: int = 400, seconds: float = 30.0) -> str:
     with videos(number) as folder, Cluster() as cluster:
         run = Label(cluster, folder)
         run.wait_for_rows(number // 8)
-        there = cluster.stages()
-        cluster.cut(3)
+        there, machine = cluster.stages(), cluster.with_stream()
+        cluster.cut(machine)
         time.sleep(seconds)
-        cluster.heal(3)
+        cluster.heal(machine)
         healed_s = time.monotonic()
         done = run.wait(300)
         done.check_rows(number)
         assert done.code == 0, (done.code, done.told)
-        return f"{there}: ended {time.monotonic() - healed_s:.0f} s after healing, {done.seconds:.0f} s in all"
+        ended_s = time.monotonic() - healed_s
+        return f"{there}, {machine} cut: ended {ended_s:.0f} s after healing, {done.seconds:.0f} s in all"
 
 
 def uneven(number: int = 30) -> str:
