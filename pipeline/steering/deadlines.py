@@ -80,7 +80,7 @@ class Staffing:
         for place, is_placed in missing.items():
             if place not in self._since_s or self._since_s[place][0] != is_placed:
                 self._since_s[place] = (is_placed, now_s)
-        verdicts = []
+        verdicts: list[Verdict] = []
         for stage in dict.fromkeys(stage for stage, _ in missing):
             verdicts += self._of_stage(stage, now_s)
         return verdicts
