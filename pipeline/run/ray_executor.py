@@ -294,6 +294,9 @@ class RayExecutor:
         if place in self._put_off:
             self._put_off[place].append((ticket, call))
             return
+        if place not in self._actors:
+            self._ended.append(Completion(ticket=ticket, outcome="died", error="its worker was ended before"))
+            return
         actor = self._actors[place]
         reply, payload = actor.call.options(num_returns=2).remote(call.method, call.requests, *call.payloads)
         line = self._lines[place]

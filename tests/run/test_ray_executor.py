@@ -192,7 +192,8 @@ def test_a_call_of_a_worker_that_is_killed_ends_at_once_and_is_not_waited_for(ex
     ticket = executor.submit(Call(stage=SOURCE, worker=0, method="read", requests=(ReadRequest(source=source),)))
     assert executor.poll(0.5) == []
     executor.kill(SOURCE, 0)
-    assert [(ended.ticket, ended.outcome) for ended in executor.poll(0.0)] == [(ticket, "died")]
+    behind = executor.submit(Call(stage=SOURCE, worker=0, method="read", requests=()))
+    assert [(ended.ticket, ended.outcome) for ended in executor.poll(0.0)] == [(ticket, "died"), (behind, "died")]
 
 
 def test_a_worker_in_whose_place_another_is_made_is_ended_though_it_lives(executor: RayExecutor) -> None:
