@@ -31,7 +31,7 @@ class SharedFiles:
     failed: set[str] = field(default_factory=set)
 
     def seconds(self, name: str, way: Side, *, may_fail: bool) -> float:
-        """Reads the files in one way. NaN where another library fails, now or before: that costs its own figures only."""
+        """Reads the files in one way; NaN where another library fails or failed, which costs its own figures only."""
         if name in self.failed:
             return math.nan
         try:

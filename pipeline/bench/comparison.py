@@ -78,7 +78,7 @@ def _difference(first: Figure, second: Figure) -> Difference:
     for side, figure in (("A", first), ("B", second)):
         why_not = ""
         if len(figure.samples) < _ENOUGH:
-            why_not = f"{side} has {len(figure.samples)} sample(s), and {_ENOUGH} are needed"
+            why_not = f"{side} has {len(figure.samples)} of the {_ENOUGH} samples that it takes"
         elif min(figure.samples) <= 0:
             why_not = f"not all samples of {side} are above 0"
         if why_not:

@@ -70,18 +70,17 @@ def bench_compute(
             whole = Lab(work, device=device, threads=cores, frames=work.glances)
             figures += whole_machine(whole, choice, rounds, budget_s * 0.1, say)
     labels, notes = _labels_in_bf16(device, cache, say, quick=quick)
-    figures += labels
     if device == "cpu" and threads == 1:
         notes.append("Seconds are the processor's: on one thread, others on the machine take nothing of them.")
+    figures += labels
     return Report(
         what="compute",
         headline=headline_of(_headline(figures, work, choice, threads, device), quick=quick),
         figures=tuple(figures),
         environment=where,
         settings={
-            "work": asdict(work), "full_px": full_px,
-            "rounds": rounds, "minutes": minutes, "quick": quick, "threads": threads, "device": device,
-            "precision": choice.precision, "compile": choice.compile,
+            "work": asdict(work), "full_px": full_px, "rounds": rounds, "minutes": minutes, "quick": quick,
+            "threads": threads, "device": device, "precision": choice.precision, "compile": choice.compile,
             "glance_batch": choice.glance_batch, "focus_batch": choice.focus_batch,
         },
         notes=(choice.line(), *notes),

@@ -21,6 +21,7 @@ from operators.networks.network import Network
 from operators.networks.tensors import DTYPES, Upload, ready
 from operators.records import PatchBatch
 from pipeline.bench.figures import Figure, measured, ratio
+from pipeline.bench.turns import take_turns
 from pipeline.plan.tuning import Work
 
 Say = Callable[[str], None]

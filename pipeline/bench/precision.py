@@ -54,8 +54,8 @@ def compared(full: Predictions, half: Predictions) -> list[Figure]:
     right = {"fp32": int((theirs == truth).sum()), "bf16": int((ours == truth).sum())}
     change = 100 * abs(right["bf16"] - right["fp32"]) / num
     about = (
-        f"{right['fp32']} of {num} videos are right in fp32 and {right['bf16']} in bf16; one of them is {100 / num:.2g} "
-        "points"
+        f"{right['fp32']} of {num} videos are right in fp32 and {right['bf16']} in bf16; one of them is "
+        f"{100 / num:.2g} points"
     )
     return [
         measured(

@@ -146,7 +146,7 @@ class Aside:
         """The seconds that this decoder takes for a file."""
 
     def choose_decoders(self, plan: Plan, files: Files) -> None:
-        """Finds the faster decoder for each kind of file, by the first quarter of a long video and a whole short one."""
+        """Finds the faster decoder for each kind of file, by a quarter of a long video and a whole short one."""
         ways: list[tuple[FileKind, Path, float]] = [("long", files.long[0], 0.25), ("short", files.short[0], 1.0)]
         for kind, path, share in ways:
             num_frames = plan.config.sampling.num_frames

@@ -119,7 +119,7 @@ def _simulations(exits: Sequence[float], clips: int, say: Say) -> list[Figure]:
                 unit="",
                 limit=1.0,
                 goal=0.95,
-                about=f"the share of rows that are no padding, simulated with {workers} focus workers and {clips} clips",
+                about=f"the share of rows without padding, simulated with {workers} focus workers and {clips} clips",
             ),
             measured(
                 f"schedule.focus_idle_share_{workers}",
