@@ -134,7 +134,7 @@ def null_run(clips: int, *, form: Form, executor: str) -> NullRun:
         finally:
             engine.close()
     calls = sum(stage.calls for stage in metrics.stages.values())
-    text = f"{clips} clips take {calls} calls and {1e6 * driver_s / clips:.0f} µs of the driver each"
+    text = f"{clips} clips take {calls} calls, and each takes {1e6 * driver_s / clips:.0f} µs of the driver"
     return NullRun(rates=_rates(times, clips), text=text)
 
 

@@ -36,7 +36,8 @@ def test_fewer_than_six_samples_say_nothing_of_a_difference() -> None:
     six = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert difference([1.0], [1.001]).verdict == "cannot say: A has 1 of the 6 samples that it takes"
     assert difference(six, [2.0]).verdict == "cannot say: B has 1 of the 6 samples that it takes"
-    assert difference([1.0, 1.0, 1.1, 1.0, 1.0], [2.0] * 6).verdict == "cannot say: A has 5 of the 6 samples that it takes"
+    five = [1.0, 1.0, 1.1, 1.0, 1.0]
+    assert difference(five, six).verdict == "cannot say: A has 5 of the 6 samples that it takes"
     assert difference(six, [2.0] * 6).verdict == "A is better: B has 100.0% more than A"
 
 
@@ -80,7 +81,7 @@ def test_figures_that_are_zero_are_compared_too() -> None:
     none, some = (
         report(measured("live.frames_dropped", [n], unit="frames", goal_is="at_most"), what="live") for n in (0.0, 37.0)
     )
-    assert compare_text(none, some).splitlines()[1].split("  ")[-1] == "A is better: A has 0, B has 37"
+    assert compare_text(none, some).splitlines()[1].endswith("A is better: A has 0, B has 37")
     assert [d.verdict for d in compare(some, none)] == ["B is better: A has 37, B has 0"]
     assert [d.verdict for d in compare(none, none)] == ["no difference"]
 

@@ -15,7 +15,7 @@ from tests.bench.samples import quiet
 def test_null_workers_label_every_clip() -> None:
     found = null_run(300, form=FORMS["schedule.clips_per_s"], executor="inline")
     assert len(found.rates) >= 1 and min(found.rates) > 0
-    assert found.text.startswith("300 clips in ")
+    assert found.text.startswith("300 clips take ")
 
 
 def test_bench_schedule_gives_the_names_that_others_read() -> None:
