@@ -26,13 +26,13 @@ HEADER = ("figure", "B over A", "95 %", "better is", "")
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One figure of two reports."""
+    """One figure as both reports have it."""
 
     name: str
     first: float
     second: float
     better: Literal["less", "more", "neither"] = "more"
-    """Which direction is better."""
+    """Which direction of the value is better."""
     ratio: float | None = None
     """B's value over A's; None where one of the two is not positive: then both are shown instead."""
     low: float | None = None

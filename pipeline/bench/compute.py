@@ -49,8 +49,7 @@ def bench_compute(
     cores = asked.run.threads or this_machine().num_cores
     threads = threads or place(this_machine(), device=device, threads=asked.run.threads).focus_threads
     where = environment()
-    if quick:
-        rounds, minutes = 2, 0.5
+    rounds, minutes = (2, 0.5) if quick else (rounds, minutes)
     budget_s = minutes * 60
     with held_threads(threads):
         choice = chosen(work, asked, device=device, threads=threads, quick=quick)

@@ -106,7 +106,7 @@ class Watch:
     looked: list[tuple[float, dict[str, int]]] = field(default_factory=list)
     """(when, frames looked at of each camera so far)"""
     memory: list[tuple[float, float]] = field(default_factory=list)
-    """(when, MiB)"""
+    """(when, MiB of all processes together)"""
     busy: list[tuple[float, float]] = field(default_factory=list)
     """(seconds that this machine's cores have been busy, seconds that they have been there)"""
 

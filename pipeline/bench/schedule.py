@@ -151,7 +151,10 @@ def _simulations(exits: Sequence[float], clips: int, say: Say) -> list[Figure]:
         measured("schedule.occupancy", [min(occupancy)], unit="", limit=1.0, goal=0.95, about=about),
         measured("schedule.focus_idle_share", [max(idle)], unit="", goal=0.02, goal_is="at_most", about=about),
         measured(
-            "schedule.decisions_per_s", decisions, unit="calls/s", about="the scheduler alone chooses and ends so many"
+            "schedule.decisions_per_s",
+            decisions,
+            unit="calls/s",
+            about="so many are chosen and ended by the scheduler alone",
         ),
     ]
 

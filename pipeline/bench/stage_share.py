@@ -18,7 +18,7 @@ from pipeline.plan.tuning import Choice, Work
 from pipeline.steering.scheduler import SOURCE
 
 PIPELINE_GOAL = 0.85
-"""The goal of a GPU."""
+"""The goal, which is a GPU's; a CPU has none."""
 
 
 def pipeline_share(lab: Lab, choice: Choice, config: Config, rounds: int, budget_s: float, say: Say) -> list[Figure]:

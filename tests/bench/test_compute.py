@@ -141,8 +141,8 @@ def test_bf16_is_held_against_fp32_on_videos_that_are_made_for_it(report):
 
 def predicted(names: str, classes: list[int], truth: list[int]) -> Predictions:
     logits = np.eye(3, dtype=np.float32)[classes]
-    told = np.array(truth)[:, None]
-    return Predictions(class_names=("a", "b", "c"), video_ids=tuple(names), truth=told, logits=logits)
+    labels = np.array(truth)[:, None]
+    return Predictions(class_names=("a", "b", "c"), video_ids=tuple(names), truth=labels, logits=logits)
 
 
 def test_labels_are_compared_video_by_video():
@@ -197,7 +197,7 @@ def test_a_side_counts_the_multiplications_of_all_its_images():
     assert (focus.images, focus.macs) == (5, 5 * network_macs("small_focus", 16))
     glance = lab.glance("fp32", compiled=False, batch=2)
     assert (glance.images, glance.macs) == (3, 3 * network_macs("small_glance", 16))
-    # As with patches: 64 views in a pass are not told from 16.
+    # As with patches: 64 views in a pass are not mistaken for 16.
     assert lab.glance("fp32", compiled=False, batch=7).images == 7
     alone = lab.standalone("fp32", batch=4, glance=True)
     assert (alone.images, alone.macs) == (4, 4 * network_macs("small_glance", 16))

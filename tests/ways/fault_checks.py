@@ -26,10 +26,10 @@ AWAY_S = 0.4
 
 @dataclasses.dataclass
 class Log:
-    """All that happened."""
+    """All that happened while the faults struck."""
 
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Of the cameras."""
+    """What the cameras' process reported."""
     looked: dict[str, list[tuple[float, float, int, int | None]]] = dataclasses.field(
         default_factory=lambda: defaultdict(list)
     )

@@ -124,7 +124,7 @@ class FaultyCamera(ScriptedCamera):
 
     @property
     def script(self) -> Script:
-        """Asked for once per connection."""
+        """The script of the next connection: the base class asks for it once per connection."""
         present = self._faults.pop(0) if self._faults else Fault("none", Script())
         self.videos = (self._all[present.video], self._all["large"])
         self.switch_every = present.switch_every

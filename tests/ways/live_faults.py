@@ -52,7 +52,7 @@ SETTINGS = (
 
 
 def run(count: int, seed: int, log: Log, out: Path, say: Callable[[str], None]) -> dict[str, float]:
-    """When each camera was started."""
+    """Watches the cameras until all faults have struck; returns when each camera was started."""
     stop = StopRequest()
     with cameras(count, seed, log) as serving:
         watched = [Camera(name=name, url=url) for name, url in serving["urls"].items()]
