@@ -27,8 +27,8 @@ HOMES = {
         "pipeline/synthetic/scene.py",
         "pipeline/bench/plain.py",
     },
-    "decord": {"pipeline/bench/decode.py"},
-    "torchcodec": {"pipeline/bench/decode.py"},
+    "decord": {"pipeline/bench/readers.py"},
+    "torchcodec": {"pipeline/bench/readers.py"},
     "pyarrow": {
         "operators/table/schema.py",
         "pipeline/inputs/sources.py",

@@ -23,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from operators.durable import sync_folder
 from operators.records import ClipLabel
 
 _AT_FDCWD = -100
@@ -228,15 +229,6 @@ def exchange(first: Path, second: Path) -> bool:
     if code in _CANNOT:
         return False
     raise OSError(code, os.strerror(code), str(first))
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable; the sync of a file does not."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parts_of(folder: Path, hour: str) -> dict[str, list[str]]:

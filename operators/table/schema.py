@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from operators.durable import ASIDE, sync_folder
 from operators.errors import SinkError
 from operators.passwords import without_password
 from operators.records import ClipLabel
-from operators.table.fold import sync_folder
 
 _TOPK = pa.struct([("label", pa.string()), ("label_id", pa.int32()), ("score", pa.float32())])
 _PATCH = pa.struct(
@@ -78,9 +78,6 @@ LIVE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("camera"))
 """A camera's name is in the path, so it is not in the file."""
 
 _BATCH_ROWS = 65_536
-ASIDE = "_tmp-"
-"""How the name of an unfinished file begins. No reader takes it: it begins with `_`, and does not end in .parquet,
-which is all that DuckDB looks at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from operators.durable import ASIDE, sync_folder, write_durably
 from operators.errors import RefusedError, SinkError
 from operators.passwords import without_password
 from operators.records import ClipLabel
-from operators.table.fold import CameraParts, sync_folder
+from operators.table.fold import CameraParts
 from operators.table.lock import take_lock
 from operators.table.schema import (
-    ASIDE,
     LIVE_SCHEMA,
     SCHEMA,
     SCHEMA_VERSION,
@@ -352,17 +352,6 @@ def _keys(parts: Sequence[Path]) -> np.ndarray:
             keys[start : start + len(batch)] = batch
             start += len(batch)
     return keys
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all, and stays."""
-    aside = path.with_name(ASIDE + path.name)
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    sync_folder(path.parent)
 
 
 def _ids(identity: Mapping[str, Any]) -> tuple[str, str]:

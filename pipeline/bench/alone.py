@@ -10,7 +10,7 @@ from pipeline.steering.messages import OpenRequest, Slice, StepRequest
 from pipeline.steering.scheduler import FOCUS, STREAM
 
 Ask = Callable[..., Any]
-"""(stage, method of its worker, arguments...) -> what it answers; may look at its clock before and after."""
+"""(stage, method of its worker, arguments...) -> what the worker answers. It may time the call."""
 
 
 def workers_of(specs: Sequence[WorkerSpec], *, num_threads: int = 1) -> dict[str, Any]:
@@ -26,7 +26,8 @@ def workers_of(specs: Sequence[WorkerSpec], *, num_threads: int = 1) -> dict[str
 def label_pieces(
     ask: Ask, pieces: Sequence[tuple[Any, Sequence[str]]], *, clips_per_call: int, rows_per_pass: int
 ) -> Iterator[Any]:
-    """Labels of clips whose frames are there: (FrameBatch, ids of its clips). In calls as large as a run's."""
+    """The labels of clips whose frames are there, in calls as large as a run's. A piece is a FrameBatch with the
+    ids of its clips."""
     for start in range(0, len(pieces), clips_per_call):
         group = pieces[start : start + clips_per_call]
         requests = tuple(OpenRequest(Slice(0, i, i + 1), tuple(ids)) for i, (_, ids) in enumerate(group))
@@ -44,11 +45,12 @@ def label_pieces(
 
 
 def passes(num_rows: int, size: int) -> list[tuple[int, int]]:
+    """Where the passes of `size` rows begin and end."""
     return [(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
 def slices(start: int, stop: int, size: int) -> tuple[Slice, ...]:
-    """Rows start..stop of all patches, as rows of the passes that they fell into."""
+    """The rows start..stop of all patches, as rows of the passes into which they fall."""
     found = []
     for number in range(start // size, -(-stop // size)):
         begin = number * size

@@ -37,7 +37,9 @@ def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--json", "json_file", type=folder, required=True, metavar="FILE", help="The figures."),
         click.option("--plot", "plot_file", type=folder, metavar="FILE.png", help="Figures as shares of their goals."),
-        click.option("--quick", is_flag=True, help="Tiny sizes: whether it runs, not how fast."),
+        click.option(
+            "--quick", is_flag=True, help="Tiny sizes, which show that it runs, not how fast; no goals are printed."
+        ),
         click.option("--cache", type=folder, help="Folder of generated files; out/bench/workloads if not given."),
         click.option("-q", "--quiet", is_flag=True, help="No progress."),
     ]
@@ -54,7 +56,7 @@ def turn_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return rounds(minutes(command))
 
 
-def _measured(
+def measure_and_keep(
     measure: Callable[..., Any],
     json_file: Path,
     plot_file: Path | None,
@@ -63,27 +65,28 @@ def _measured(
     **options: Any,
 ) -> int:
     """Runs a benchmark with the options that were given, and prints and keeps what it found."""
-    from pipeline.bench import figures
+    from pipeline.bench.printing import as_text, draw
+    from pipeline.bench.record import check_writable, write
 
     for path in filter(None, (json_file, plot_file)):
-        figures.check_writable(path)
+        check_writable(path)
     if plot_file is not None and plot_file.suffix.lower() not in PLOTS:
         raise ConfigError(f"--plot {plot_file}: name it {', '.join(PLOTS)}")
     given = {name: value for name, value in options.items() if value is not None}
     begun_s = time.monotonic()
 
     def keep(report: Report) -> Report:
-        """With how long it all took, what had to be generated for it included."""
+        """Writes the report with how long it all took, what had to be generated for it included."""
         report = replace(report, settings={**report.settings, "lasted_s": round(time.monotonic() - begun_s, 1)})
-        figures.write(json_file, report)
+        write(json_file, report)
         return report
 
     if keeps_parts:
         given["keep"] = keep
     report = keep(measure(say=(lambda text: None) if quiet else say, **given))
-    click.echo(figures.told(report))
+    click.echo(as_text(report))
     if plot_file is not None:
-        for note in figures.draw(plot_file, report):
+        for note in draw(plot_file, report):
             click.echo(note)
     return 0
 
@@ -104,7 +107,7 @@ def bench_decode(**options: Any) -> int:
     """
     from pipeline.bench.decode import bench_decode as measure
 
-    return _measured(measure, **options)
+    return measure_and_keep(measure, **options)
 
 
 @bench.command("compute")
@@ -129,7 +132,7 @@ def bench_compute(config_file: str, settings: tuple[str, ...], **options: Any) -
     config = load_config(config_file, settings)
     plan = resolve(config.replaced({"model.untrained": config.model.checkpoint is None}), this_machine())
     work = network_work(plan.config, plan.header)
-    return _measured(measure, **options, work=work, full_px=plan.config.view.crop_px, config=config)
+    return measure_and_keep(measure, **options, work=work, full_px=plan.config.view.crop_px, config=config)
 
 
 @bench.command("schedule")
@@ -148,7 +151,7 @@ def bench_schedule(cache: Path | None, exits_file: Path | None, **options: Any) 
     from pipeline.bench.schedule import bench_schedule as measure
     from pipeline.bench.schedule import read_exits
 
-    return _measured(measure, **options, exits=None if exits_file is None else read_exits(exits_file))
+    return measure_and_keep(measure, **options, exits=None if exits_file is None else read_exits(exits_file))
 
 
 @bench.command("archive")
@@ -183,9 +186,9 @@ def bench_archive(
     if config.model.checkpoint is None:
         config = config.replaced({"model.untrained": True})
     if is_swept:
-        return _measured(bench_sweep, **_without_turns(options), config=config, keeps_parts=True)
+        return measure_and_keep(bench_sweep, **_without_turns(options), config=config, keeps_parts=True)
     chosen = None if policies is None else [name for name in policies.split(",") if name]
-    return _measured(measure, **options, config=config, policies=chosen)
+    return measure_and_keep(measure, **options, config=config, policies=chosen)
 
 
 @bench.command("live")
@@ -204,20 +207,25 @@ def bench_live(settings: tuple[str, ...], cache: Path | None, **options: Any) ->
     from pipeline.bench.live import default_config
     from pipeline.bench.workloads import CACHE
 
-    return _measured(measure, **options, config=default_config(*settings), cache=cache or CACHE)
+    return measure_and_keep(measure, **options, config=default_config(*settings), cache=cache or CACHE)
 
 
 @bench.command("compare")
 @click.argument("first", type=click.Path(path_type=Path), metavar="A.json")
 @click.argument("second", type=click.Path(path_type=Path), metavar="B.json")
 def bench_compare(first: Path, second: Path) -> int:
-    """How many times A's figures B's are, with the interval of it.
+    """Says for each figure whether A or B is better, and by how much.
+
+    The ratio is B's value over A's, with its interval of 95 %.
 
     \b
     Example:
       saccade bench compare before.json after.json
     """
-    from pipeline.bench import figures
+    from pipeline.bench.comparison import compare_text
+    from pipeline.bench.record import read
 
-    click.echo(figures.compare_text(figures.read(first), figures.read(second)))
+    reports = read(first), read(second)
+    click.echo(f"A is {first}, B is {second}")
+    click.echo(compare_text(*reports))
     return 0

@@ -24,14 +24,14 @@ class Stages:
     seconds: dict[str, float]
     """CPU seconds per clip of source, stream, focus and sink."""
     sources: tuple[float, ...]
-    """Of each file: the other stages do the same for all of them."""
+    """CPU seconds of the source for each file; the other stages do the same for all files."""
 
     @property
     def total_s(self) -> float:
         return sum(self.seconds.values())
 
     def total_with_s(self, sources: Sequence[float]) -> float:
-        """As `total_s`, of some of the files only."""
+        """CPU seconds of all stages per clip, where the sources are those of some of the files only."""
         return self.total_s - self.seconds[SOURCE] + sum(sources) / len(sources)
 
 
@@ -40,7 +40,7 @@ _alone: dict[str, dict[str, Any]] = {}
 
 
 def stage_seconds(specs: Sequence[WorkerSpec], sizes: tuple[int, int], paths: Sequence[str]) -> Stages:
-    """Source, stream, focus and sink, one after another in this process.
+    """Runs source, stream, focus and sink one after another in this process.
 
     `sizes`: clips per call of the stream worker and patches per pass of the focus worker, as the run has them.
     """
@@ -71,12 +71,13 @@ def stage_seconds(specs: Sequence[WorkerSpec], sizes: tuple[int, int], paths: Se
         sources.append(spent[SOURCE] - before_s)
     clips_per_call, rows_per_pass = sizes
     labels = list(label_pieces(timed, pieces, clips_per_call=clips_per_call, rows_per_pass=rows_per_pass))
-    spent[SINK] = _sink_seconds(labels)
+    spent[SINK] = sink_seconds(labels)
     per_clip = {stage: seconds / len(paths) for stage, seconds in spent.items()}
     return Stages(seconds=per_clip, sources=tuple(sources))
 
 
-def _sink_seconds(labels: Sequence[Any]) -> float:
+def sink_seconds(labels: Sequence[Any]) -> float:
+    """The CPU seconds that the sink takes for these labels within a part of the usual size."""
     with tempfile.TemporaryDirectory() as out:
         sink = make_worker(
             "pipeline.run.sink_worker:sink_worker",

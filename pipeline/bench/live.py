@@ -20,10 +20,13 @@ from typing import Any
 import numpy as np
 
 from operators.errors import PipelineError
-from operators.media.encode import write_video
 from operators.records import ClipLabel
-from pipeline.bench.figures import Figure, Report, environment, interval, measured, rows_as_text
-from pipeline.bench.workloads import Clips, scene
+from pipeline.bench.environment import environment
+from pipeline.bench.figures import Figure, Report, headline_of, interval, measured
+from pipeline.bench.machine_use import machine_seconds, memory_bytes, tree_pids
+from pipeline.bench.printing import rows_as_text
+from pipeline.bench.quick import SMALL_NETWORKS
+from pipeline.bench.workloads import Clips, write_scene
 from pipeline.config import Camera, Config, load
 from pipeline.live.watch import LiveSummary, LiveTold, watch_cameras
 from pipeline.live.worker import CameraNews
@@ -33,28 +36,20 @@ from pipeline.run.loop import StopRequest
 Say = Callable[[str], None]
 PRESET = "adafocus_activitynet"
 SETTINGS = ("model.untrained=true",)
-"""The full-size networks. What they cost does not depend on their weights."""
+"""The networks have their full size and random weights: what they cost does not depend on these."""
 VIDEO = Clips(name="camera", num_files=1, width=640, height=360, seconds=20.0, fps=15, gop=30)
-QUICK_SETTINGS = {
-    "model.glance_backbone": "small_glance",
-    "model.focus_backbone": "small_focus",
-    "view.resize_px": 96,
-    "view.crop_px": 96,
-    "glance.size_px": 32,
-    "focus.patch_px": 32,
-}
 SERVER = Path(__file__).with_name("rtsp_server.py")
 _START_S = 240.0
-"""For so long nothing may come: workers are made, networks warmed up."""
+"""How long the first label may take: workers are made, networks warmed up."""
 _MEMORY_EVERY_S = 5.0
 _STRETCH_S = 15.0
 _SHARES = (0.5, 0.95, 0.99)
 _FLAT_MIB_PER_MIN = 1.0
-"""A slope that memory may have: five minutes show no smaller one for certain."""
+"""The slope that memory may have: five minutes show no smaller one for certain."""
 
 
 def default_config(*settings: str) -> Config:
-    """In bf16 where the processor multiplies in it; where it does not, bf16 takes many times as long as fp32."""
+    """The preset in bf16 where the processor multiplies in it; elsewhere bf16 takes many times as long as fp32."""
     precision = "bf16" if has_fast_bf16() else "auto"
     return load(PRESET, settings=[*SETTINGS, f"compute.precision={precision}", *settings])
 
@@ -62,18 +57,18 @@ def default_config(*settings: str) -> Config:
 def bench_live(
     config: Config, *, cache: Path, say: Say, quick: bool = False, cameras: int = 8, seconds: float = 300.0
 ) -> Report:
-    """`seconds`: from the first label on."""
+    """Watches cameras of the server for `seconds`, counted from the first label."""
     where = environment()
     if quick:
-        config, cameras, seconds = config.replaced(QUICK_SETTINGS), 2, 5.0
+        config, cameras, seconds = config.replaced(SMALL_NETWORKS), 2, 5.0
     video = make_video(replace(VIDEO, seconds=4.0) if quick else VIDEO, cache, say=say)
     stop = StopRequest()
     watch = Watch(seconds=seconds, stop=stop, say=say)
     with serving(video, cameras=cameras) as (port, server_pid), tempfile.TemporaryDirectory() as folder:
         watch.not_ours = server_pid
         watched = [Camera(name=f"cam{i}", url=f"rtsp://127.0.0.1:{port}/cam{i}") for i in range(cameras)]
-        told = LiveTold(message=say, started=say, label=watch.label, news=watch.news)
-        summary = watch_cameras(config, watched, out=Path(folder), stop=stop, told=told, for_s=_START_S + seconds)
+        heard = LiveTold(message=say, started=say, label=watch.label, news=watch.news)
+        summary = watch_cameras(config, watched, out=Path(folder), stop=stop, told=heard, for_s=_START_S + seconds)
     if watch.began_s is None:
         errors = {one.news.last_error for one in summary.cameras.values()}
         raise PipelineError(f"no label within {_START_S:g} s; the cameras say: {errors}")
@@ -85,33 +80,33 @@ def bench_live(
     )
     return Report(
         what="live",
-        headline=headline,
+        headline=headline_of(headline, quick=quick),
         figures=tuple(figures),
         environment=where,
-        settings={"cameras": cameras, "seconds": seconds, "config": config.flat()},
+        settings={"quick": quick, "cameras": cameras, "seconds": seconds, "config": config.flat()},
         notes=tuple(rows_as_text(camera_rows(watch, summary))),
     )
 
 
 @dataclass(slots=True, eq=False)
 class Watch:
-    """What is noted while it goes on."""
+    """What is noted while cameras are watched."""
 
     seconds: float
     stop: StopRequest
     say: Say
     not_ours: int = 0
-    """The process of the server."""
+    """The server's process, whose memory does not count."""
     asked_s: float = field(default_factory=time.monotonic)
     began_s: float | None = None
-    """The first label."""
+    """When the first label came."""
     lasted_s: float = 0.0
     latencies_s: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """(when, latency) of every label, by camera."""
     looked: list[tuple[float, dict[str, int]]] = field(default_factory=list)
     """(when, frames looked at of each camera so far)"""
     memory: list[tuple[float, float]] = field(default_factory=list)
-    """(when, MiB)"""
+    """(when, MiB of all processes together)"""
     busy: list[tuple[float, float]] = field(default_factory=list)
     """(seconds that this machine's cores have been busy, seconds that they have been there)"""
 
@@ -129,7 +124,7 @@ class Watch:
         now_s = time.monotonic()
         self.lasted_s = now_s - self.began_s
         if not self.memory or now_s - self.memory[-1][0] >= min(_MEMORY_EVERY_S, self.seconds / 10):
-            self.memory.append((now_s, tree_bytes(os.getpid(), besides=self.not_ours) / 2**20))
+            self.memory.append((now_s, memory_bytes(tree_pids(os.getpid(), besides=self.not_ours)) / 2**20))
             self.looked.append((now_s, {name: camera.num_looked for name, camera in cameras.items()}))
             labels = sum(map(len, self.latencies_s.values()))
             self.say(f"{self.lasted_s:.0f} s: {labels} labels, {self.memory[-1][1]:.0f} MiB")
@@ -138,7 +133,7 @@ class Watch:
             self.stop.is_set = True
 
     def fps(self, camera: str) -> float:
-        """Frames looked at per second, from when it had come to the end."""
+        """Frames of the camera that were looked at per second, from its first ones to the end."""
         there = [(at_s, looked[camera]) for at_s, looked in self.looked if looked[camera]]
         if len(there) < 2:
             return 0.0
@@ -159,7 +154,8 @@ def figures_of(watch: Watch, summary: LiveSummary, *, wanted_fps: float) -> list
             unit="frames",
             goal=0.0,
             goal_is="at_most",
-            about=f"{dropped} for being behind, {lost} broken or after a loss; not those at the join",
+            about=f"{dropped} were dropped for being behind, {lost} were broken or came after a loss; those at the "
+            "join do not count",
         ),
         quantile_figure("live.latency_p50_ms", latencies, 0.5),
         quantile_figure("live.latency_p99_ms", latencies, 0.99),
@@ -168,25 +164,39 @@ def figures_of(watch: Watch, summary: LiveSummary, *, wanted_fps: float) -> list
             [sum(watch.fps(name) for name in summary.cameras)],
             unit="frames/s",
             limit=wanted_fps,
-            about="of all cameras together",
+            about="all cameras are counted together",
         ),
         slope_figure(watch.memory),
-        measured("live.reconnects", [float(sum(one.num_reconnects for one in news))], unit="", goal_is="at_most"),
+        measured(
+            "live.reconnects",
+            [float(sum(one.num_reconnects for one in news))],
+            unit="",
+            goal_is="at_most",
+            about="all cameras are counted together",
+        ),
     ]
     if watch.began_s is not None:
         start_s = watch.began_s - watch.asked_s
-        figures.append(measured("live.start_s", [start_s], unit="s", goal_is="at_most", about="to the first label"))
+        figures.append(
+            measured(
+                "live.start_s",
+                [start_s],
+                unit="s",
+                goal_is="at_most",
+                about="the first label comes so long after the call",
+            )
+        )
     # The clock of the machine's cores ticks every 10 ms.
     if len(watch.busy) == 2 and watch.busy[1][1] > watch.busy[0][1]:
         (busy, there), (later_busy, later_there) = watch.busy
         share = (later_busy - busy) / (later_there - there)
-        about = "of all cores' time; the server's and other people's work count"
-        figures.append(measured("live.machine_busy", [share], unit="", limit=1.0, about=about))
+        about = "the share of all cores' time that was used; the server's and other people's work count"
+        figures.append(measured("live.machine_busy", [share], unit="", limit=1.0, goal_is="neither", about=about))
     return figures
 
 
 def quantile_figure(name: str, latencies: list[tuple[float, float]], share: float, **form: Any) -> Figure:
-    """Of all labels; the interval is that of its stretches."""
+    """The quantile of all labels' latencies; its interval is that of the quantiles of stretches."""
     when = np.array([at_s for at_s, _ in latencies])
     values = 1000 * np.array([latency_s for _, latency_s in latencies])
     stretch = ((when - when.min()) // _STRETCH_S).astype(int)
@@ -203,13 +213,14 @@ def quantile_figure(name: str, latencies: list[tuple[float, float]], share: floa
         goal=goal,
         met=None if goal is None else value <= goal,
         goal_is="at_most",
-        about=f"of all labels; 95 %: of stretches of {_STRETCH_S:g} s",
+        about=f"the value is of all labels; the interval is of stretches of {_STRETCH_S:g} s",
         samples=tuple(parts),
     )
 
 
 def slope_figure(memory: list[tuple[float, float]]) -> Figure:
-    """MiB a minute of the whole process tree: a line through the second half, when all that is kept is there."""
+    """The MiB a minute by which all processes together grow, by a line through the second half: then all that is kept
+    is there."""
     half = memory[len(memory) // 2 :]
     at, mib = np.array([at_s / 60 for at_s, _ in half]), np.array([size for _, size in half])
     slope = error = 0.0
@@ -227,7 +238,7 @@ def slope_figure(memory: list[tuple[float, float]]) -> Figure:
         goal=_FLAT_MIB_PER_MIN,
         met=float(slope) <= _FLAT_MIB_PER_MIN,
         goal_is="at_most",
-        about=f"from {memory[0][1]:.0f} to {memory[-1][1]:.0f} MiB of all processes; the second half's line",
+        about=f"all processes grew from {memory[0][1]:.0f} to {memory[-1][1]:.0f} MiB; the slope is the second half's",
     )
 
 
@@ -244,28 +255,25 @@ def camera_rows(watch: Watch, summary: LiveSummary) -> list[tuple[str, ...]]:
         values = [latency_s for _, latency_s in watch.latencies_s.get(name, [])]
         spread = [f"{1000 * np.quantile(values, share):.0f}" if values else "" for share in _SHARES]
         at_join = counts.num_before_keyframe + counts.num_joining
-        told = (one.news.num_behind, counts.num_corrupt, counts.num_after_loss, at_join)
+        counted = (one.news.num_behind, counts.num_corrupt, counts.num_after_loss, at_join)
         tries = (one.news.num_misses, one.news.num_reconnects)
-        rows.append((name, f"{watch.fps(name):.2f}", str(one.labels), *spread, *map(str, (*told, *tries))))
+        rows.append((name, f"{watch.fps(name):.2f}", str(one.labels), *spread, *map(str, (*counted, *tries))))
     return rows
 
 
 def make_video(clips: Clips, cache: Path, *, say: Say) -> Path:
-    """What the cameras show: found in the cache, or made. Without B-frames, as cameras send it."""
+    """What the cameras show: found in the cache, or made. It has no B-frames, as cameras send none."""
     path = cache / clips.folder / "live.mp4"
     if not path.exists():
         say(f"making {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"_{os.getpid()}-{path.name}")
-        options = {"preset": "veryfast", "x264-params": "scenecut=0"}
-        write_video(aside, scene(clips, 0), fps=clips.fps, gop=clips.gop, b_frames=0, crf=clips.crf, options=options)
-        os.replace(aside, path)
+        write_scene(path, clips, 0, b_frames=0)
     return path
 
 
 @contextlib.contextmanager
 def serving(video: Path, *, cameras: int) -> Iterator[tuple[int, int]]:
-    """GStreamer's RTSP server; its port and its process."""
+    """Runs GStreamer's RTSP server; yields its port and its process."""
     command = ["/usr/bin/python3", str(SERVER), str(video), "--cameras", str(cameras)]
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -284,30 +292,3 @@ def serving(video: Path, *, cameras: int) -> Iterator[tuple[int, int]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def tree_bytes(root: int, *, besides: int = 0) -> int:
-    """Memory of a process and all that came of it, shared pages shared out. `besides`: a child that does not count."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry))
-    total, waiting = 0, [root]
-    while waiting:
-        pid = waiting.pop()
-        waiting += [child for child in children.get(pid, []) if child != besides]
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) << 10
-    return total
-
-
-def machine_seconds() -> tuple[float, float]:
-    """(busy, there): of all cores together since the machine was started."""
-    values = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    idle, total = values[3] + values[4], sum(values)
-    ticks = os.sysconf("SC_CLK_TCK")
-    return (total - idle) / ticks, total / ticks

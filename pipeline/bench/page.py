@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 
 from operators.errors import ConfigError
-from pipeline.bench.figures import Report, read, table
+from pipeline.bench.figures import Report
+from pipeline.bench.printing import table
+from pipeline.bench.record import read
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -58,7 +60,7 @@ def as_markdown(report: Report, *, name: str) -> str:
         f"{'; '.join(machine)}; {', '.join(versions)}; commit {commit}; {where.get('time')}; load before: {load[0]:g}"
         f"{lasted}. [{name}.json](../benchmarks/{name}.json)",
         "",
-        *_markdown_table(table(report.figures)),
+        *_markdown_table(table(report)),
         "",
         *(f"- {note}" for note in report.notes),
     ]

@@ -33,11 +33,12 @@ Decode = Callable[[str, int], Iterator[np.ndarray]]
 
 
 def ffmpeg_version() -> str:
-    """Of the libraries that PyAV brings along."""
+    """The version of the FFmpeg libraries that PyAV brings along."""
     return str(av.ffmpeg_version_info)
 
 
 def with_opencv(path: str, num_frames: int) -> Iterator[np.ndarray]:
+    """The wanted frames by OpenCV, which decodes everything."""
     video = cv2.VideoCapture(path)
     wanted = set(sample_indices(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), num_frames).tolist())
     number = 0
@@ -50,6 +51,7 @@ def with_opencv(path: str, num_frames: int) -> Iterator[np.ndarray]:
 
 
 def with_pyav(path: str, num_frames: int, *, is_threaded: bool = True) -> Iterator[np.ndarray]:
+    """The wanted frames by PyAV, which decodes everything."""
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO" if is_threaded else "NONE"
@@ -84,7 +86,7 @@ class PlainLoop:
 
     @torch.inference_mode()
     def __call__(self, path: str, decode: Decode) -> int:
-        """The number of the class."""
+        """The number of the video's class."""
         policy_state, state = self._policy.initial_state(1), self._classifier.initial_state(1)
         logits = torch.zeros(1, 1)
         for frame in decode(path, self._num_frames):
@@ -123,7 +125,7 @@ def _loop(config_json: str, model_id: str) -> PlainLoop:
 
 
 def plain_seconds(config_json: str, model_id: str, paths: list[str], num_threads: int, decoder: str) -> float:
-    """How long the loop takes for these files; for a process of its own, whose threads nobody else has set."""
+    """How long the loop takes for these files. It wants a process of its own, whose threads nobody else has set."""
     loop = _loop(config_json, model_id)
     torch.set_num_threads(num_threads)
     begun_s = time.perf_counter()
@@ -133,8 +135,8 @@ def plain_seconds(config_json: str, model_id: str, paths: list[str], num_threads
 
 
 def fastest_decoder(path: str, num_frames: int, *, share: float = 1.0, tries: int = 3) -> tuple[str, float]:
-    """Which of the two decodes a file like this sooner, and the seconds of the whole one: the least of several tries in
-    turn. `share`: of the wanted frames, the first ones; what it takes to get so far is told for all of them."""
+    """Which of the two decodes a file like this sooner, and its seconds for the whole file: the least of several tries
+    in turn. Only the first `share` of the wanted frames is decoded, and the seconds are scaled to all of them."""
     count = max(1, round(share * num_frames))
     seconds = dict.fromkeys(DECODERS, math.inf)
     for _ in range(tries):

@@ -1,4 +1,4 @@
-"""Whether bf16 says what fp32 says: labels of a synthetic test set, by the weights that ship."""
+"""Whether labels in bf16 are those in fp32, on a synthetic test set and with the weights that ship."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.synthetic.archive import SynthSettings, generate
 
 Say = Callable[[str], None]
 SEED = 606
-"""Not a seed that any weights were trained on."""
+"""A seed that no weights were trained on."""
 VIDEOS = 200
 SAME_GOAL, CHANGE_GOAL = 0.995, 0.2
 
@@ -31,7 +31,7 @@ SAME_GOAL, CHANGE_GOAL = 0.995, 0.2
 def bf16_figures(
     *, device: str, cache: Path | None, say: Say, quick: bool = False, config: Config | None = None
 ) -> list[Figure]:
-    """Each video labelled twice, inline. `config`: other weights than those that ship."""
+    """Labels each video twice, inline, and compares. `config` may name other weights than those that ship."""
     videos = 8 if quick else VIDEOS
     folder = (cache or CACHE) / f"synth-{videos}-{SEED}"
     settings = SynthSettings(videos=videos, shares=(0, 0, 1), seed=SEED)
@@ -46,14 +46,17 @@ def bf16_figures(
 
 
 def compared(full: Predictions, half: Predictions) -> list[Figure]:
-    """The same videos, labelled in fp32 and in bf16."""
+    """The figures of the same videos labelled in fp32 and in bf16."""
     rows = {name: row for row, name in enumerate(half.video_ids)}
     order = np.array([rows[name] for name in full.video_ids])
     ours, theirs, truth = half.logits.argmax(1)[order], full.logits.argmax(1), full.truth[:, 0]
     same, num = int((ours == theirs).sum()), len(truth)
     right = {"fp32": int((theirs == truth).sum()), "bf16": int((ours == truth).sum())}
     change = 100 * abs(right["bf16"] - right["fp32"]) / num
-    about = f"{right['fp32']} right in fp32 and {right['bf16']} in bf16, of {num}; one is {100 / num:.2g} points"
+    about = (
+        f"{right['fp32']} of {num} videos are right in fp32 and {right['bf16']} in bf16; one of them is "
+        f"{100 / num:.2g} points"
+    )
     return [
         measured(
             "compute.bf16_same_labels",
@@ -61,7 +64,7 @@ def compared(full: Predictions, half: Predictions) -> list[Figure]:
             unit="",
             limit=1.0,
             goal=SAME_GOAL,
-            about=f"{same} of {num} videos of a synthetic test set, the weights that ship",
+            about=f"{same} of {num} videos of a synthetic test set have the same label, by the weights that ship",
         ),
         measured(
             "compute.bf16_accuracy_change",

@@ -127,8 +127,8 @@ def main():
     # behind: eight readers at once were answered after 2, 4, ... 16 s, and gave up.
     server.get_thread_pool().set_max_threads(-1)
     server.attach(None)
-    told = {"port": server.get_bound_port(), "fps": fps, "num_frames": len(frames), "started_unix_s": started}
-    print(json.dumps(told), flush=True)
+    serving = {"port": server.get_bound_port(), "fps": fps, "num_frames": len(frames), "started_unix_s": started}
+    print(json.dumps(serving), flush=True)
     GLib.MainLoop().run()
 
 

@@ -2,7 +2,7 @@
 be measured on the same machine, in turn: another run too, each in a process of its own (`Beside`).
 
 What is timed lies in the middle of a burst: the stages before it are full, and behind it more is waiting. So neither
-the start of processes nor the filling and emptying of the pipeline is in a rate; the start is told by itself.
+the start of processes nor the filling and emptying of the pipeline is in a rate; the start is given by itself.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 
 from operators.errors import PipelineError
 from operators.records import Source
+from pipeline.bench.machine_use import core_busy_s
 from pipeline.bench.workloads import as_sources
 from pipeline.config import Config
 from pipeline.plan.resolve import Plan
@@ -35,17 +36,17 @@ Script = Callable[["Session"], Generator[Source, None, None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Burst:
-    """What was seen of the clips in the middle."""
+    """What was seen of the clips in the middle of a burst."""
 
     num_clips: int
     seconds_per_clip: float
     busy: dict[str, float]
-    """Per stage, the share of its workers' time that they worked."""
+    """The share of its workers' time in which they worked, by stage."""
     machine_busy: float
-    """Share of all cores' time that anything ran, ours or not."""
+    """The share of all cores' time in which anything ran, ours or not."""
     num_given: int
     whole_s: float
-    """Of all clips of the burst, from the first that was handed over to the last label."""
+    """How long all clips of the burst took, from the first that was handed over to the last label."""
     stretches: tuple[float, ...] = ()
     """Seconds per clip of each stretch that the middle was cut into."""
 
@@ -74,10 +75,10 @@ class Session:
 
     def run(self, script: Script) -> RunSummary:
         self._begun_s = time.perf_counter()
-        told = Told(started=self._started, progress=self._note)
+        heard = Told(started=self._started, progress=self._note)
         with tempfile.TemporaryDirectory(prefix="saccade-bench-") as out:
             try:
-                summary = label_archive(self.config, lambda names: script(self), out=Path(out), told=told)
+                summary = label_archive(self.config, lambda names: script(self), out=Path(out), told=heard)
             finally:
                 with self._news:
                     self._is_over = True
@@ -89,9 +90,9 @@ class Session:
     def burst(
         self, paths: Sequence[Path], *, lead: int, tail: int, stretch: int = 0, period: int = 1
     ) -> Generator[Source, None, Burst]:
-        """Hands over the files, waits for their labels, and tells of all but the first `lead` and the last `tail`.
+        """Hands over the files, waits for their labels, and reports all but the first `lead` and the last `tail`.
 
-        `stretch`: the middle is also told in stretches of so many clips. It holds one `period` more than these.
+        With `stretch` the middle is also reported in stretches of so many clips; it holds one `period` more than these.
         """
         first = self._num_given
         whole_s = yield from self.through(paths)
@@ -102,7 +103,7 @@ class Session:
         return replace(found, stretches=stretch_seconds(ended, stretch=stretch, period=period))
 
     def through(self, paths: Sequence[Path]) -> Generator[Source, None, float]:
-        """Hands over the files and waits for their labels; how long that took."""
+        """Hands over the files, waits for their labels, and returns how long that took."""
         first, begun_s = self._num_given, time.perf_counter()
         # The lap makes every file an input that the run has not seen.
         yield from as_sources(paths, lap=first)
@@ -116,10 +117,11 @@ class Session:
     def timed(
         self, paths: Sequence[Path], *, stretch: int, count: int, period: int = 1, lead: int | None = None
     ) -> Generator[Source, None, Burst]:
-        """`count` stretches of `stretch` clips each, amid others of the same files; see `stretch_seconds`.
+        """Times `count` stretches of `stretch` clips each, amid others of the same files; see `stretch_seconds`.
 
-        By default there are as many others as may be in flight, so that what waits has piled up before, and enough
-        comes behind. The first stretch begins with the first of the files, and they come round as often as needed.
+        `lead`: clips before and behind; by default as many as may be in flight, so that what waits has piled up before,
+        and enough comes behind. The first stretch begins with the first of the files, and they come round as often as
+        needed.
         """
         if lead is None:
             assert self.plan is not None
@@ -133,7 +135,7 @@ class Session:
         return self._moments[-1].num_ended if self._moments else 0
 
     def _ended_s(self, first: int, count: int) -> np.ndarray:
-        """When each of `count` clips from the `first` on had its label, in the order in which they had."""
+        """When each of `count` clips from the `first` on got its label, in the order of the labels."""
         counts, times = np.array([m.num_ended for m in self._moments]), np.array([m.at_s for m in self._moments])
         return times[np.searchsorted(counts, first + 1 + np.arange(count))]
 
@@ -165,12 +167,12 @@ class Session:
         self.plan = plan
 
     def _note(self, runner: Runner) -> None:
-        """From the loop, in the thread that runs it."""
+        """Notes what the loop says of its progress, in the thread that runs it."""
         num_ended = runner.metrics.labelled + runner.metrics.failed
         if num_ended == self._num_ended:
             return
         busy_s = {name: stage.busy_s for name, stage in runner.metrics.stages.items()}
-        moment = _Moment(time.perf_counter(), num_ended, busy_s, _machine_busy_s())
+        moment = _Moment(time.perf_counter(), num_ended, busy_s, core_busy_s())
         with self._news:
             if not self._moments:
                 self.start_s = moment.at_s - self._begun_s
@@ -218,32 +220,32 @@ class Beside:
             self._process.terminate()
             self._process.join()
         self._connection.close()
-        # A run tells at its end of clips that failed: what was measured with them is worth nothing.
+        # Clips that failed are known at the end of a run: what was measured with them is worth nothing.
         if isinstance(last, Exception) and exc[0] is None:
             raise last
 
     @property
     def plan(self) -> Plan:
-        """Of the run, once it has done something."""
+        """The plan of the run, once it has done something."""
         assert self._plan is not None
         return self._plan
 
     def begin(self, paths: Sequence[Path]) -> None:
-        """Has the files labelled and does not wait for it: several can start at once."""
+        """Has the files labelled and does not wait for it, so that several runs can start at once."""
         self._connection.send(("through", {"paths": list(paths)}))
 
     def ready(self) -> float:
-        """Waits for what was begun; how long it took from the first file to the last label."""
+        """Waits for what was begun, and returns how long it took from the first file to the last label."""
         seconds: float = self._answer()
         return seconds
 
     def through(self, paths: Sequence[Path]) -> float:
-        """As Session.through."""
+        """Has the run do Session.through, and waits for it."""
         self.begin(paths)
         return self.ready()
 
     def timed(self, paths: Sequence[Path], **form: Any) -> Burst:
-        """As Session.timed."""
+        """Has the run do Session.timed, and waits for it."""
         self._connection.send(("timed", {"paths": list(paths), **form}))
         burst: Burst = self._answer()
         return burst
@@ -263,7 +265,7 @@ _ENDS_WITHIN_S = 60.0
 
 
 def _serve(connection: Connection, config_json: str) -> None:
-    """The other end of a Beside."""
+    """Runs a session that does what the Beside at the other end of the connection asks."""
 
     def script(session: Session) -> Generator[Source, None, None]:
         # A parent that is gone closes its end: the run ends with an EOFError, and with it all of its processes.
@@ -279,14 +281,3 @@ def _serve(connection: Connection, config_json: str) -> None:
             connection.send(exc)
     except EOFError:
         pass
-
-
-def _machine_busy_s() -> float:
-    """Seconds that an average core has not been idle since the machine started."""
-    try:
-        lines = Path("/proc/stat").read_text().splitlines()
-    except OSError:
-        return 0.0
-    ticks = [int(part) for part in lines[0].split()[1:9]]
-    num_cores = sum(line.startswith("cpu") for line in lines) - 1
-    return (sum(ticks) - ticks[3] - ticks[4]) / 100 / max(1, num_cores)

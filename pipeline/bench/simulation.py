@@ -33,17 +33,17 @@ class ServiceTimes:
     call_s: float = 0.001
     """From handing a call over until its worker begins: 0.4 ms were measured for Ray, with arguments it is more."""
     read_s: float = 0.004
-    """Per source."""
+    """Seconds of a source worker for one source."""
     open_s: float = 0.001
-    """Per clip."""
+    """Seconds of a stream worker to open one clip."""
     step_s: float = 0.0001
-    """Per clip and round."""
+    """Seconds of a stream worker for one round of one clip."""
     pass_s: float = 0.002
-    """Per pass of the focus network, whatever its size."""
+    """Seconds of every pass of the focus network, whatever its size."""
     patch_s: float = 0.0005
-    """Per row of a pass, padded rows too."""
+    """Seconds of every row of a pass, padded rows too."""
     write_s: float = 0.05
-    """Per part."""
+    """Seconds of the sink for one part."""
     jitter: float = 0.2
     """Every time is multiplied by something within 1 - jitter and 1 + jitter."""
 
@@ -59,25 +59,25 @@ class Simulated:
     control_s: float
     """Real time that the scheduler took for all its decisions."""
     occupancy: float
-    """Real over padded rows."""
+    """The share of the rows of all passes that are not padding."""
     focus_busy_share: float
     idle_while_waiting: float
-    """Of the focus workers' time during which patches waited, the share in which they did nothing.
+    """The share of the time in which patches waited that the focus workers did nothing.
 
-    Between the label of a tenth of the clips and that of nine tenths: a run fills up and runs empty only once.
+    It is taken between the label of a tenth of the clips and that of nine tenths: a run fills up and runs empty once.
     """
     mean_batch: float
     mean_wait_s: float
-    """Of a patch, until its batch was put together."""
+    """How long a patch waited until its batch was put together."""
 
     @property
     def decisions_per_s(self) -> float:
-        """A decision is a call that was chosen, and its end that was taken note of."""
+        """Decisions per second: a decision chooses a call and takes note of its end."""
         return self.calls / self.control_s
 
     @property
     def clips_per_s(self) -> float:
-        """What one driver could steer, if that were all it did."""
+        """How many clips per second one driver could steer, if that were all it did."""
         return self.clips / self.control_s
 
 

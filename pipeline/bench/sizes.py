@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What one sample is. Clips of the pipeline's are of a stretch; those of the others are measured one by one."""
+    """How many clips a sample has: the pipeline's are those of a stretch, the others' are measured one by one."""
 
     stretches: int = 6
-    """Of a burst, and as many samples of what it is measured against: fewer have no interval of 95 %."""
+    """The stretches of a burst, and the samples of what it is measured against: fewer have no interval of 95 %."""
     groups: int = 2
-    """Of the mix in a stretch: three stretches are a lap."""
+    """The groups of the mix that a stretch has: three stretches of two are a lap."""
     long: int = 3
     short: int = 12
     near: int = 8
-    """Long videos by their keyframes."""
+    """The long videos, by their keyframes, that a stretch has."""
     plain_short: int = 5
     policy_short: int = 2
     policy_samples: int = 3
@@ -32,8 +32,8 @@ LADDER = (
     *(replace(_SMALL, stretches=stretches) for stretches in (5, 4, 3)),
     *(replace(_SMALL, stretches=stretches, long=3) for stretches in (2, 1)),
 )
-"""From the largest on, for less and less time. Stretches shorter than the waves of labels would say little, and where
-few clips are timed in all they may have their labels at once."""
+"""The sizes from the largest on, for less and less time. Stretches shorter than the waves of labels would say little,
+and where few clips are timed in all they may get their labels at once."""
 QUICK_SIZES = Sizes(
     stretches=2, groups=1, long=1, short=2, near=2, plain_short=1, policy_short=1, policy_samples=1, inline_samples=1
 )
@@ -41,29 +41,29 @@ QUICK_SIZES = Sizes(
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds that a clip is likely to take, told before anything is timed."""
+    """The seconds that a clip is likely to take, known before anything is timed."""
 
     mix_s: float
     alone_s: float
-    """CPU seconds of all stages, of the mix."""
+    """CPU seconds of all stages for a clip of the mix."""
     long_s: float
     short_s: float
-    """By its keyframes a long video is about a short one."""
+    """The seconds of a short clip; a long video by its keyframes takes about as long."""
     plain_long_s: float
     plain_short_s: float
     group: int
-    """Clips of a long video's group in the mix."""
+    """The number of clips in a group of the mix: a long video and its short ones."""
     lead: int
-    """Clips before a burst and behind it."""
+    """The number of clips before what is timed of a burst, and behind it."""
     readers: int
-    """The same where long videos are read exactly."""
+    """The number of clips before and behind where long videos are read exactly."""
     scale: int
     """Stretches are so many times as long as their sizes say."""
     start_s: float
-    """Of a run."""
+    """How long a run takes to start."""
 
     def round_s(self, sizes: Sizes) -> float:
-        """Of what has to be measured, once."""
+        """The seconds of one round of what has to be measured."""
 
         def burst_s(clip_s: float, stretch: int, period: int, lead: int) -> float:
             return clip_s * (sizes.stretches * stretch * self.scale + period + 2 * lead)
@@ -77,16 +77,17 @@ class Cost:
         return mix_s + limit_s + long_s + near_s + short_s + plain_s
 
     def policies_s(self, sizes: Sizes) -> float:
-        """Of the learned policy and three baselines on short clips, made ready first: `full` costs as much as two of
-        the others, and a short clip two thirds of one of the mix."""
+        """The seconds of the learned policy and three baselines on short clips, and of making them ready: `full` costs
+        as much as two of the others, and a short clip two thirds of one of the mix."""
         return 15.0 + 4 * self.alone_s * (1 + sizes.policy_samples * sizes.policy_short)
 
     def inline_s(self, sizes: Sizes) -> float:
+        """The seconds of the same work in one process, and of its start."""
         return self.start_s + (1 + sizes.inline_samples) * self.group * self.alone_s
 
 
 _DRIFT = 1.15
-"""A machine is at times so much slower than a moment ago."""
+"""How many times as slow as a moment ago a machine may become."""
 
 
 def fitting(cost: Cost, budget_s: float) -> Sizes:

@@ -19,8 +19,9 @@ from typing import Any
 
 from operators.errors import PipelineError
 from operators.records import Source
-from pipeline.bench.archive import QUICK_SETTINGS
-from pipeline.bench.figures import Figure, Report, environment, measured, short
+from pipeline.bench.environment import environment
+from pipeline.bench.figures import Figure, Report, headline_of, measured, short
+from pipeline.bench.quick import QUICK_SETTINGS, SMALL_NETWORKS
 from pipeline.bench.session import Burst, Session
 from pipeline.bench.workloads import CACHE, QUICK_SHORT, SHORT, Clips, make
 from pipeline.config import Config
@@ -28,13 +29,13 @@ from pipeline.plan.placement import this_machine
 
 Say = Callable[[str], None]
 CLIPS = ((10, 3), (100, 1), (1000, 1))
-"""How many, and how often."""
+"""(how many clips a run has, how often it is run)"""
 DECODERS = (1, 2)
 PATCHES_PX = (96, 128, 160, 192)
 FRAMES = (1, 4, 8, 16, 32, 64)
 STRETCH, STRETCHES = 6, 3
-SMALL = {name: value for name, value in {**QUICK_SETTINGS, "sampling.num_frames": 8}.items() if "batch" not in name}
-"""For the runs of growing length: the sizes of the networks that ship."""
+SMALL = {**SMALL_NETWORKS, "sampling.num_frames": 8}
+"""The settings of the runs of growing length, with networks of the sizes that ship."""
 PREFIX = "archive.sweep_"
 
 
@@ -47,7 +48,7 @@ def bench_sweep(
     keep: Callable[[Report], None] = lambda report: None,
     make_session: Callable[[Config], Session] = Session,
 ) -> Report:
-    """`keep` is given what there is after every setting."""
+    """Measures every setting; `keep` is given what there is after each of them."""
     where, kind = environment(), QUICK_SHORT if quick else SHORT
     if quick:
         config = config.replaced(QUICK_SETTINGS)
@@ -96,7 +97,7 @@ def _ways(quick: bool) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _sizes(session: Session, paths: Sequence[Path], sizes: Sequence[tuple[int, int]], say: Say) -> list[Figure]:
-    """Whole runs of growing length, apart from the start: what is not linear is the filling and the emptying."""
+    """Measures whole runs of growing length, apart from the start: filling and emptying is what is not linear."""
     found: dict[int, list[float]] = {}
 
     def script(session: Session) -> Generator[Source, None, None]:
@@ -108,7 +109,10 @@ def _sizes(session: Session, paths: Sequence[Path], sizes: Sequence[tuple[int, i
                 say(f"{size} clips: {whole_s / size:.4f} s per clip")
 
     session.run(script)
-    about = f"small networks, from the first file to the last label; before it, once a run, {session.start_s:.1f} s"
+    about = (
+        "with small networks, from the first file to the last label; "
+        f"the start took {session.start_s:.1f} s before that, once a run"
+    )
     return [_seconds(f"clips_{size}", seconds, about) for size, seconds in found.items()]
 
 
@@ -122,11 +126,11 @@ def _steady(session: Session, paths: Sequence[Path], *, quick: bool) -> tuple[Se
 
     session.run(script)
     busy = ", ".join(f"{stage} {share:.0%}" for stage, share in found[0].busy.items())
-    return found[0].stretches, f"steady state, {stretch} clips a sample; busy: {busy}"
+    return found[0].stretches, f"in the steady state, with {stretch} clips in a sample; workers were busy: {busy}"
 
 
 def _seconds(name: str, seconds: Sequence[float], about: str) -> Figure:
-    return measured(f"{PREFIX}{name}_s", seconds, unit="s", goal_is="at_most", about=f"per clip; {about}")
+    return measured(f"{PREFIX}{name}_s", seconds, unit="s", goal_is="at_most", about=f"a clip takes so long {about}")
 
 
 def _failed(name: str, exc: PipelineError, say: Say) -> str:
@@ -144,16 +148,17 @@ def _report(
     *,
     quick: bool,
 ) -> Report:
-    def told(start: str) -> str:
-        found = [f for f in figures if f.name.startswith(f"{PREFIX}{start}")]
-        return ", ".join(f"{short(f.value)} s ({f.name.removeprefix(PREFIX).split('_')[1]})" for f in found)
+    def found(start: str) -> str:
+        some = [f for f in figures if f.name.startswith(f"{PREFIX}{start}")]
+        return ", ".join(f"{short(f.value)} s ({f.name.removeprefix(PREFIX).split('_')[1]})" for f in some)
 
     axes = [("clips", "in a run of so many clips"), ("decoders", "with so many decoders")]
     axes += [("patch", "with patches of so many px"), ("frames", "with so many frames")]
-    parts = [f"{told(start)} {words}" for start, words in axes if told(start)]
+    parts = [f"{found(start)} {words}" for start, words in axes if found(start)]
+    line = f"a clip of {kind.seconds:g} s takes " + "; ".join(parts) if parts else "nothing measured yet"
     return Report(
         what="archive",
-        headline=f"a clip of {kind.seconds:g} s takes " + "; ".join(parts) if parts else "nothing measured yet",
+        headline=headline_of(line, quick=quick),
         figures=tuple(figures),
         environment=where,
         settings={"quick": quick, "sweep": True, "config": config.given(), "short": vars(kind)},

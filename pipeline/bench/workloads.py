@@ -24,7 +24,7 @@ from pipeline.run.pools import process_pool
 
 CACHE = Path("out/bench/workloads")
 FORM = 3
-"""Counts up when the pictures become others, so that older files are not taken for them."""
+"""The number of this way of drawing, which goes up when pictures become others, so that older files are not used."""
 _SPEED = 4.0
 
 
@@ -41,11 +41,12 @@ class Clips:
     gop: int = 150
     crf: float = 24.0
     grain: int = 16
-    """Grey levels."""
+    """The strength of the grain in grey levels."""
     num_things: int = 60
-    """That cross the picture."""
+    """How many things cross the picture."""
     num_made: int | None = None
-    """So many are made, and serve in turn under the names of all: a decoder does not know that it has seen one."""
+    """How many files are made; they serve in turn under the names of all, for a decoder does not know that it has seen
+    one. None makes all of them."""
     seed: int = 0
 
     @property
@@ -54,7 +55,7 @@ class Clips:
 
     @property
     def folder(self) -> str:
-        """Other settings are other files."""
+        """The name of the folder, which is another one for other settings."""
         text = json.dumps({"form": FORM, **asdict(self)}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{self.name}-{digest}"
@@ -67,14 +68,14 @@ QUICK_SHORT = Clips(name="quick-short", num_files=4, width=170, height=128, seco
 
 
 def make(clips: Clips, cache: Path, *, say: Callable[[str], None], workers: int = 1) -> list[Path]:
-    """The files of a kind: found in the cache, or made. `num_files` paths, of which some may be the same."""
+    """The files of a kind, found in the cache or made: `num_files` paths, of which some may be the same."""
     folder = cache / clips.folder
     folder.mkdir(parents=True, exist_ok=True)
     made = [folder / f"{number:03d}.mp4" for number in range(clips.num_made or clips.num_files)]
     missing = [number for number, path in enumerate(made) if not path.exists()]
     if missing:
         with process_pool(min(workers, len(missing))) as pool:
-            waiting = [pool.submit(_write, made[number], clips, number) for number in missing]
+            waiting = [pool.submit(write_scene, made[number], clips, number, b_frames=3) for number in missing]
             for done, future in enumerate(as_completed(waiting), start=1):
                 future.result()
                 say(f"made {done} of {len(missing)} {clips.name} videos in {folder}")
@@ -82,20 +83,21 @@ def make(clips: Clips, cache: Path, *, say: Callable[[str], None], workers: int 
 
 
 def as_sources(paths: Sequence[Path], *, lap: int) -> Iterator[Source]:
-    """Every file as an input of its own in every lap: nothing of a run is known to the next."""
+    """Every file as an input of its own in every lap, so that nothing of a lap is known to the next."""
     for number, path in enumerate(paths):
         name = f"{path.parent.name}-{number:03d}-{lap}"
         yield Source(source_id=source_id(f"{path.resolve()}#{name}"), uri=str(path.resolve()), video_id=name)
 
 
-def _write(path: Path, clips: Clips, number: int) -> None:
+def write_scene(path: Path, clips: Clips, number: int, *, b_frames: int) -> None:
+    """Writes a scene as a video, whole or not at all."""
     aside = path.with_name(f"_{os.getpid()}-{path.name}")
     write_video(
         aside,
         scene(clips, number),
         fps=clips.fps,
         gop=clips.gop,
-        b_frames=3,
+        b_frames=b_frames,
         crf=clips.crf,
         num_threads=1,
         # Keyframes where gop says and nowhere else, so that their number is known.
@@ -106,7 +108,7 @@ def _write(path: Path, clips: Clips, number: int) -> None:
 
 
 def scene(clips: Clips, number: int) -> Iterator[np.ndarray]:
-    """Frames uint8 RGB [H,W,3]."""
+    """The frames of a scene, uint8 RGB [H,W,3]."""
     rng = np.random.default_rng((clips.seed, number))
     height, width = clips.height, clips.width
     world = _texture(rng, 2 * height, 2 * width)

@@ -58,11 +58,10 @@ def share_that_fits(sizes: Sequence[float], nodes: Collection[Node]) -> float:
     return 0.0
 
 
-def needs(num_cpus: float, num_gpus: float, memory_bytes: int) -> str:
+def needs(num_cpus: float, num_gpus: float) -> str:
     """What a worker asks for, in words."""
     wanted = [f"{num_cpus:g} CPU"] if num_cpus else []
     wanted += [f"{num_gpus:g} GPU"] if num_gpus else []
-    wanted += [f"{memory_bytes / (1 << 30):.1f} GiB"] if memory_bytes else []
     return " and ".join(wanted) or "a machine"
 
 

@@ -270,7 +270,7 @@ class RayExecutor:
 
     def why_missing(self, stage: str) -> str:
         spec = self._specs[stage]
-        wanted = needs(self._cpus(spec), spec.num_gpus, spec.memory_bytes)
+        wanted = needs(self._cpus(spec), spec.num_gpus)
         return wanted + (f"; free: {free_places(self._cluster.nodes.values())}" if self._cluster else "")
 
     def is_here(self, stage: str, worker: int) -> bool:

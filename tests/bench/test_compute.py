@@ -15,11 +15,15 @@ from operators.errors import ConfigError, PipelineError
 from operators.networks.compiled import CudaGraphs
 from operators.networks.cost import network_macs
 from pipeline import config as configuration
-from pipeline.bench import compute
-from pipeline.bench.archive import QUICK_SETTINGS
-from pipeline.bench.compute import Lab, Side, _planned, _stages, _turns, bench_compute
-from pipeline.bench.figures import Report, read, told, write
+from pipeline.bench import compute, lab
+from pipeline.bench.compute import bench_compute
+from pipeline.bench.figures import Report
+from pipeline.bench.lab import Lab, Side, turns
 from pipeline.bench.precision import compared
+from pipeline.bench.printing import as_text
+from pipeline.bench.quick import QUICK_SETTINGS
+from pipeline.bench.record import read, write
+from pipeline.bench.stage_share import planned, stages_alone
 from pipeline.plan.resolve import network_work
 from pipeline.plan.tuning import Choice, Work
 from pipeline.scoring.scores import Predictions
@@ -54,11 +58,11 @@ def test_the_share_is_the_networks_rate_over_the_products(report, network, goal)
     assert rate.limit == product.value
 
 
-def test_how_it_was_run_is_told_beside_the_figures(report, tmp_path):
+def test_how_it_was_run_stands_beside_the_figures(report, tmp_path):
     assert report.settings["precision"] in ("fp32", "bf16") and report.settings["threads"] >= 1
     assert report.environment["torch"].startswith(torch.__version__.split("+")[0])
     assert report.figure("compute.gemm").about.startswith(f"2048^3 in {report.settings['precision']}")
-    assert report.headline in told(report)
+    assert report.headline in as_text(report)
     write(tmp_path / "compute.json", report)
     assert read(tmp_path / "compute.json").figures == report.figures
 
@@ -67,7 +71,7 @@ def test_what_was_asked_for_is_measured(report, monkeypatch):
     # SMALL asks for these.
     settings = {name: report.settings[name] for name in ("precision", "compile", "focus_batch", "glance_batch")}
     assert settings == {"precision": "fp32", "compile": "off", "focus_batch": 4, "glance_batch": 4}
-    assert report.figure("compute.focus_share_of_gemm").about.endswith("fp32, plain")
+    assert report.figure("compute.focus_share_of_gemm").about.endswith("in fp32, plain")
 
     seen = {}
 
@@ -107,7 +111,7 @@ def test_the_stages_are_driven_without_a_run_and_held_against_the_networks_alone
     share = report.figure("compute.pipeline_share_of_standalone")
     assert share.value > 0 and share.n == 2
     assert share.goal is None, "its goal is a GPU's"
-    assert share.about.startswith("4 clips of 4 glances and 4 patches from frames to labels")
+    assert share.about.startswith("4 clips of 4 glances and 4 patches go from frames to labels")
 
 
 @pytest.mark.parametrize(
@@ -120,10 +124,10 @@ def test_the_stages_are_driven_without_a_run_and_held_against_the_networks_alone
 def test_every_family_labels_clips_of_noise(family, settings, patches):
     config = configuration.parse({**SMALL, "model.family": family, **settings})
     choice = Choice(precision="fp32", compile="off", glance_batch=4, focus_batch=8, how="by rule", seconds={})
-    plan = _planned(config, choice, "cpu")
+    plan = planned(config, choice, "cpu")
     work = network_work(plan.config, plan.header)
     assert work.patches == patches
-    side = _stages(plan, work, 1)
+    side = stages_alone(plan, work, 1)
     labels = side.run()
     assert len(labels) == side.images and all(label.label is not None for label in labels)
     assert side.run() is not None, "the same clips go through again"
@@ -137,8 +141,8 @@ def test_bf16_is_held_against_fp32_on_videos_that_are_made_for_it(report):
 
 def predicted(names: str, classes: list[int], truth: list[int]) -> Predictions:
     logits = np.eye(3, dtype=np.float32)[classes]
-    told = np.array(truth)[:, None]
-    return Predictions(class_names=("a", "b", "c"), video_ids=tuple(names), truth=told, logits=logits)
+    labels = np.array(truth)[:, None]
+    return Predictions(class_names=("a", "b", "c"), video_ids=tuple(names), truth=labels, logits=logits)
 
 
 def test_labels_are_compared_video_by_video():
@@ -193,7 +197,7 @@ def test_a_side_counts_the_multiplications_of_all_its_images():
     assert (focus.images, focus.macs) == (5, 5 * network_macs("small_focus", 16))
     glance = lab.glance("fp32", compiled=False, batch=2)
     assert (glance.images, glance.macs) == (3, 3 * network_macs("small_glance", 16))
-    # As with patches: 64 views in a pass are not told from 16.
+    # As with patches: 64 views in a pass are not mistaken for 16.
     assert lab.glance("fp32", compiled=False, batch=7).images == 7
     alone = lab.standalone("fp32", batch=4, glance=True)
     assert (alone.images, alone.macs) == (4, 4 * network_macs("small_glance", 16))
@@ -212,7 +216,7 @@ def test_nothing_is_recorded_while_it_is_timed(device, warm_ups):
             return lambda: 1.0
 
     lab = Watched(PUBLISHED, device=device, threads=1, frames=4)
-    _turns(lab, sides, 1, 60.0, lambda text: None)
+    turns(lab, sides, 1, 60.0, lambda text: None)
     assert ran == ["a", "b"] * warm_ups + ["timed"] * 2
 
 
@@ -223,10 +227,10 @@ def test_warming_up_is_part_of_the_budget(monkeypatch):
         nonlocal now_s
         now_s += 4.0
 
-    monkeypatch.setattr(compute.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(lab.time, "monotonic", lambda: now_s)
     budgets = []
-    monkeypatch.setattr(compute, "take_turns", lambda sides, *, budget_s, **form: budgets.append(budget_s))
-    _turns(small_lab(), {"a": Side(run=run, macs=1.0)}, 9, 10.0, lambda text: None)
+    monkeypatch.setattr(lab, "take_turns", lambda sides, *, budget_s, **form: budgets.append(budget_s))
+    turns(small_lab(), {"a": Side(run=run, macs=1.0)}, 9, 10.0, lambda text: None)
     assert budgets == [6.0]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections import deque
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from pipeline.bench.live import (
     figures_of,
     quantile_figure,
     slope_figure,
-    tree_bytes,
 )
 from pipeline.live.watch import CameraSummary, LiveSummary
 from pipeline.live.worker import CameraNews
@@ -96,18 +93,6 @@ def test_every_camera_has_a_row():
     assert cam1[:2] == ("cam1", "3.50") and cam1[-1] == "0"
 
 
-def test_memory_is_that_of_the_process_and_its_children_without_the_one_that_does_not_count():
-    hold = "x = bytearray(64 << 20); print('ready', flush=True); input()"
-    alone = tree_bytes(os.getpid())
-    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        both, besides = tree_bytes(os.getpid()), tree_bytes(os.getpid(), besides=child.pid)
-        child.kill()
-    assert both - besides > 64 << 20
-    assert abs(besides - alone) < 16 << 20
-
-
 @pytest.mark.rtsp
 def test_it_runs(tmp_path: Path):
     reason = what_is_missing()
@@ -121,6 +106,8 @@ def test_it_runs(tmp_path: Path):
     figures = {figure.name: figure for figure in report.figures}
     assert figures["live.latency_p95_ms"].n >= 2 and figures["live.latency_p95_ms"].goal == 500.0
     assert figures["live.fps_analysed"].value > 0.0 and figures["live.frames_dropped"].goal == 0.0
-    assert report.headline.startswith("2 cameras of 640x360 at 15 fps, 4 fps each")
+    assert report.headline.startswith(
+        "QUICK (tiny sizes show that it runs, not how fast): 2 cameras of 640x360 at 15 fps, 4 fps each"
+    )
     assert [note.split()[0] for note in report.notes] == ["camera", "cam0", "cam1"]
     assert any("labels" in line for line in said)
