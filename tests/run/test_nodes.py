@@ -56,7 +56,7 @@ def test_a_machine_that_is_dead_has_no_room() -> None:
 
 
 def test_what_a_worker_waits_for_is_said_with_what_is_free() -> None:
-    assert needs(1.0, 0.5, 0) == "1 CPU and 0.5 GPU"
+    assert needs(1.0, 0.5) == "1 CPU and 0.5 GPU"
     assert free_places(nodes(0.25, 2)) == "10.0.0.1 0.25 of 8 CPU; 10.0.0.2 2 of 8 CPU"
 
 
