@@ -31,6 +31,18 @@ _INTRA_ONLY = frozenset(
 _KEYS_CUT = frozenset(("vp8", "vp9", "av1", "libdav1d", "libaom-av1", "ffv1"))
 """Codecs whose keyframes reset everything, and that show frames in the order of decoding."""
 _KEYS_OPEN = frozenset(("mpeg1video", "mpeg2video", "mpeg4"))
+MAY_SKIP = {
+    "h264": True,
+    "hevc": True,  # In streams of one temporal layer.
+    "mpeg1video": True,
+    "mpeg2video": True,
+    "mpeg4": True,
+    "libdav1d": False,  # It is asked once, when it is opened, and then leaves out the wanted frames too.
+    "vp8": False,  # Such a frame may still bring the map of segments that later frames go on with.
+    "vp9": False,  # FFmpeg's decoder leaves nothing out.
+}
+"""Codecs whose decoder may be asked, packet by packet, to leave out frames that nothing refers to: only those of which
+the tests' frame oracle has shown that all other frames stay exact. False for codecs that are not named."""
 _SEARCHED_BYTES = 65536
 _SAYS_NOTHING = frozenset((9, 12))
 """H.264 units without which nothing is missed: delimiter, filler. SEI may hold film grain for later pictures too."""
@@ -347,9 +359,9 @@ def _vp9_frame_shows(data: memoryview, at: int) -> bool:
 
 
 def may_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
-    """Whether the decoder may be told to leave out frames that nothing refers to, with all others staying exact."""
+    """Whether the decoder may be asked to leave out frames that nothing refers to, with all others staying exact."""
     if codec != "hevc":
-        return True
+        return MAY_SKIP.get(codec, False)
     # In HEVC a picture that nothing in its own temporal layer refers to may still serve a higher layer.
     if not extradata:
         return False

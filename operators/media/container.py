@@ -179,6 +179,7 @@ class Decoder:
         Raises Irregular when anything is not as planned; without `is_strict` missing frames are just not given.
         """
         wanted = dict(zip(group.places, group.frames, strict=True))
+        due = iter(group.frames)
         awaited: dict[int | None, int] = {}
         handed: set[int | None] = set()
         leading: set[int | None] = set()
@@ -210,14 +211,14 @@ class Decoder:
                     if is_strict and not is_leading:
                         raise Irregular(f"does not decode: {exc}") from exc
                     frames = []
-                yield from self._wanted(frames, awaited, handed, leading, is_strict=is_strict)
+                yield from self._wanted(frames, due, awaited, handed, leading, is_strict=is_strict)
             try:
                 frames = self.context.decode(None)
             except av.FFmpegError as exc:
                 if is_strict:
                     raise Irregular(f"does not decode: {exc}") from exc
                 frames = []
-            yield from self._wanted(frames, awaited, handed, leading, is_strict=is_strict)
+            yield from self._wanted(frames, due, awaited, handed, leading, is_strict=is_strict)
         finally:
             # After draining a decoder takes nothing more until it is reset.
             self.context.flush_buffers()
@@ -234,6 +235,7 @@ class Decoder:
     def _wanted(
         self,
         frames: Sequence[VideoFrame],
+        due: Iterator[int],
         awaited: dict[int | None, int],
         handed: set[int | None],
         leading: set[int | None],
@@ -247,8 +249,12 @@ class Decoder:
             if number is None and not is_strict and len(awaited) == 1:
                 # The one packet's one frame, whatever its time became.
                 _, number = awaited.popitem()
-            if number is not None:
-                yield self.shot(frame, number, number)
+            if number is None:
+                continue
+            # Here and not at the group's end: who has the last frame that he wants does not read on until there.
+            if is_strict and number != next(due):
+                raise Irregular("a wanted frame did not come out in its turn")
+            yield self.shot(frame, number, number)
 
     def everything(self, tally: Tally) -> Iterator[tuple[int, VideoFrame] | None]:
         """(number, frame) of all frames from the file's start, None as a sign of life; errors go to the tally."""

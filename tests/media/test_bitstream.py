@@ -142,6 +142,11 @@ def test_hevc_pictures_may_be_skipped_only_where_there_is_one_temporal_layer(lay
     assert may_skip_unreferenced("h264", None) is True
 
 
+def test_codecs_that_are_not_proven_to_skip_well_are_decoded_in_full():
+    for codec in ("libdav1d", "av1", "vp8", "vp9", "ffv1", "unheard_of"):
+        assert may_skip_unreferenced(codec, None) is False
+
+
 def jpeg(*, exif: bytes = b"", body: bytes = b"\x01\x02\xff\xd9") -> bytes:
     size = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 30, 40, 3) + bytes(9)
     application = b"\xff\xe1" + struct.pack(">H", len(exif) + 8) + b"Exif\0\0" + exif if exif else b""

@@ -6,13 +6,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
+from operators.media import bitstream
+from operators.media.container import Decoder
 from operators.media.decode import FileReader
-from operators.media.frame_plan import Sampling
+from operators.media.frame_plan import PacketTable, Sampling, decode_plan, irregularity
+from operators.media.indexing import read_table
+from operators.media.opening import Limits
 from operators.media.view import Orientation, Viewer
 from operators.records import FrameBatch
 from tests.support.video_files import FFMPEG_MAKERS, HAS_FFMPEG, MAKERS, number_in, source_of
@@ -24,10 +29,20 @@ PLANNED = {
     "h264_b_frames", "h264_with_audio", "h264_no_b", "h264_one_group", "h264_mkv", "h264_ts", "h264_10_bit",
     "h264_444_odd", "h264_full_range", "h264_vfr", "h264_late_start", "h264_rotated", "h264_wide_pixels",
     "false_keyframes", "hevc", "hevc_10_bit", "vp8", "vp9", "mpeg4_mp4", "mpeg2_ts", "prores", "mjpeg", "flv",
-    "vp8_hidden", "vp9_hidden", "av1",
+    "vp8_hidden", "vp8_temporal_layers", "vp9_hidden", "vp9_layers", "vp9_temporal_layers",
+    "av1", "av1_pyramid", "av1_lookahead", "av1_tuned", "hevc_pyramid", "hevc_temporal_layers", "hevc_flat",
+    "h264_pyramid", "h264_direct_temporal", "mpeg1",
     "open_groups_h264", "open_groups_h264_ts", "open_groups_hevc", "fragmented", "cover_art", "edit_list",
 }  # fmt: skip
 """Files where seeking must do: decoding everything would be right, but slow."""
+LAYERED = {
+    "h264_b_frames": "h264", "h264_pyramid": "h264", "h264_direct_temporal": "h264", "open_groups_h264": "h264",
+    "hevc": "hevc", "hevc_pyramid": "hevc", "hevc_flat": "hevc", "open_groups_hevc": "hevc",
+    "hevc_temporal_layers": None, "mpeg1": "mpeg1video", "mpeg2_ts": "mpeg2video", "mpeg4_mp4": "mpeg4",
+    "vp8_temporal_layers": None, "vp9_layers": None, "vp9_temporal_layers": None,
+    "av1_pyramid": None, "av1_lookahead": None, "av1_tuned": None,
+}  # fmt: skip
+"""Files with frames that nothing refers to, and the codec whose skipping they prove; None where nothing is skipped."""
 
 
 class WholeFrame(Viewer):
@@ -113,3 +128,86 @@ def test_chosen_frames_are_those_of_a_whole_decode(
             assert np.array_equal(batch.pixels[row], truth[index]), f"frame {index} with {num_threads} threads"
         assert np.all(np.diff(batch.pts_s) > 0)
         assert batch.pts_s[0] >= 0
+
+
+def table_of(decoder: Decoder) -> PacketTable:
+    """The packets of a file, which are as regular as a plan wants them."""
+    reading = read_table(decoder)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as done:
+            table, trouble = done.value
+            break
+    assert trouble is None and irregularity(table) is None
+    return table
+
+
+class NotedContext:
+    """A decoder's context that notes whether it was ever asked to leave out frames."""
+
+    def __init__(self, context: Any) -> None:
+        vars(self).update(context=context, was_asked_to_skip=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "skip_frame" and value == "NONREF":
+            vars(self).update(was_asked_to_skip=True)
+        setattr(self.context, name, value)
+
+
+def samples_of(num_frames: int) -> list[list[int]]:
+    """Every frame alone, with all others left out where they may be; and every second, third and fifth frame."""
+    combs = [list(range(start, num_frames, step)) for step in (2, 3, 5) for start in range(step)]
+    return [[frame] for frame in range(num_frames)] + combs
+
+
+@pytest.mark.parametrize(("name", "maker"), [some for some in all_makers() if some.id in LAYERED])
+def test_frames_that_nothing_refers_to_are_given_and_skipping_them_changes_no_other(
+    name: str, maker: Callable[[Path], Path], folder: Path
+) -> None:
+    path = maker(folder)
+    truth = whole_decode(path)
+    reading = Decoder(str(path), Limits(), WholeFrame(32), num_threads=1)
+    table = table_of(reading)
+    reading.close()
+    was_asked_to_skip = False
+    # A decoder takes one sample after the other as it does in a run; a new one begins with an ordinary frame, or not.
+    for samples in (samples_of(len(truth)), [[len(truth) // 2]], [[0, len(truth) // 2 + 1]]):
+        decoder = Decoder(str(path), Limits(), WholeFrame(32), num_threads=1)
+        decoder.context = noted = NotedContext(decoder.context)  # type: ignore[assignment]
+        for frames in samples:
+            shots = [
+                shot
+                for group in decode_plan(table, frames)
+                for shot in decoder.group(table, group, is_strict=True)
+                if shot is not None
+            ]
+            assert [shot.wanted for shot in shots] == frames
+            for shot in shots:
+                assert np.array_equal(shot.pixels, truth[shot.wanted]), f"frame {shot.wanted} of {frames}"
+        was_asked_to_skip |= noted.was_asked_to_skip
+        decoder.close()
+    assert was_asked_to_skip == (LAYERED[name] is not None)
+
+
+def test_every_codec_whose_frames_may_be_skipped_is_proven_above() -> None:
+    proven = {codec for codec in LAYERED.values() if codec is not None}
+    assert {codec for codec, may_skip in bitstream.MAY_SKIP.items() if may_skip} == proven
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_decoder_that_leaves_out_wanted_frames_makes_the_reader_decode_everything(
+    num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = MAKERS["av1_pyramid"](tmp_path)
+    truth = whole_decode(path)
+    # dav1d keeps to what it is asked first.
+    monkeypatch.setattr(bitstream, "may_skip_unreferenced", lambda codec, extradata: True)
+    batch = read_whole(path, num_threads=num_threads, num_frames=16)
+    assert batch.windows[0].coverage == 1.0
+    assert batch.facts.num_frames == 60
+    for row, index in enumerate(batch.frame_index.tolist()):
+        assert np.array_equal(batch.pixels[row], truth[index])

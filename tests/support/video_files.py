@@ -208,6 +208,82 @@ def av1(folder: Path) -> Path:
     )  # fmt: skip
 
 
+def vp9_layers(folder: Path) -> Path:
+    """With reference frames that are never shown in several layers, and small ones between them."""
+    return x264(
+        folder, "vp9_layers.webm", "-b:v", "200k", "-g", "60", "-auto-alt-ref", "6", "-lag-in-frames", "25",
+        "-deadline", "good", "-cpu-used", "5", codec="libvpx-vp9",
+    )  # fmt: skip
+
+
+def _temporal_layers(folder: Path, name: str, codec: str) -> Path:
+    layers = (
+        "ts_number_layers=3:ts_target_bitrate=50,100,200:ts_rate_decimator=4,2,1:ts_periodicity=4:"
+        "ts_layer_id=0,2,1,2:ts_layering_mode=3"
+    )
+    return x264(
+        folder, name, "-b:v", "200k", "-g", "60", "-deadline", "realtime", "-cpu-used", "8", "-lag-in-frames", "0",
+        "-error-resilient", "1", "-ts-parameters", layers, codec=codec,
+    )  # fmt: skip
+
+
+def vp8_temporal_layers(folder: Path) -> Path:
+    """Every second frame is referred to by none, as in video calls."""
+    return _temporal_layers(folder, "vp8_temporal.webm", "libvpx")
+
+
+def vp9_temporal_layers(folder: Path) -> Path:
+    return _temporal_layers(folder, "vp9_temporal.webm", "libvpx-vp9")
+
+
+def av1_pyramid(folder: Path) -> Path:
+    """Frames in layers, the upper ones referred to by none, and packets that only show what was decoded before."""
+    return plain(folder / "av1_pyramid.mkv", codec="libsvtav1", gop=60, bit_rate=300_000)
+
+
+def av1_lookahead(folder: Path) -> Path:
+    return x264(
+        folder, "av1_lookahead.mkv", "-g", "60", "-cpu-used", "8", "-lag-in-frames", "19", "-crf", "40", "-b:v", "0",
+        codec="libaom-av1",
+    )  # fmt: skip
+
+
+def av1_tuned(folder: Path) -> Path:
+    return x264(
+        folder, "av1_tuned.mp4", "-g", "30", "-cpu-used", "8", "-lag-in-frames", "25", "-tune", "ssim", "-crf", "40",
+        "-b:v", "0", codec="libaom-av1",
+    )  # fmt: skip
+
+
+def hevc_pyramid(folder: Path) -> Path:
+    settings = "keyint=30:bframes=7:b-adapt=0:b-pyramid=1:scenecut=0:open-gop=0"
+    return x264(folder, "hevc_pyramid.mp4", codec="libx265", settings=settings)
+
+
+def hevc_temporal_layers(folder: Path) -> Path:
+    """Two temporal layers: what is marked as referred to by none is so in its own layer only."""
+    settings = "keyint=30:bframes=7:b-adapt=0:b-pyramid=1:scenecut=0:open-gop=0:temporal-layers=1"
+    return x264(folder, "hevc_layers.mp4", codec="libx265", settings=settings)
+
+
+def hevc_flat(folder: Path) -> Path:
+    return x264(folder, "hevc_flat.mkv", codec="libx265", settings="keyint=30:bframes=3:b-adapt=0:b-pyramid=0")
+
+
+def h264_pyramid(folder: Path) -> Path:
+    settings = "keyint=30:bframes=7:b-adapt=0:b-pyramid=normal:scenecut=0:ref=4"
+    return x264(folder, "h264_pyramid.mp4", settings=settings)
+
+
+def h264_direct_temporal(folder: Path) -> Path:
+    settings = "keyint=30:bframes=5:b-adapt=0:b-pyramid=strict:scenecut=0:direct=temporal"
+    return x264(folder, "h264_direct.ts", "-tune", "animation", settings=settings)
+
+
+def mpeg1(folder: Path) -> Path:
+    return plain(folder / "mpeg1.mkv", codec="mpeg1video", gop=GOP, b_frames=2, bit_rate=900_000)
+
+
 def mpeg4_mp4(folder: Path) -> Path:
     return plain(folder / "mpeg4.mp4", codec="mpeg4", gop=GOP, b_frames=2, bit_rate=600_000)
 
@@ -307,7 +383,7 @@ MAKERS = {
     for maker in (
         h264_b_frames, h264_with_audio, h264_no_b, h264_one_group, h264_mkv, h264_ts, h264_10_bit, h264_444_odd,
         h264_full_range, h264_vfr, h264_late_start, h264_rotated, h264_wide_pixels, false_keyframes, hevc,
-        hevc_10_bit, vp8, vp9,
+        hevc_10_bit, vp8, vp9, av1_pyramid, mpeg1,
         mpeg4_mp4, mpeg4_avi, mpeg2_ts, prores, mjpeg, two_frames, flv,
     )
 }  # fmt: skip
@@ -316,7 +392,8 @@ MAKERS = {
 FFMPEG_MAKERS = {
     maker.__name__: maker
     for maker in (
-        vp8_hidden, vp9_hidden, av1, xvid_avi, mpeg2_ps, open_groups_h264, open_groups_h264_ts,
+        vp8_hidden, vp8_temporal_layers, vp9_hidden, vp9_layers, vp9_temporal_layers, av1, av1_lookahead, av1_tuned,
+        hevc_pyramid, hevc_temporal_layers, hevc_flat, h264_pyramid, h264_direct_temporal, xvid_avi, mpeg2_ps, open_groups_h264, open_groups_h264_ts,
         open_groups_hevc, cut_open_group, intra_refresh, interlaced, edit_list, fragmented, cover_art,
     )
 }  # fmt: skip
