@@ -189,9 +189,12 @@ class FileReader:
         table: PacketTable | None = None
         trouble: str | None = None
         promised = 1.0
+        by_keyframes = self._sampling.seek == "keyframe"
         if self._sampling.kind == "whole":
             table = yield from index_table(decoder, shape)
-            if table is not None and self._sampling.seek == "exact":
+            if table is not None and by_keyframes:
+                trouble = "the index does not say when frames are shown"
+            elif table is not None:
                 frames = whole_plan(table.num_frames, 0.0, self._sampling).frames.tolist()
                 table = table if (yield from read_times(decoder, table, frames)) else None
         if table is None:
@@ -205,7 +208,7 @@ class FileReader:
             if promised > 1.0:
                 trouble = trouble or "the file breaks off"
             trouble = trouble or irregularity(table)
-        if self._sampling.seek == "keyframe" and (yield from self._try_keyframes(decoder, table, promised)):
+        if by_keyframes and table.num_frames and (yield from self._try_keyframes(decoder, table, promised)):
             return
         if trouble is None and table.pts[0] != NO_PTS:
             try:

@@ -90,6 +90,8 @@ def index_table(decoder: Decoder, shape: bitstream.FileShape) -> Generator[None,
     table.restart[(table.restart > 0) | is_intra_only] = Restart.CLOSED
     if table.num_frames == 0 or stop > os.path.getsize(decoder.path) or np.any(np.diff(table.dts) <= 0):
         return None
+    if not table.restart.any():
+        return None
     try:
         for _, packet in decoder.take(table, 1):
             _refuse_encrypted(decoder, packet)

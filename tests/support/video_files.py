@@ -256,8 +256,7 @@ def av1_tuned(folder: Path) -> Path:
 
 
 def hevc_pyramid(folder: Path) -> Path:
-    settings = "keyint=30:bframes=7:b-adapt=0:b-pyramid=1:scenecut=0:open-gop=0"
-    return x264(folder, "hevc_pyramid.mp4", codec="libx265", settings=settings)
+    return x264(folder, "hevc_pyr.mp4", codec="libx265", settings="keyint=30:bframes=7:b-adapt=0:b-pyramid=1")
 
 
 def hevc_temporal_layers(folder: Path) -> Path:
@@ -393,8 +392,9 @@ FFMPEG_MAKERS = {
     maker.__name__: maker
     for maker in (
         vp8_hidden, vp8_temporal_layers, vp9_hidden, vp9_layers, vp9_temporal_layers, av1, av1_lookahead, av1_tuned,
-        hevc_pyramid, hevc_temporal_layers, hevc_flat, h264_pyramid, h264_direct_temporal, xvid_avi, mpeg2_ps, open_groups_h264, open_groups_h264_ts,
-        open_groups_hevc, cut_open_group, intra_refresh, interlaced, edit_list, fragmented, cover_art,
+        hevc_pyramid, hevc_temporal_layers, hevc_flat, h264_pyramid, h264_direct_temporal, xvid_avi,
+        mpeg2_ps, open_groups_h264, open_groups_h264_ts, open_groups_hevc, cut_open_group, intra_refresh, interlaced,
+        edit_list, fragmented, cover_art,
     )
 }  # fmt: skip
 """These need Debian's ffmpeg."""
