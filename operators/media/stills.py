@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -20,6 +21,11 @@ from operators.media.view import Orientation
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png"))
 FOLDER_FPS = 25.0
 """Numbered images have no times; the published lists count them at the usual rate of a video."""
+_HEAD_BYTES = 64 << 10
+_BYTES_PER_PIXEL = 8
+"""Four channels of 16 bits: no image is longer, compressed as it is, but for what is not the picture."""
+_EXTRA_BYTES = 64 << 20
+"""What may come on top: color profiles, previews, a few seconds of video behind a telephone's picture."""
 
 _ORIENTATIONS = {
     # EXIF's number: (rotation clockwise, mirrored first)
@@ -63,20 +69,12 @@ def frame_paths(folder: str | Path) -> list[Path]:
 def read_image(path: str | Path, *, max_pixels: int) -> tuple[np.ndarray, Orientation]:
     """(uint8 RGB [H,W,3] as stored, how it is to be shown). Raises SourceError."""
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            data = _read_judged(file, path, max_pixels)
     except FileNotFoundError as exc:
         raise SourceError(f"{path} does not exist", "missing") from exc
     except OSError as exc:
         raise SourceError(f"{path} cannot be read: {exc.strerror}", "missing") from exc
-    if not data:
-        raise SourceError(f"{path} is empty", "empty")
-    if image_kind(data) is None:
-        raise SourceError(f"{path} is neither a JPEG nor a PNG image", "not_media")
-    size = image_size(data)
-    if size is None:
-        raise SourceError(f"{path} breaks off in its header", "corrupt")
-    if size[0] * size[1] > max_pixels:
-        raise SourceError(f"{path} is {size[0]}x{size[1]}, more than {max_pixels} pixels", "too_large")
     if not is_whole_image(data):
         raise SourceError(f"{path} breaks off before its end", "corrupt")
     import cv2
@@ -89,3 +87,30 @@ def read_image(path: str | Path, *, max_pixels: int) -> tuple[np.ndarray, Orient
         raise SourceError(f"{path} cannot be decoded", "corrupt")
     rotation, is_mirrored = _ORIENTATIONS[exif_orientation(data)]
     return np.asarray(pixels, np.uint8), Orientation(rotation=rotation, is_mirrored=is_mirrored)
+
+
+def _read_judged(file: BinaryIO, path: str | Path, max_pixels: int) -> bytes:
+    """Reads the whole file, but only after its head has said that it is an image within the limits."""
+    head = file.read(_HEAD_BYTES)
+    if not head:
+        raise SourceError(f"{path} is empty", "empty")
+    if image_kind(head) is None:
+        raise SourceError(f"{path} is neither a JPEG nor a PNG image", "not_media")
+    size = image_size(head)
+    if size is None:
+        # Color profiles and previews may stand before the size.
+        head += file.read(_EXTRA_BYTES)
+        size = image_size(head)
+    if size is None:
+        raise SourceError(f"{path} breaks off in its header", "corrupt")
+    num_pixels = size[0] * size[1]
+    if num_pixels > max_pixels:
+        raise SourceError(f"{path} is {size[0]}x{size[1]}, more than {max_pixels} pixels", "too_large")
+    max_bytes = num_pixels * _BYTES_PER_PIXEL + _EXTRA_BYTES
+    num_bytes = os.fstat(file.fileno()).st_size
+    if num_bytes > max_bytes:
+        raise SourceError(
+            f"{path} has {num_bytes} bytes, more than the {max_bytes} that an image of {size[0]}x{size[1]} may have",
+            "too_large",
+        )
+    return head + file.read(max(0, max_bytes - len(head)))

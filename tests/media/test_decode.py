@@ -8,6 +8,7 @@ import itertools
 import os
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -632,6 +633,27 @@ def test_an_image_that_claims_to_be_huge_is_refused_by_its_header(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(60_000, 60_000))
     assert code_of(path, media=Media.IMAGE) == "too_large"
+
+
+def test_a_file_far_too_long_for_its_picture_is_refused_before_it_is_read(tmp_path):
+    path = image(tmp_path / "endless.png", numbered_frame(1))
+    os.truncate(path, 600_000_000)
+    tracemalloc.start()
+    try:
+        assert code_of(path, media=Media.IMAGE) == "too_large"
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_size_and_an_orientation_behind_a_long_header_are_found(tmp_path):
+    path = image(tmp_path / "profile.jpg", numbered_frame(5, width=128, height=64), orientation=6)
+    data = path.read_bytes()
+    # Two application segments of 60 kB each, as colour profiles are stored, and something behind the picture.
+    segment = b"\xff\xe2" + (60_002).to_bytes(2, "big") + bytes(60_000)
+    path.write_bytes(data[:2] + 2 * segment + data[2:] + bytes(1000))
+    batch = the_batch(path, media=Media.IMAGE, num_frames=1)
+    assert (batch.facts.width, batch.facts.height, batch.facts.rotation) == (128, 64, 90)
 
 
 # Damage
