@@ -33,6 +33,8 @@ from pipeline.run.reaper import MARK
 _HEADER = struct.Struct(">II")
 """Bytes of the JSON, bytes of the pixels."""
 _PIPE_BYTES = 1 << 20
+_MAX_JSON_BYTES = 1 << 20
+"""A message has a few hundred bytes, and the text of an error at the end."""
 _TELL_S = 0.2
 """How often the child tells its counts when it has no frame to send."""
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "HOME", "LANG", "TZ", "TMPDIR", MARK)
@@ -77,8 +79,10 @@ class Polled:
 class ReaderHandle:
     """The parent's side of a reader. No call blocks."""
 
-    def __init__(self, process: subprocess.Popen[bytes], fd: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], fd: int, *, max_pixel_bytes: int) -> None:
+        """`fd` is the pipe's end to read from; no view has more than `max_pixel_bytes`."""
         self._process = process
+        self._max_pixel_bytes = max_pixel_bytes
         self._fd: int | None = fd
         self._received = bytearray()
         self._last = Polled()
@@ -117,7 +121,13 @@ class ReaderHandle:
                     self._last = Polled(counts=self._last.counts, ended="the reader's process died")
                 break
             self._received += data
-            self._take(frames)
+            try:
+                self._take(frames)
+            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+                # Killed, as nothing that it sends from here on can be understood.
+                self.kill()
+                self._last = Polled(counts=self._last.counts, ended=f"the reader's process sent no view: {exc}")
+                break
         last = self._last
         return Polled(frames=tuple(frames), counts=last.counts, ended=last.ended, is_final=last.is_final)
 
@@ -136,9 +146,12 @@ class ReaderHandle:
             self._received.clear()
 
     def _take(self, frames: list[CameraFrame]) -> None:
+        """Moves the complete messages to `frames`. An error where they cannot be what a reader sends."""
         at = 0
         while len(self._received) - at >= _HEADER.size:
             num_json, num_pixels = _HEADER.unpack_from(self._received, at)
+            if num_json > _MAX_JSON_BYTES or num_pixels > self._max_pixel_bytes:
+                raise ValueError(f"{num_json} bytes of text and {num_pixels} of pixels")
             stop = at + _HEADER.size + num_json + num_pixels
             if len(self._received) < stop:
                 break
@@ -188,7 +201,7 @@ def start(spec: CameraSpec) -> ReaderHandle:
     told = {**asdict(spec), "uri": uri, "parent": os.getpid()}
     with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
         stdin.write(json.dumps(told).encode())
-    return ReaderHandle(process, read_fd)
+    return ReaderHandle(process, read_fd, max_pixel_bytes=spec.crop_px**2 * 3)
 
 
 def _packed(frame: CameraFrame) -> dict[str, Any]:

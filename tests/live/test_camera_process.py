@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -105,6 +106,49 @@ def test_a_reader_that_cannot_open_says_why_without_the_password(video, readers)
     assert reader.poll().ended == (
         f"rtsp://eve:***@127.0.0.1:{camera.port}/live: the camera refuses; check user and password"
     )
+
+
+@pytest.fixture
+def broken_reader() -> Iterator[Callable[[bytes], ReaderHandle]]:
+    """The parent's side of a child that sends these bytes and stays."""
+    started: list[ReaderHandle] = []
+
+    def begin(data: bytes) -> ReaderHandle:
+        read_fd, write_fd = os.pipe()
+        os.set_blocking(read_fd, False)
+        process = subprocess.Popen(["sleep", "600"], stdin=subprocess.PIPE)
+        os.write(write_fd, data)
+        os.close(write_fd)
+        started.append(ReaderHandle(process, read_fd, max_pixel_bytes=224 * 224 * 3))
+        return started[-1]
+
+    yield begin
+    for reader in started:
+        reader.kill()
+        wait_until(reader.is_gone)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack(">II", 30, 224 * 224 * 3 + 1),
+        struct.pack(">II", 0xFFFF_FFFF, 0xFFFF_FFFF),
+        struct.pack(">II", 1 << 21, 0),
+        struct.pack(">II", 4, 0) + b"{no}",
+        struct.pack(">II", 2, 0) + b"{}",
+        struct.pack(">II", 2, 0) + b"[]",
+        struct.pack(">II", 4, 0) + b'"\xff\xff"',
+    ],
+    ids=["a view too large", "all too large", "a text too long", "no JSON", "no counts", "a list", "no text"],
+)
+def test_a_header_that_lies_and_a_text_that_is_none_end_the_reader_as_a_broken_one(data, broken_reader):
+    reader = broken_reader(data)
+    polled = reader.poll()
+    assert polled.ended is not None and polled.ended.startswith("the reader's process sent no view: ")
+    assert not polled.is_final and not polled.frames
+    assert not reader.is_open
+    wait_until(reader.is_gone)
+    assert reader.poll().ended == polled.ended
 
 
 def test_no_password_is_in_the_arguments_or_the_environment_of_a_reader(video, readers, monkeypatch):
