@@ -1,21 +1,27 @@
 """The error tree. A PipelineError is the world's fault and is told in one line; a ValueError is a bug."""
 
-ERROR_CODES = (
-    "missing",
-    "empty",
-    "not_media",
-    "no_video",
-    "unsupported_codec",
-    "encrypted",
-    "no_frames",
-    "corrupt",
-    "too_large",
-    "timeout",
-    "worker_died",
-    "not_finite",
-    "internal",
-)
-"""What `error_code` of a row may be."""
+from __future__ import annotations
+
+import enum
+
+
+class ErrorCode(enum.StrEnum):
+    """What `error_code` of a row may be; docs/errors.md says what helps."""
+
+    MISSING = "missing"
+    EMPTY = "empty"
+    NOT_MEDIA = "not_media"
+    NO_VIDEO = "no_video"
+    UNSUPPORTED_CODEC = "unsupported_codec"
+    ENCRYPTED = "encrypted"
+    NO_FRAMES = "no_frames"
+    CORRUPT = "corrupt"
+    TOO_LARGE = "too_large"
+    TIMEOUT = "timeout"
+    WORKER_DIED = "worker_died"
+    NOT_FINITE = "not_finite"
+    """The network's answer is not a number."""
+    INTERNAL = "internal"
 
 
 class PipelineError(Exception):
@@ -31,9 +37,9 @@ class NoSubsetError(ConfigError):
 
 
 class SourceError(PipelineError):
-    """A source cannot be read. `code` is one of ERROR_CODES."""
+    """A source cannot be read."""
 
-    def __init__(self, message: str, code: str = "internal") -> None:
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.INTERNAL) -> None:
         # Both go into args: an exception is pickled as its class and its args, and it crosses processes.
         super().__init__(message, code)
         self.message = message

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from operators.errors import ErrorCode
 from operators.passwords import without_password
 
 
@@ -271,7 +272,7 @@ class ClipLabel:
     rotation: int | None = None
     num_corrupt: int | None = None
     coverage: float | None = None
-    error_code: str | None = None
+    error_code: ErrorCode | None = None
     error: str | None = None
 
     def __post_init__(self) -> None:

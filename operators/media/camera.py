@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 import av
 import av.error
 
-from operators.errors import SourceError
+from operators.errors import ErrorCode, SourceError
 from operators.media.h264 import FrameNumbers
 from operators.media.painter import Painter, orientation_of
 from operators.media.redirects import Redirected, no_redirects
@@ -122,7 +122,8 @@ def camera_kind(uri: str) -> CameraKind:
         kind = _KINDS.get(scheme[1].lower())
         if kind is None:
             raise SourceError(
-                f"{without_password(uri)}: {scheme[1]} is no kind of camera; use one of {', '.join(_KINDS)}", "missing"
+                f"{without_password(uri)}: {scheme[1]} is no kind of camera; use one of {', '.join(_KINDS)}",
+                ErrorCode.MISSING,
             )
         return kind
     return CameraKind.DEVICE if uri.startswith("/dev/") else CameraKind.FILE
@@ -187,7 +188,7 @@ class CameraReader:
                 None,
             )
             if stream is None:
-                raise SourceError(f"{self._shown}: has no video; check what the camera sends", "no_video")
+                raise SourceError(f"{self._shown}: has no video; check what the camera sends", ErrorCode.NO_VIDEO)
             context = stream.codec_context
             context.thread_count = self._num_threads
             # Threads that work on one frame each would hold frames back.
@@ -300,7 +301,7 @@ class CameraReader:
         if frame.width * frame.height > self._max_pixels:
             raise SourceError(
                 f"{self._shown}: frames of {frame.width}x{frame.height} are larger than {self._max_pixels} pixels",
-                "too_large",
+                ErrorCode.TOO_LARGE,
             )
         if self._pace is not None:
             received_s = self._pace.wait(frame.time)
@@ -357,25 +358,27 @@ class CameraReader:
         # The library's own exception is not kept as the cause: its text has the address with the password.
         match exc:
             case av.error.HTTPUnauthorizedError() | av.error.HTTPForbiddenError():
-                return SourceError(f"{self._shown}: the camera refuses; check user and password", "missing")
+                return SourceError(f"{self._shown}: the camera refuses; check user and password", ErrorCode.MISSING)
             case av.error.HTTPNotFoundError():
-                return SourceError(f"{self._shown}: the camera has no such stream; check the path", "missing")
+                return SourceError(f"{self._shown}: the camera has no such stream; check the path", ErrorCode.MISSING)
             case Redirected():
-                return SourceError(f"{self._shown}: {what}: {_REDIRECT}", "missing")
+                return SourceError(f"{self._shown}: {what}: {_REDIRECT}", ErrorCode.MISSING)
             case av.error.ExitError() | TimeoutError():
-                return SourceError(f"{self._shown}: {what}: no answer in time", "timeout")
+                return SourceError(f"{self._shown}: {what}: no answer in time", ErrorCode.TIMEOUT)
             case av.error.ArgumentError():
-                return SourceError(f"{self._shown}: {what}: it sends a format that cameras do not use", "not_media")
+                return SourceError(
+                    f"{self._shown}: {what}: it sends a format that cameras do not use", ErrorCode.NOT_MEDIA
+                )
             case av.error.InvalidDataError():
-                return SourceError(f"{self._shown}: {what}: it sends nothing that is understood", "not_media")
+                return SourceError(f"{self._shown}: {what}: it sends nothing that is understood", ErrorCode.NOT_MEDIA)
             case av.error.ProtocolNotFoundError() | av.error.DemuxerNotFoundError():
-                return SourceError(f"{self._shown}: {what}: this build of FFmpeg cannot read it", "not_media")
+                return SourceError(f"{self._shown}: {what}: this build of FFmpeg cannot read it", ErrorCode.NOT_MEDIA)
         number = getattr(exc, "errno", None)
         if self._kind is CameraKind.HTTP and number == errno.EIO:
             # FFmpeg has no other word for a redirect that it may not follow.
-            return SourceError(f"{self._shown}: {what}: it sends no stream, or {_REDIRECT}", "missing")
+            return SourceError(f"{self._shown}: {what}: it sends no stream, or {_REDIRECT}", ErrorCode.MISSING)
         text = os.strerror(number) if isinstance(number, int) and number in errno.errorcode else type(exc).__name__
-        return SourceError(f"{self._shown}: {what}: {text}", "missing")
+        return SourceError(f"{self._shown}: {what}: {text}", ErrorCode.MISSING)
 
 
 class _Pace:

@@ -15,7 +15,7 @@ from av.packet import Packet
 from av.stream import Discard
 from av.video.frame import VideoFrame
 
-from operators.errors import SourceError
+from operators.errors import ErrorCode, SourceError
 from operators.media import bitstream
 from operators.media.cut import Shot
 from operators.media.frame_plan import NO_PTS, Group, PacketTable
@@ -110,7 +110,7 @@ class Decoder:
 
     def shot(self, frame: VideoFrame, wanted: int, shown: int) -> Shot:
         if frame.width * frame.height > self.limits.max_pixels:
-            raise SourceError(f"{self.path} grows to {frame.width}x{frame.height}", "too_large")
+            raise SourceError(f"{self.path} grows to {frame.width}x{frame.height}", ErrorCode.TOO_LARGE)
         aspect = self.stream.sample_aspect_ratio or self.context.sample_aspect_ratio
         orientation = orientation_of(frame, aspect if aspect and aspect > 0 else None)
         return Shot(

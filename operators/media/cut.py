@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from operators.errors import SourceError
+from operators.errors import ErrorCode, SourceError
 from operators.media.frame_plan import WindowPlan, sample_indices
 from operators.media.view import Orientation, Viewer
 from operators.records import FrameBatch, Source, SourceFacts, Window, clip_id
@@ -87,7 +87,7 @@ def cut_batches(
             else:
                 break
         if not held:
-            raise SourceError(f"{source.shown_uri}: none of the wanted frames can be decoded", "corrupt")
+            raise SourceError(f"{source.shown_uri}: none of the wanted frames can be decoded", ErrorCode.CORRUPT)
         yield _batch(source, chunk, held, timeline, viewer, opened_unix_s)
         if number + 1 < len(todo):
             first = min(int(plan.frames[0]) for plan in todo[number + 1])

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from operators.errors import SourceError
+from operators.errors import ErrorCode, SourceError
 from operators.media import bitstream, stills
 from operators.media.container import Decoder, Irregular, Tally
 from operators.media.cut import Shot, Timeline, cut_batches
@@ -151,7 +151,7 @@ class FileReader:
                     try:
                         image = stills.read_image(paths[shown], max_pixels=self._limits.max_pixels)
                     except SourceError as exc:
-                        if exc.code == "too_large":
+                        if exc.code == ErrorCode.TOO_LARGE:
                             raise
                         num_corrupt += 1
                         yield None
@@ -201,9 +201,9 @@ class FileReader:
             decoder = self._decoder(1)
             table, trouble = yield from read_table(decoder)
             if not len(table) and decoder.has_failed:
-                raise SourceError(f"{path} cannot be read: not one of its pictures comes", "corrupt")
+                raise SourceError(f"{path} cannot be read: not one of its pictures comes", ErrorCode.CORRUPT)
             if not len(table):
-                raise SourceError(f"{path} has a video stream without a single picture", "no_frames")
+                raise SourceError(f"{path} has a video stream without a single picture", ErrorCode.NO_FRAMES)
             promised = times_promised(decoder, shape, len(table))
             if promised > 1.0:
                 trouble = trouble or "the file breaks off"
@@ -227,7 +227,7 @@ class FileReader:
         if duration_s > self._limits.max_duration_s:
             raise SourceError(
                 f"{self._source.shown_uri} lasts {duration_s:.0f} s, more than {self._limits.max_duration_s:.0f}",
-                "too_large",
+                ErrorCode.TOO_LARGE,
             )
         if self._sampling.kind == "whole" or times is None:
             return [whole_plan(num_frames, duration_s, self._sampling)]
@@ -405,9 +405,9 @@ class FileReader:
             if number in guesses and good is not None:
                 found[number] = decoder.shot(good[1], number, good[0])
         if not pts:
-            raise SourceError(f"{path}: not one of its {len(table)} pictures can be decoded", "corrupt")
+            raise SourceError(f"{path}: not one of its {len(table)} pictures can be decoded", ErrorCode.CORRUPT)
         if good is None:
-            raise SourceError(f"{path}: all of its {len(pts)} pictures are corrupt", "corrupt")
+            raise SourceError(f"{path}: all of its {len(pts)} pictures are corrupt", ErrorCode.CORRUPT)
         times = monotone_seconds(pts, decoder.seconds_per_tick)
         duration_s = float(times[-1]) + frame_seconds(times)
         plans = self._plans(len(pts), times, duration_s)

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 import numpy as np
 from av.packet import Packet
 
-from operators.errors import SourceError
+from operators.errors import ErrorCode, SourceError
 from operators.media import bitstream
 from operators.media.container import SEEKS_BY_BYTE, Decoder, Irregular
 from operators.media.frame_plan import NO_PTS, PacketTable, Restart, groups_of_pictures, irregularity
@@ -140,7 +140,7 @@ def times_promised(decoder: Decoder, shape: bitstream.FileShape, num_packets: in
 
 def _refuse_encrypted(decoder: Decoder, packet: Packet) -> None:
     if packet.has_sidedata("encryption_info") or packet.has_sidedata("encryption_init_info"):
-        raise SourceError(f"{decoder.path} is encrypted", "encrypted")
+        raise SourceError(f"{decoder.path} is encrypted", ErrorCode.ENCRYPTED)
 
 
 def _table(columns: Sequence[tuple[int, int, int, int, bool]]) -> PacketTable:

@@ -12,7 +12,7 @@ from av.container.input import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from operators.errors import SourceError
+from operators.errors import ErrorCode, SourceError
 from operators.media import bitstream
 from operators.passwords import without_password
 
@@ -49,15 +49,15 @@ def open_media(path: str, limits: Limits) -> InputContainer:
         # The prefix keeps a name like "concat:a|b" a name.
         return av.open(f"file:{path}", options=options, metadata_errors="replace")
     except FileNotFoundError as exc:
-        raise SourceError(f"{path} does not exist", "missing") from exc
+        raise SourceError(f"{path} does not exist", ErrorCode.MISSING) from exc
     except MemoryError as exc:
-        raise SourceError(f"{path} has more than {limits.max_streams} streams", "too_large") from exc
+        raise SourceError(f"{path} has more than {limits.max_streams} streams", ErrorCode.TOO_LARGE) from exc
     except OSError as exc:
-        raise SourceError(f"{path} cannot be read: {exc.strerror}", "missing") from exc
+        raise SourceError(f"{path} cannot be read: {exc.strerror}", ErrorCode.MISSING) from exc
     except (av.FFmpegError, UnicodeError) as exc:
         if bitstream.file_shape(path).is_media:
-            raise SourceError(f"{path} is a container whose index is missing or broken", "corrupt") from exc
-        raise SourceError(f"{path} is not a video of a known kind", "not_media") from exc
+            raise SourceError(f"{path} is a container whose index is missing or broken", ErrorCode.CORRUPT) from exc
+        raise SourceError(f"{path} is not a video of a known kind", ErrorCode.NOT_MEDIA) from exc
 
 
 def missing_decoders(names: Iterable[str]) -> list[str]:
@@ -74,38 +74,42 @@ def missing_decoders(names: Iterable[str]) -> list[str]:
 def head_of(path: str) -> bytes:
     """The first bytes of a file that is there and has some. Raises SourceError."""
     if "://" in path:
-        raise SourceError(f"{without_password(path)} is not a local file; download it first", "missing")
+        raise SourceError(f"{without_password(path)} is not a local file; download it first", ErrorCode.MISSING)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise SourceError(f"{path} is not a file", "not_media")
+            raise SourceError(f"{path} is not a file", ErrorCode.NOT_MEDIA)
         with open(path, "rb") as file:
             head = file.read(64)
     except (FileNotFoundError, NotADirectoryError) as exc:
-        raise SourceError(f"{path} does not exist", "missing") from exc
+        raise SourceError(f"{path} does not exist", ErrorCode.MISSING) from exc
     except (OSError, ValueError) as exc:
-        raise SourceError(f"{path} cannot be read: {exc}", "missing") from exc
+        raise SourceError(f"{path} cannot be read: {exc}", ErrorCode.MISSING) from exc
     if not head:
-        raise SourceError(f"{path} is empty", "empty")
+        raise SourceError(f"{path} is empty", ErrorCode.EMPTY)
     return head
 
 
 def first_video(container: InputContainer, path: str, limits: Limits) -> VideoStream:
     """The first video stream that is not an attached picture. Raises SourceError."""
     if len(container.streams) > limits.max_streams:
-        raise SourceError(f"{path} has {len(container.streams)} streams, more than {limits.max_streams}", "too_large")
+        raise SourceError(
+            f"{path} has {len(container.streams)} streams, more than {limits.max_streams}", ErrorCode.TOO_LARGE
+        )
     for stream in container.streams.video:
         if stream.disposition & Disposition.attached_pic:
             continue
         context = stream.codec_context
         if context is None:
-            raise SourceError(f"{path} holds video in a codec that FFmpeg cannot decode here", "unsupported_codec")
+            raise SourceError(
+                f"{path} holds video in a codec that FFmpeg cannot decode here", ErrorCode.UNSUPPORTED_CODEC
+            )
         if context.width * context.height > limits.max_pixels:
             raise SourceError(
                 f"{path} is {context.width}x{context.height}, more than {limits.max_pixels} pixels",
-                "too_large",
+                ErrorCode.TOO_LARGE,
             )
         return stream
-    raise SourceError(f"{path} has no video, only {_kinds(container)}", "no_video")
+    raise SourceError(f"{path} has no video, only {_kinds(container)}", ErrorCode.NO_VIDEO)
 
 
 def _kinds(container: InputContainer) -> str:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from operators.errors import SourceError
+from operators.errors import ErrorCode, SourceError
 from operators.media.bitstream import exif_orientation, image_kind, image_size, is_whole_image
 from operators.media.view import Orientation
 
@@ -51,9 +51,9 @@ def frame_paths(folder: str | Path) -> list[Path]:
     try:
         names = [entry.name for entry in os.scandir(path) if entry.is_file()]
     except FileNotFoundError as exc:
-        raise SourceError(f"{path} does not exist", "missing") from exc
+        raise SourceError(f"{path} does not exist", ErrorCode.MISSING) from exc
     except OSError as exc:
-        raise SourceError(f"{path} cannot be listed: {exc.strerror}", "missing") from exc
+        raise SourceError(f"{path} cannot be listed: {exc.strerror}", ErrorCode.MISSING) from exc
     images = [
         name
         for name in names
@@ -62,7 +62,7 @@ def frame_paths(folder: str | Path) -> list[Path]:
         and not name.startswith(".")
     ]
     if not images:
-        raise SourceError(f"{path} holds no numbered images (image_00001.jpg, ...)", "no_frames")
+        raise SourceError(f"{path} holds no numbered images (image_00001.jpg, ...)", ErrorCode.NO_FRAMES)
     return [path / name for name in sorted(images, key=natural_key)]
 
 
@@ -72,19 +72,19 @@ def read_image(path: str | Path, *, max_pixels: int) -> tuple[np.ndarray, Orient
         with open(path, "rb") as file:
             data = _read_judged(file, path, max_pixels)
     except FileNotFoundError as exc:
-        raise SourceError(f"{path} does not exist", "missing") from exc
+        raise SourceError(f"{path} does not exist", ErrorCode.MISSING) from exc
     except OSError as exc:
-        raise SourceError(f"{path} cannot be read: {exc.strerror}", "missing") from exc
+        raise SourceError(f"{path} cannot be read: {exc.strerror}", ErrorCode.MISSING) from exc
     if not is_whole_image(data):
-        raise SourceError(f"{path} breaks off before its end", "corrupt")
+        raise SourceError(f"{path} breaks off before its end", ErrorCode.CORRUPT)
     import cv2
 
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as exc:
-        raise SourceError(f"{path} cannot be decoded: {exc.err}", "corrupt") from exc
+        raise SourceError(f"{path} cannot be decoded: {exc.err}", ErrorCode.CORRUPT) from exc
     if pixels is None:
-        raise SourceError(f"{path} cannot be decoded", "corrupt")
+        raise SourceError(f"{path} cannot be decoded", ErrorCode.CORRUPT)
     rotation, is_mirrored = _ORIENTATIONS[exif_orientation(data)]
     return np.asarray(pixels, np.uint8), Orientation(rotation=rotation, is_mirrored=is_mirrored)
 
@@ -93,24 +93,24 @@ def _read_judged(file: BinaryIO, path: str | Path, max_pixels: int) -> bytes:
     """Reads the whole file, but only after its head has said that it is an image within the limits."""
     head = file.read(_HEAD_BYTES)
     if not head:
-        raise SourceError(f"{path} is empty", "empty")
+        raise SourceError(f"{path} is empty", ErrorCode.EMPTY)
     if image_kind(head) is None:
-        raise SourceError(f"{path} is neither a JPEG nor a PNG image", "not_media")
+        raise SourceError(f"{path} is neither a JPEG nor a PNG image", ErrorCode.NOT_MEDIA)
     size = image_size(head)
     if size is None:
         # Color profiles and previews may stand before the size.
         head += file.read(_EXTRA_BYTES)
         size = image_size(head)
     if size is None:
-        raise SourceError(f"{path} breaks off in its header", "corrupt")
+        raise SourceError(f"{path} breaks off in its header", ErrorCode.CORRUPT)
     num_pixels = size[0] * size[1]
     if num_pixels > max_pixels:
-        raise SourceError(f"{path} is {size[0]}x{size[1]}, more than {max_pixels} pixels", "too_large")
+        raise SourceError(f"{path} is {size[0]}x{size[1]}, more than {max_pixels} pixels", ErrorCode.TOO_LARGE)
     max_bytes = num_pixels * _BYTES_PER_PIXEL + _EXTRA_BYTES
     num_bytes = os.fstat(file.fileno()).st_size
     if num_bytes > max_bytes:
         raise SourceError(
             f"{path} has {num_bytes} bytes, more than the {max_bytes} that an image of {size[0]}x{size[1]} may have",
-            "too_large",
+            ErrorCode.TOO_LARGE,
         )
     return head + file.read(max(0, max_bytes - len(head)))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from operators.errors import ErrorCode
 from operators.records import Decision, FrameBatch, Kind, PatchFeatures, Window
 
 NOT_FINITE = (
@@ -92,7 +93,7 @@ class LabelForm:
         """The columns of a ClipLabel that say what was seen: by the logits of classified steps, float32 [n,K] on the
         CPU, of which the last one counts. Logits that are not finite are no answer but an error."""
         if not finite(logits):
-            return {"error_code": "not_finite", "error": NOT_FINITE}
+            return {"error_code": ErrorCode.NOT_FINITE, "error": NOT_FINITE}
         last = logits[-1]
         best = torch.topk(torch.softmax(last, dim=0), min(self.topk, len(last)))
         topk = tuple(

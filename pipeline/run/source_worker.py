@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from operators.errors import SourceError
+from operators.errors import ErrorCode, SourceError
 from operators.records import ClipLabel, FrameBatch, PatchBatch, Source, clip_id
 from pipeline.steering.messages import ClipRef, PieceInfo, ReadReply, ReadRequest, Reply, Slice, Work
 from pipeline.steering.read_queue import failed_label
@@ -97,7 +97,7 @@ class SourceWorker:
                     pieces.append(source.piece(batch, row=len(batches)))
                     batches.append(batch)
                 if source.total_s + self._clock() - since_s > self._max_total_s:
-                    raise SourceError(f"reading took longer than {self._max_total_s:g} s", code="timeout")
+                    raise SourceError(f"reading took longer than {self._max_total_s:g} s", code=ErrorCode.TIMEOUT)
                 if not self._has_room(begun_s, batches):
                     source.total_s += self._clock() - since_s
                     return ReadReply(source_id=key, pieces=tuple(pieces))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from operators.errors import ErrorCode
 from operators.records import ClipLabel
 from pipeline.steering.batching import Batcher, PatchRows
 from pipeline.steering.messages import Advance, ClipRef, PieceInfo
@@ -182,7 +183,7 @@ class ClipTable:
                 self._batcher.add(patches)
             else:
                 # Nobody would ever ask for it again.
-                self.fail(clip, "internal", "the stream worker gave neither a label nor patches for it", now_s)
+                self.fail(clip, ErrorCode.INTERNAL, "the stream worker gave neither a label nor patches for it", now_s)
 
     def have_features(self, batch: Sequence[PatchRows], payload: Any) -> None:
         """The focus network has looked at these rows; `payload` has theirs one after another."""
@@ -212,7 +213,7 @@ class ClipTable:
         clip.is_suspect = True
         clip.deaths += is_alone
         if clip.deaths >= MAX_DEATHS:
-            self.fail(clip, "worker_died", f"labelling it ended {clip.deaths} workers", now_s)
+            self.fail(clip, ErrorCode.WORKER_DIED, f"labelling it ended {clip.deaths} workers", now_s)
         else:
             self._start_again(clip)
 
@@ -220,7 +221,7 @@ class ClipTable:
         if stay.is_over:
             return
         if is_alone:
-            self.fail(stay.clip, "internal", error, now_s)
+            self.fail(stay.clip, ErrorCode.INTERNAL, error, now_s)
         else:
             stay.clip.is_suspect = True
             self._start_again(stay.clip)
@@ -231,7 +232,7 @@ class ClipTable:
             return
         stay.clip.losses += 1
         if stay.clip.losses >= MAX_DEATHS:
-            self.fail(stay.clip, "worker_died", f"its patches were lost {stay.clip.losses} times", now_s)
+            self.fail(stay.clip, ErrorCode.WORKER_DIED, f"its patches were lost {stay.clip.losses} times", now_s)
         else:
             # It may be this one that makes workers hang: its neighbours are not to be lost with it a third time.
             stay.clip.is_suspect |= stay.clip.losses == MAX_DEATHS - 1
@@ -263,7 +264,7 @@ class ClipTable:
             self._start_again(stay.clip)
         self._to_close[worker].clear()
 
-    def fail(self, clip: Clip, code: str, message: str, now_s: float) -> None:
+    def fail(self, clip: Clip, code: ErrorCode, message: str, now_s: float) -> None:
         if clip.stay is not None:
             self._end_stay(clip.stay, tell_worker=True)
         self._end(clip, failed_label(clip.piece.reading.source, code=code, message=message, ref=clip.ref), now_s)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
+from operators.errors import ErrorCode
 from operators.records import ClipLabel, Media, Source, clip_id
 from pipeline.steering.messages import ClipRef, ReadReply
 
@@ -39,7 +40,7 @@ class Reading:
     """Clips whose frames are gone and have to be read again."""
 
 
-def failed_label(source: Source, *, code: str, message: str, ref: ClipRef | None = None) -> ClipLabel:
+def failed_label(source: Source, *, code: ErrorCode, message: str, ref: ClipRef | None = None) -> ClipLabel:
     """The row of a clip that could not be labelled."""
     return ClipLabel(
         video_id=source.video_id,
@@ -135,7 +136,7 @@ class ReadQueue:
         reading.losses += 1
         if reading.losses >= MAX_DEATHS:
             message = f"what was read of it was lost {reading.losses} times"
-            self._fail(reading, self._label(reading, "worker_died", message), now_s)
+            self._fail(reading, self._label(reading, ErrorCode.WORKER_DIED, message), now_s)
         elif worker is None:
             reading.is_suspect |= reading.losses == MAX_DEATHS - 1
             self._read_again(reading)
@@ -157,16 +158,16 @@ class ReadQueue:
         reading.deaths += is_alone
         reading.timeouts += is_alone and timed_out
         if is_alone and timed_out and (not is_doubtful or reading.timeouts > 1):
-            self._fail(reading, self._label(reading, "timeout", _HANGS), now_s)
+            self._fail(reading, self._label(reading, ErrorCode.TIMEOUT, _HANGS), now_s)
         elif reading.deaths >= MAX_DEATHS:
             message = f"reading it ended {reading.deaths} workers"
-            self._fail(reading, self._label(reading, "worker_died", message), now_s)
+            self._fail(reading, self._label(reading, ErrorCode.WORKER_DIED, message), now_s)
         else:
             self._read_again(reading)
 
     def raised(self, reading: Reading, error: str, *, is_alone: bool, now_s: float) -> None:
         if is_alone:
-            self._fail(reading, self._label(reading, "internal", error), now_s)
+            self._fail(reading, self._label(reading, ErrorCode.INTERNAL, error), now_s)
         else:
             reading.is_suspect = True
             self._read_again(reading)
@@ -193,7 +194,7 @@ class ReadQueue:
         else:
             self._going_on[worker].append(reading)
 
-    def _label(self, reading: Reading, code: str, message: str) -> ClipLabel:
+    def _label(self, reading: Reading, code: ErrorCode, message: str) -> ClipLabel:
         start_s = reading.first_window * self._stride_s
         ref = ClipRef(clip_id(reading.source.source_id, start_s), start_s, None, reading.first_window)
         return failed_label(reading.source, code=code, message=message, ref=ref)
@@ -211,18 +212,20 @@ class ReadQueue:
             self._emit(label, now_s)
         return self._end(reading, now_s, code=label.error_code, message=label.error)
 
-    def _end(self, reading: Reading, now_s: float, *, code: str | None = None, message: str | None = None) -> None:
+    def _end(
+        self, reading: Reading, now_s: float, *, code: ErrorCode | None = None, message: str | None = None
+    ) -> None:
         if reading.lost and reading.losses < MAX_DEATHS:
             reading.losses += 1
             reading.first_window = min(ref.window for ref in reading.lost.values())
             return self._read_again(reading)
         for ref in reading.lost.values():
             why = message or f"its frames were lost {reading.losses} times"
-            self._emit(failed_label(reading.source, code=code or "worker_died", message=why, ref=ref), now_s)
+            self._emit(failed_label(reading.source, code=code or ErrorCode.WORKER_DIED, message=why, ref=ref), now_s)
         reading.lost.clear()
         if code is None and not reading.has_clips and not reading.is_resumed:
             # Every input has a row.
-            label = self._label(reading, "no_frames", "it ended without a frame")
+            label = self._label(reading, ErrorCode.NO_FRAMES, "it ended without a frame")
             if self._is_new(label.clip_id):
                 self._emit(label, now_s)
         return self._leave(reading)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from operators.errors import PipelineError, SourceError, StageError
+from operators.errors import ErrorCode, PipelineError, SourceError, StageError
 from operators.media.frame_plan import Sampling
 from operators.media.view import Viewer
 from operators.records import FrameBatch, Source
@@ -70,7 +70,7 @@ def only_batch(items: Iterator[FrameBatch | None], source: Source) -> Generator[
             batches.append(item)
         yield None
     if len(batches) != 1:
-        raise SourceError(f"{source.shown_uri} gave {len(batches)} clips where one was wanted", code="internal")
+        raise SourceError(f"{source.shown_uri} gave {len(batches)} clips where one was wanted", code=ErrorCode.INTERNAL)
     return batches[0]
 
 
@@ -184,13 +184,13 @@ class _Reader:
             self._num_deaths += 1
             if self._num_deaths >= MAX_DEATHS:
                 message = f"{self._source.shown_uri}: reading it ended {MAX_DEATHS} processes"
-                return SourceError(message, code="worker_died")
+                return SourceError(message, code=ErrorCode.WORKER_DIED)
         self._begin()
         return None
 
     def _given_up(self, why: str) -> SourceError:
         self.close()
-        return SourceError(f"{self._source.shown_uri}: {why}", code="timeout")
+        return SourceError(f"{self._source.shown_uri}: {why}", code=ErrorCode.TIMEOUT)
 
     def close(self) -> None:
         if self._process is not None:
@@ -220,14 +220,14 @@ def _read_on(read: Read, source: Source, is_new: bool) -> ClipFrames | SourceErr
                 return step
             if time.monotonic() > until_s:
                 return None
-        raise SourceError(f"{source.shown_uri} gave no clip", code="no_frames")
+        raise SourceError(f"{source.shown_uri} gave no clip", code=ErrorCode.NO_FRAMES)
     except SourceError as exc:
         return exc
     except PipelineError:
         raise
     except Exception as exc:
         # A bug of ours or of a library on this one video.
-        return SourceError(f"{source.shown_uri}: {type(exc).__name__}: {exc}", code="internal")
+        return SourceError(f"{source.shown_uri}: {type(exc).__name__}: {exc}", code=ErrorCode.INTERNAL)
 
 
 def _one_step(read: Read, source: Source) -> Iterator[ClipFrames | None]:
