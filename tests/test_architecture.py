@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "live": ["config", "families", "plan", "run", "steering"],
     "scoring": ["config", "families", "plan", "run"],
     "synthetic": ["run"],
-    "training": ["config", "families", "inputs", "plan", "run", "scoring"],
+    "training": ["config", "families", "inputs", "plan", "run", "scoring", "steering"],
     "bench": ["commands", "config", "families", "inputs", "live", "plan", "run", "scoring", "steering", "synthetic"],
     "commands": ["config", "inputs", "live", "plan", "run", "scoring", "steering", "synthetic", "training"],
 }

@@ -15,7 +15,8 @@ from pipeline.bench.session import Beside
 from pipeline.bench.sizes import Cost
 from pipeline.config import Config
 from pipeline.plan.placement import this_machine
-from pipeline.plan.resolve import Plan, resolve
+from pipeline.plan.resolve import resolve
+from pipeline.plan.run_plan import RunPlan
 from pipeline.plan.tuning import cache_folder
 from pipeline.run.pools import process_pool
 from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM
@@ -54,7 +55,7 @@ class Rivals:
     aside: Aside
     inline: Callable[[], Beside] | None
     """Makes the run in one process, when it is first asked for; None where every run is one process anyway."""
-    plans: Callable[[], dict[str, Plan]]
+    plans: Callable[[], dict[str, RunPlan]]
     """Gives the plan of each policy, the learned one first; they are made ready when first asked for."""
 
 
@@ -81,7 +82,7 @@ def start(stack: ExitStack, config: Config, files: Files, policies: Sequence[str
         return run
 
     @functools.cache
-    def plans() -> dict[str, Plan]:
+    def plans() -> dict[str, RunPlan]:
         found = {LEARNED: plan}
         for policy in policies:
             changed = config.replaced({"sampling.seek": "exact", "policy.kind": policy})
@@ -129,7 +130,7 @@ def likely_cost(rivals: Rivals, files: Files) -> Cost:
     )
 
 
-def stretch_scale(plan: Plan) -> int:
+def stretch_scale(plan: RunPlan) -> int:
     """How many times as long stretches are: on many cores one of few clips is over before it says anything."""
     return max(1, plan.placement.source_workers // 2)
 
@@ -145,7 +146,7 @@ class Aside:
         self.decode_s: dict[FileKind, float] = {}
         """The seconds that this decoder takes for a file."""
 
-    def choose_decoders(self, plan: Plan, files: Files) -> None:
+    def choose_decoders(self, plan: RunPlan, files: Files) -> None:
         """Finds the faster decoder for each kind of file, by a quarter of a long video and a whole short one."""
         ways: list[tuple[FileKind, Path, float]] = [("long", files.long[0], 0.25), ("short", files.short[0], 1.0)]
         for kind, path, share in ways:
@@ -153,13 +154,13 @@ class Aside:
             asked = self._plain.submit(fastest_decoder, str(path), num_frames, share=share)
             self.decoders[kind], self.decode_s[kind] = asked.result()
 
-    def plain(self, plan: Plan, paths: Sequence[Path], kind: FileKind) -> float:
+    def plain(self, plan: RunPlan, paths: Sequence[Path], kind: FileKind) -> float:
         """The seconds per clip that the plain loop takes."""
         form = plan.config.model_dump_json(), plan.model_id
         names, decoder = [str(path) for path in paths], self.decoders[kind]
         return self._plain.submit(plain_seconds, *form, names, self._cores, decoder).result() / len(paths)
 
-    def stages(self, plan: Plan, paths: Sequence[Path]) -> Stages:
+    def stages(self, plan: RunPlan, paths: Sequence[Path]) -> Stages:
         """The CPU seconds per clip that each stage takes, alone in a process and in one thread."""
         sizes = plan.placement.clips_per_call, plan.rows_per_batch
         return self._stages.submit(stage_seconds, plan.worker_specs(), sizes, [str(path) for path in paths]).result()

@@ -26,7 +26,7 @@ from operators.records import Source
 from pipeline.bench.machine_use import core_busy_s
 from pipeline.bench.workloads import as_sources
 from pipeline.config import Config
-from pipeline.plan.resolve import Plan
+from pipeline.plan.run_plan import RunPlan
 from pipeline.run.archive import Told, label_archive
 from pipeline.run.loop import Runner
 from pipeline.run.metrics import RunSummary
@@ -64,7 +64,7 @@ class Session:
     """One run. `run` returns when the script has ended."""
 
     config: Config
-    plan: Plan | None = None
+    plan: RunPlan | None = None
     start_s: float = 0.0
     """From the call to the first label: processes, weights, whatever is compiled, and the first clips."""
     _begun_s: float = 0.0
@@ -163,7 +163,7 @@ class Session:
             whole_s=whole_s,
         )
 
-    def _started(self, plan: Plan) -> None:
+    def _started(self, plan: RunPlan) -> None:
         self.plan = plan
 
     def _note(self, runner: Runner) -> None:
@@ -204,7 +204,7 @@ class Beside:
         self._process.start()
         theirs.close()
         self.start_s = 0.0
-        self._plan: Plan | None = None
+        self._plan: RunPlan | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -225,7 +225,7 @@ class Beside:
             raise last
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RunPlan:
         """The plan of the run, once it has done something."""
         assert self._plan is not None
         return self._plan

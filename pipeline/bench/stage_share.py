@@ -13,7 +13,8 @@ from pipeline.bench.figures import Figure, ratio
 from pipeline.bench.lab import Lab, Say, Side, fastest_convolutions, turns
 from pipeline.config import Config
 from pipeline.plan.placement import this_machine
-from pipeline.plan.resolve import Plan, network_work, resolve
+from pipeline.plan.resolve import network_work, resolve
+from pipeline.plan.run_plan import RunPlan
 from pipeline.plan.tuning import Choice, Work
 from pipeline.steering.scheduler import SOURCE
 
@@ -55,7 +56,7 @@ def pipeline_share(lab: Lab, choice: Choice, config: Config, rounds: int, budget
     ]  # fmt: skip
 
 
-def planned(config: Config, choice: Choice, device: str) -> Plan:
+def planned(config: Config, choice: Choice, device: str) -> RunPlan:
     """The plan of a run that runs its networks as was chosen."""
     how: dict[str, Any] = {
         "compute.device": device,
@@ -68,7 +69,7 @@ def planned(config: Config, choice: Choice, device: str) -> Plan:
     return replace(resolve(config.replaced(how), this_machine()), tuned=choice)
 
 
-def stages_alone(plan: Plan, work: Work, threads: int) -> Side:
+def stages_alone(plan: RunPlan, work: Work, threads: int) -> Side:
     """Clips of noise from their frames to their labels; the side's images are clips here."""
     workers = workers_of([spec for spec in plan.worker_specs() if spec.stage != SOURCE], num_threads=threads)
     # A run's batcher fills passes with patches of several calls; here a call brings enough of them.

@@ -28,7 +28,8 @@ from pipeline.live.sink import LabelWriter
 from pipeline.live.state_log import logging_states
 from pipeline.live.worker import CameraNews, CameraPlan, LiveNews
 from pipeline.plan.placement import Machine
-from pipeline.plan.resolve import Plan, resolve
+from pipeline.plan.resolve import resolve
+from pipeline.plan.run_plan import RunPlan
 from pipeline.plan.tuning import cache_folder
 from pipeline.run.archive import (
     ask,
@@ -137,7 +138,7 @@ class LiveSummary:
         return {f"p{round(share * 100)}": self.latency_s(share, camera) for share in (0.5, 0.95, 0.99)}
 
 
-def check(config: Config, plan: Plan) -> None:
+def check(config: Config, plan: RunPlan) -> None:
     """What cannot be had from cameras."""
     if not family_named(plan.header.family).may_be_live:
         able = [family.name for family in every_family() if family.may_be_live]

@@ -22,7 +22,8 @@ from operators.table.sink import check_identity, check_output, disk_told, look_a
 from pipeline.config import Config
 from pipeline.inputs.sources import Tally
 from pipeline.plan.placement import Machine, this_machine
-from pipeline.plan.resolve import Plan, resolve
+from pipeline.plan.resolve import resolve
+from pipeline.plan.run_plan import RunPlan
 from pipeline.plan.tuning import cache_folder
 from pipeline.run.loop import Runner, SourceFeed, StopRequest
 from pipeline.run.metrics import RunMetrics, RunSummary, StageTime, summarise
@@ -39,7 +40,7 @@ class Told:
     """What a run says while it goes on; each is called from the loop."""
 
     message: Callable[[str], None] = lambda text: None
-    started: Callable[[Plan], None] = lambda plan: None
+    started: Callable[[RunPlan], None] = lambda plan: None
     progress: Callable[[Runner], None] = lambda runner: None
 
 
@@ -93,7 +94,7 @@ class _Run:
     tally: Tally
     log: RunLog
 
-    def resolve(self, config: Config, identity: Mapping[str, Any] | None) -> Plan:
+    def resolve(self, config: Config, identity: Mapping[str, Any] | None) -> RunPlan:
         """The plan for going on with a table of this identity; refused where the settings are not the table's."""
         plan = resolve(config, self.machine, remembered=remembered(identity), cache=cache_folder())
         check_identity(self.out, identity, plan.identity())
@@ -113,7 +114,7 @@ def _label(
             return _label_with(executor, plan, config, feed, run, known=found)
 
 
-def _without_workers(plan: Plan, run: _Run, feed: SourceFeed) -> RunSummary | None:
+def _without_workers(plan: RunPlan, run: _Run, feed: SourceFeed) -> RunSummary | None:
     """The summary of a run that needs no worker: it is asked to stop, has no input, or all inputs have their row."""
     done = _done_without_lock(plan, run)
     has_work = feed.has_work(is_done=lambda source: done.meet(clip_id(source.source_id, 0.0)), stop=run.stop)
@@ -128,7 +129,7 @@ def _without_workers(plan: Plan, run: _Run, feed: SourceFeed) -> RunSummary | No
     return _ended(plan, run, metrics, wall_s=0.0)
 
 
-def _done_without_lock(plan: Plan, run: _Run) -> DoneSet:
+def _done_without_lock(plan: RunPlan, run: _Run) -> DoneSet:
     """The clips that need no run, as far as that can be known without the lock and without opening the sources."""
     if not run.resume or plan.limits.stride_s > 0:
         return DoneSet()
@@ -142,7 +143,7 @@ def _done_without_lock(plan: Plan, run: _Run) -> DoneSet:
 
 def _label_with(
     executor: Executor,
-    plan: Plan,
+    plan: RunPlan,
     config: Config,
     feed: SourceFeed,
     run: _Run,
@@ -208,14 +209,14 @@ def _label_with(
     return _ended(plan, run, metrics, wall_s=wall_s, interrupted=runner.was_stopped, ended_early=runner.ended_early)
 
 
-def _ended(plan: Plan, run: _Run, metrics: RunMetrics, **facts: Any) -> RunSummary:
+def _ended(plan: RunPlan, run: _Run, metrics: RunMetrics, **facts: Any) -> RunSummary:
     summary = _summarised(plan, run, metrics, **facts)
     write_summary(run.out, run.run_id, summary.to_dict())
     return summary
 
 
 def _summarised(
-    plan: Plan,
+    plan: RunPlan,
     run: _Run,
     metrics: RunMetrics,
     *,
@@ -274,7 +275,7 @@ def _machine_from(resources: Mapping[str, float]) -> Machine:
 
 
 @contextlib.contextmanager
-def make_executor(plan: Plan, machine: Machine) -> Iterator[Executor]:
+def make_executor(plan: RunPlan, machine: Machine) -> Iterator[Executor]:
     run = plan.config.run
     executor: Executor
     if run.executor == "inline":
@@ -296,7 +297,7 @@ def make_executor(plan: Plan, machine: Machine) -> Iterator[Executor]:
         executor.close()
 
 
-def write_run(out: Path, plan: Plan, run_id: str) -> None:
+def write_run(out: Path, plan: RunPlan, run_id: str) -> None:
     """The resolved config beside the labels."""
     placement = json.dumps({"run_id": run_id, **vars(plan.placement)}, indent=1)
     with disk_told(out, "written"):

@@ -12,7 +12,8 @@ from operators.records import ClipLabel, Source, clip_id
 from operators.table.sink import look_at
 from pipeline.config import Config
 from pipeline.plan.placement import Machine, Placement, this_machine
-from pipeline.plan.resolve import Plan, resolve
+from pipeline.plan.resolve import resolve
+from pipeline.plan.run_plan import RunPlan
 from pipeline.plan.tuning import cache_folder
 from pipeline.run.archive import machine_of, remembered
 from pipeline.run.loop import Runner, SourceFeed, StopRequest
@@ -167,7 +168,7 @@ def estimate(
     )
 
 
-def _plan_here(config: Config, plan: Plan) -> Plan:
+def _plan_here(config: Config, plan: RunPlan) -> RunPlan:
     """The plan by which the first inputs are tried: on this machine, by one thread, networks as in the run."""
     compute, device = plan.config.compute, plan.placement.device
     is_joined = config.run.ray_address is not None
@@ -213,7 +214,7 @@ def wall_s(
     return max(times[SOURCE].busy_s / workers.source_workers, on_gpus_s)
 
 
-def _try_out(plan: Plan, sources: list[Source], failed: list[ClipLabel]) -> tuple[RunMetrics, float]:
+def _try_out(plan: RunPlan, sources: list[Source], failed: list[ClipLabel]) -> tuple[RunMetrics, float]:
     executor, done = InlineExecutor(), DoneSet()
     metrics = RunMetrics(stages={name: StageTime() for name in plan.workers})
     with contextlib.closing(executor), SourceFeed(iter(sources)) as feed:

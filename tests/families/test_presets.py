@@ -17,7 +17,8 @@ from pipeline.families.calibrated import skip_price
 from pipeline.families.parts import build_cost
 from pipeline.families.untrained import untrained
 from pipeline.plan.placement import Machine
-from pipeline.plan.resolve import Plan, resolve
+from pipeline.plan.resolve import resolve
+from pipeline.plan.run_plan import RunPlan
 from pipeline.steering.scheduler import STREAM
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def plan_of(name: str, *settings: str) -> Plan:
+def plan_of(name: str, *settings: str) -> RunPlan:
     return resolve(load(name, settings=["model.untrained=true", "compute.device=cpu", *settings]), MACHINE)
 
 

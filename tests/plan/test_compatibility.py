@@ -20,7 +20,8 @@ from pipeline.families.calibrated import calibrated_for, skip_price, steps_per_r
 from pipeline.families.untrained import untrained
 from pipeline.plan.compatibility import check
 from pipeline.plan.placement import Machine
-from pipeline.plan.resolve import Plan, goes_in_rounds, resolve
+from pipeline.plan.resolve import goes_in_rounds, resolve
+from pipeline.plan.run_plan import RunPlan
 from pipeline.scoring.calibrate import write_into
 from policies.stopping import Confidence
 from tests.support.looking import make_config
@@ -288,7 +289,7 @@ def test_clips_go_in_rounds_where_what_they_see_decides():
     assert not rounds(trained(**TSM).header, **TSM)
 
 
-def resolved(path: Path, **settings: object) -> Plan:
+def resolved(path: Path, **settings: object) -> RunPlan:
     given = {name.replace("__", "."): value for name, value in settings.items()}
     return resolve(parse({"model.checkpoint": str(path), "compute.device": "cpu", **given}), MACHINE)
 

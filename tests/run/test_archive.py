@@ -13,7 +13,7 @@ from operators.errors import RefusedError
 from operators.records import Media, Source, source_id
 from operators.table.schema import summarize
 from pipeline import config as configuration
-from pipeline.plan.resolve import Plan
+from pipeline.plan.run_plan import RunPlan
 from pipeline.plan.tuning import Choice
 from pipeline.run import archive
 from pipeline.run.archive import Told, label_archive
@@ -26,7 +26,7 @@ def asked(monkeypatch, tmp_path) -> list[Mapping[str, Any] | None]:
     told: list[Mapping[str, Any] | None] = []
     resolve = archive.resolve
 
-    def watched(*arguments: Any, remembered: Mapping[str, Any] | None, **options: Any) -> Plan:
+    def watched(*arguments: Any, remembered: Mapping[str, Any] | None, **options: Any) -> RunPlan:
         told.append(remembered)
         return resolve(*arguments, remembered=remembered, **options)
 
