@@ -32,6 +32,8 @@ _ACTIVATIONS: dict[type, tuple[str, list[float]]] = {
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.Hardswish: ("hardswish", []),
     nn.Hardsigmoid: ("hardsigmoid", []),
+    nn.SiLU: ("swish", []),
+    nn.Sigmoid: ("sigmoid", []),
 }
 
 

@@ -77,16 +77,17 @@ class Network(nn.Module):
         return feature_map, self.pool(feature_map)
 
 
-def initialise(network: nn.Module) -> None:
-    """He initialisation for training from nothing: convolutions by fan-out, batch norm as identity.
+def initialise(network: nn.Module, *, by_inputs: bool = False) -> None:
+    """He initialisation for training from nothing: batch norm as identity, convolutions by fan-out, or by fan-in for
+    networks without residuals whose convolutions read more and more channels.
 
     A network on the meta device is about to be given weights; drawing none for it there would load torch's compiler.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             # A depthwise convolution's outputs each see one channel; counting all of them would silence it.
-            fan_out = module.weight.shape[0] // module.groups * math.prod(module.kernel_size)
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            num_channels = module.weight.shape[1] if by_inputs else module.weight.shape[0] // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2 / (num_channels * math.prod(module.kernel_size))))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
