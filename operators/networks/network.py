@@ -11,6 +11,7 @@ import math
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -49,6 +50,31 @@ class TemporalShift(nn.Module):
 def shift_for(num_segments: int) -> nn.Module:
     """The module that blocks put before their first convolution: a shift, or nothing for single frames."""
     return TemporalShift(num_segments=num_segments) if num_segments else nn.Identity()
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Pixels before and behind a side of `size` so that one in `stride` is left: TensorFlow's SAME, which puts the odd
+    one behind."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution that pads its input as TensorFlow's SAME does: by its size, and not always equally."""
+
+    pads: bool = True
+    """False where the input comes with its border."""
+
+    def padded(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] with the zeros around it that the convolution reads"""
+        if not self.pads:
+            return x
+        above, below = same_padding(x.shape[2], self.kernel_size[0], self.stride[0])
+        left, right = same_padding(x.shape[3], self.kernel_size[1], self.stride[1])
+        return F.pad(x, (left, right, above, below))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.padded(input))
 
 
 class Network(nn.Module):

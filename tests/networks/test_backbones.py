@@ -11,7 +11,11 @@ from operators.networks.mobilenet import divisible
 from operators.networks.network import TemporalShift
 from tests.parity.files import keys
 
-ONE_OF_EACH = sorted({*BACKBONES} - {"densenet169", "densenet201", "efficientnet_b3", "regnety_800m", "regnety_1600m"})
+ONE_OF_EACH = sorted(
+    {*BACKBONES}
+    - {"densenet169", "densenet201", "efficientnet_b3", "regnety_800m", "regnety_1600m"}
+    - {"efficientnet_lite1", "efficientnet_lite2"}
+)
 """Without those that are the same networks larger."""
 
 
@@ -54,6 +58,9 @@ def test_resnet50_is_named_as_the_published_focuser():
         ("densenet201", 96, (1920, 3, 3), 1920),
         ("efficientnet_b2", 128, (1408, 4, 4), 1408),
         ("efficientnet_b3", 144, (1536, 5, 5), 1536),
+        ("efficientnet_lite0", 75, (1280, 3, 3), 1280),
+        ("efficientnet_lite1", 240, (1280, 8, 8), 1280),
+        ("efficientnet_lite2", 260, (1280, 9, 9), 1280),
         ("regnety_600m", 96, (608, 3, 3), 608),
         ("regnety_800m", 96, (768, 3, 3), 768),
         ("regnety_1600m", 96, (888, 3, 3), 888),
@@ -83,6 +90,7 @@ def test_maps_and_features_have_the_sizes_that_policies_and_classifiers_expect(n
         ("densenet201", 1000, 20_013_928),
         ("efficientnet_b2", 1000, 9_109_994),
         ("efficientnet_b3", 1000, 12_233_232),
+        ("efficientnet_lite0", 1000, 4_652_008),
         ("regnety_600m", 1000, 6_055_160),
         ("regnety_800m", 1000, 6_263_168),
         ("regnety_1600m", 1000, 11_202_430),
@@ -105,7 +113,8 @@ def test_width_rounds_channels_to_eights_and_never_down_by_more_than_a_tenth():
     [("densenet121", 58), ("efficientnet_b2", 16), ("regnety_600m", 15)],
 )
 def test_every_layer_block_or_residual_block_of_the_other_families_is_shifted(name: str, num_shifts: int):
-    # DenseNet: 6 + 12 + 24 + 16 layers; EfficientNet-B2: 23 blocks without the first of 7 stages; RegNetY: 1 + 3 + 7 + 4.
+    # DenseNet: 6 + 12 + 24 + 16 layers; EfficientNet-B2: 23 blocks, less the first of each of 7 stages; RegNetY:
+    # 1 + 3 + 7 + 4.
     assert sum(isinstance(module, TemporalShift) for module in on_meta(name, num_segments=8).modules()) == num_shifts
 
 

@@ -152,8 +152,8 @@ def test_pixels_take_the_place_of_normalised_images_up_to_the_edge():
     x = torch.randint(0, 256, (1, 3, 5, 5)).float()
     norm = Normalisation(mean=(0.1, 0.5, 0.9), std=(0.3, 0.2, 0.1))
     expected = network.first(normalise(x, norm))
-    border, border_px = fold_normalisation(network, norm, torch.float32)
-    assert border_px == 1 and network.first.padding == (0, 0)
+    border, edges = fold_normalisation(network, norm, torch.float32)
+    assert edges(5) == (1, 1) and network.first.padding == (0, 0)
     # 0.1, 0.5 and 0.9 of 255: a border of these is a border of zeros once it is normalised.
     np.testing.assert_allclose(border, [25.5, 127.5, 229.5], rtol=1e-6)
     framed = border[None, :, None, None].expand(1, 3, 7, 7).clone()
