@@ -51,7 +51,8 @@ class Networks:
     """Places on the policy's grid, a square number."""
     skip_hidden: int = 64
     glance_weights: str | None = None
-    """A file of weights to begin from, of any form that checkpoints have; None begins from nothing."""
+    """A file of weights to begin from, torchvision's and timm's among them; None begins from nothing. Where it wants
+    pixels normalised in its own way, so does the model."""
     focus_weights: str | None = None
 
 
