@@ -55,7 +55,9 @@ def begin_motion(parts: Parts, settings: MotionSettings) -> None:
             found = load_checkpoint_file(path).sections
         except CheckpointError:
             # No form of a whole model: an image classifier's file, or one that is refused here with its reason.
-            found = {section: checkpoints.load_backbone(path)}
+            spec = parts.header.glance if section == "glancer" else parts.header.focus
+            assert spec is not None
+            found = {section: checkpoints.load_backbone(path, spec.name)}
         if section not in found:
             raise CheckpointError(f"{path} has no weights of a {section}; it holds {', '.join(found)}")
         wanted = parts.module(section).state_dict()
