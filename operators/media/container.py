@@ -18,8 +18,9 @@ from av.video.frame import VideoFrame
 from operators.errors import ErrorCode, SourceError
 from operators.media import bitstream
 from operators.media.cut import Shot
-from operators.media.frame_plan import NO_PTS, Group, PacketTable
-from operators.media.opening import Limits, first_video, open_media
+from operators.media.frame_plan import Group
+from operators.media.opening import ReadLimits, first_video, open_media
+from operators.media.packet_table import NO_PTS, PacketTable
 from operators.media.painter import Painter, orientation_of
 from operators.media.view import Viewer
 
@@ -34,7 +35,7 @@ class Irregular(Exception):
 
 
 @dataclass(kw_only=True, slots=True)
-class Tally:
+class DecodeTally:
     """What came of decoding everything, and what went wrong."""
 
     num_packets: int = 0
@@ -45,7 +46,7 @@ class Tally:
 class Decoder:
     """One open file with one decoder. Used by one thread at a time, closed by whoever opened it."""
 
-    def __init__(self, path: str, limits: Limits, viewer: Viewer, *, num_threads: int) -> None:
+    def __init__(self, path: str, limits: ReadLimits, viewer: Viewer, *, num_threads: int) -> None:
         self.path = path
         self.limits = limits
         self.container = open_media(path, limits)
@@ -256,7 +257,7 @@ class Decoder:
                 raise Irregular("a wanted frame did not come out in its turn")
             yield self.shot(frame, number, number)
 
-    def everything(self, tally: Tally) -> Iterator[tuple[int, VideoFrame] | None]:
+    def everything(self, tally: DecodeTally) -> Iterator[tuple[int, VideoFrame] | None]:
         """(number, frame) of all frames from the file's start, None as a sign of life; errors go to the tally."""
         number = 0
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from operators.errors import ErrorCode, SourceError
-from operators.media.frame_plan import WindowPlan, sample_indices
+from operators.media.sampling import WindowPlan, sample_indices
 from operators.media.view import Orientation, Viewer
 from operators.records import FrameBatch, Source, SourceFacts, Window, clip_id
 

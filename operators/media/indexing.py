@@ -11,7 +11,9 @@ from av.packet import Packet
 from operators.errors import ErrorCode, SourceError
 from operators.media import bitstream
 from operators.media.container import SEEKS_BY_BYTE, Decoder, Irregular
-from operators.media.frame_plan import NO_PTS, PacketTable, Restart, groups_of_pictures, irregularity
+from operators.media.container_headers import FileShape
+from operators.media.frame_plan import groups_of_pictures
+from operators.media.packet_table import NO_PTS, PacketTable, Restart, irregularity
 
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _SEEKS_BY_TIME = frozenset((_MOV, "matroska,webm", "avi", "flv"))
@@ -65,7 +67,7 @@ def read_table(decoder: Decoder) -> Generator[None, None, tuple[PacketTable, str
     return _table(columns), why_not
 
 
-def index_table(decoder: Decoder, shape: bitstream.FileShape) -> Generator[None, None, PacketTable | None]:
+def index_table(decoder: Decoder, shape: FileShape) -> Generator[None, None, PacketTable | None]:
     """The table from the file's own index; None where that will not do.
 
     Only MP4 and MOV list every packet, and with the time of decoding only: `read_times` adds that of showing.
@@ -126,7 +128,7 @@ def read_times(decoder: Decoder, table: PacketTable, frames: Sequence[int]) -> G
     return irregularity(table) is None
 
 
-def times_promised(decoder: Decoder, shape: bitstream.FileShape, num_packets: int) -> float:
+def times_promised(decoder: Decoder, shape: FileShape, num_packets: int) -> float:
     """How many times as many packets as the `num_packets` that were read there would be in the whole file.
 
     1 where it was neither cut short nor failed to be read to its end.

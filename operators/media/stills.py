@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from operators.errors import ErrorCode, SourceError
-from operators.media.bitstream import exif_orientation, image_kind, image_size, is_whole_image
+from operators.media.image_headers import exif_orientation, image_kind, image_size, is_whole_image
 from operators.media.view import Orientation
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png"))

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from operators.media.container import Decoder
-from operators.media.frame_plan import decode_plan, keyframe_plan, sample_indices
+from operators.media.frame_plan import decode_plan, keyframe_plan
 from operators.media.indexing import read_table
-from operators.media.opening import Limits
+from operators.media.opening import ReadLimits
+from operators.media.sampling import sample_indices
 from pipeline.bench.readers import NUM_FRAMES, viewer
 
 
@@ -47,7 +48,7 @@ class Planned:
 
 def planned(path: str, *, seek: str = "exact") -> Planned:
     """Decodes what the reader would decode, and counts."""
-    decoder = Decoder(path, Limits(), viewer(), num_threads=1)
+    decoder = Decoder(path, ReadLimits(), viewer(), num_threads=1)
     try:
         steps = read_table(decoder)
         while True:

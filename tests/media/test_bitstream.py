@@ -6,18 +6,10 @@ import struct
 
 import pytest
 
-from operators.media.bitstream import (
-    exif_orientation,
-    file_shape,
-    gives_frame,
-    image_kind,
-    image_size,
-    is_unreferenced,
-    is_whole_image,
-    may_skip_unreferenced,
-    restart,
-)
-from operators.media.frame_plan import Restart
+from operators.media.bitstream import gives_frame, is_unreferenced, may_skip_unreferenced, restart
+from operators.media.container_headers import file_shape
+from operators.media.image_headers import exif_orientation, image_kind, image_size, is_whole_image
+from operators.media.packet_table import Restart
 from tests.support.video_files import png_header
 
 AVCC = bytes([1, 100, 0, 31, 0xFF])

@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 
 from operators.errors import SourceError
-from operators.media.camera import CameraKind, CameraReader, camera_kind
+from operators.media.camera import CameraReader
+from operators.media.camera_connection import CameraKind, camera_kind
 from operators.media.encode import write_video
 from operators.media.view import Viewer
 from operators.records import CameraCounts, CameraFrame

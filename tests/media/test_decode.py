@@ -23,9 +23,9 @@ from PIL import Image
 from operators.errors import ErrorCode, SourceError
 from operators.media.bitstream import is_unreferenced
 from operators.media.container import Decoder
-from operators.media.decode import FileReader, Limits, missing_decoders
+from operators.media.decode import FileReader, ReadLimits, missing_decoders
 from operators.media.encode import write_video
-from operators.media.frame_plan import Sampling
+from operators.media.sampling import SamplingRule
 from operators.media.view import Viewer
 from operators.records import FrameBatch, Media, Source, clip_id, source_id
 from tests.support.video_files import (
@@ -45,12 +45,12 @@ from tests.support.video_files import (
 SIDE = 96
 
 
-def reader(path: Path, *, media: Media = Media.VIDEO, limits: Limits | None = None, **how) -> FileReader:
+def reader(path: Path, *, media: Media = Media.VIDEO, limits: ReadLimits | None = None, **how) -> FileReader:
     num_threads, first_window = how.pop("num_threads", 1), how.pop("first_window", 0)
     viewer = how.pop("viewer", None) or Viewer(resize_px=SIDE, crop_px=SIDE)
     return FileReader(
         source=how.pop("source", None) or source_of(path, media),
-        sampling=Sampling(**how),
+        sampling=SamplingRule(**how),
         viewer=viewer,
         limits=limits,
         num_threads=num_threads,
@@ -185,7 +185,7 @@ def test_views_are_those_of_the_published_preprocessing(tmp_path):
 
 def test_the_reader_gives_signs_of_life_while_it_decodes(tmp_path):
     path = plain(tmp_path / "one_group.mp4", gop=250, b_frames=0)
-    with reader(path, num_frames=1, limits=Limits()) as reading:
+    with reader(path, num_frames=1, limits=ReadLimits()) as reading:
         items = list(reading.read())
     # The one wanted frame is number 30: 31 packets from the only keyframe, a None for every eight of them.
     assert sum(item is None for item in items) >= 4
@@ -374,7 +374,7 @@ def test_small_batches_hold_the_same_windows_as_a_large_one(tmp_path, ending):
     path = plain(tmp_path / f"many.{ending}", codec=codec, gop=12, b_frames=2, bit_rate=900_000)
     how = {"kind": "window", "window_s": 0.8, "stride_s": 0.4, "num_frames": 2}
     (large,) = batches(path, **how)
-    small = batches(path, **how, limits=Limits(max_batch_bytes=3 * SIDE * SIDE * 3))
+    small = batches(path, **how, limits=ReadLimits(max_batch_bytes=3 * SIDE * SIDE * 3))
     assert [len(batch.windows) for batch in small] == [2, 2, 1]
     assert all(len(batch.pixels) <= 3 for batch in small)
 
@@ -622,7 +622,7 @@ def test_a_broken_still_image_is_corrupt(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "limits", [Limits(max_pixels=160 * 160 - 1), Limits(max_duration_s=2.0), Limits(max_streams=0)], ids=str
+    "limits", [ReadLimits(max_pixels=160 * 160 - 1), ReadLimits(max_duration_s=2.0), ReadLimits(max_streams=0)], ids=str
 )
 @pytest.mark.parametrize("how", [{}, {"seek": "keyframe"}, {"kind": "window"}], ids=str)
 def test_what_exceeds_a_limit_is_too_large(movie, limits, how):

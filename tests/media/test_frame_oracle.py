@@ -15,9 +15,11 @@ import pytest
 from operators.media import bitstream
 from operators.media.container import Decoder
 from operators.media.decode import FileReader
-from operators.media.frame_plan import PacketTable, Sampling, decode_plan, irregularity
+from operators.media.frame_plan import decode_plan
 from operators.media.indexing import read_table
-from operators.media.opening import Limits
+from operators.media.opening import ReadLimits
+from operators.media.packet_table import PacketTable, irregularity
+from operators.media.sampling import SamplingRule
 from operators.media.view import Orientation, Viewer
 from operators.records import FrameBatch
 from tests.support.video_files import FFMPEG_MAKERS, HAS_FFMPEG, MAKERS, number_in, source_of
@@ -72,7 +74,7 @@ def whole_decode(path: Path) -> list[np.ndarray]:
 def read_whole(path: Path, *, num_threads: int = 1, num_frames: int = 8, viewer: Viewer | None = None) -> FrameBatch:
     with FileReader(
         source=source_of(path),
-        sampling=Sampling(num_frames=num_frames, num_focus_frames=5),
+        sampling=SamplingRule(num_frames=num_frames, num_focus_frames=5),
         viewer=viewer or WholeFrame(32),
         clock=time.time,
         num_threads=num_threads,
@@ -170,13 +172,13 @@ def test_frames_that_nothing_refers_to_are_given_and_skipping_them_changes_no_ot
 ) -> None:
     path = maker(folder)
     truth = whole_decode(path)
-    reading = Decoder(str(path), Limits(), WholeFrame(32), num_threads=1)
+    reading = Decoder(str(path), ReadLimits(), WholeFrame(32), num_threads=1)
     table = table_of(reading)
     reading.close()
     was_asked_to_skip = False
     # A decoder takes one sample after the other as it does in a run; a new one begins with an ordinary frame, or not.
     for samples in (samples_of(len(truth)), [[len(truth) // 2]], [[0, len(truth) // 2 + 1]]):
-        decoder = Decoder(str(path), Limits(), WholeFrame(32), num_threads=1)
+        decoder = Decoder(str(path), ReadLimits(), WholeFrame(32), num_threads=1)
         decoder.context = noted = NotedContext(decoder.context)  # type: ignore[assignment]
         for frames in samples:
             shots = [

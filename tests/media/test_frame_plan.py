@@ -7,23 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.media.frame_plan import (
-    NO_PTS,
-    Group,
-    PacketTable,
-    Restart,
-    Sampling,
-    decode_plan,
-    groups_of_pictures,
-    irregularity,
-    keyframe_plan,
-    monotone_seconds,
-    sample_indices,
-    show_order,
-    table_times,
-    whole_plan,
-    window_plans,
-)
+from operators.media.frame_plan import Group, decode_plan, groups_of_pictures, keyframe_plan
+from operators.media.frame_times import monotone_seconds, table_times
+from operators.media.packet_table import NO_PTS, PacketTable, Restart, irregularity, show_order
+from operators.media.sampling import SamplingRule, sample_indices, whole_plan, window_plans
 
 OPEN, CLOSED = Restart.OPEN, Restart.CLOSED
 
@@ -90,14 +77,14 @@ def test_samples_never_leave_the_video_and_never_go_back(n, steps):
 
 
 def test_glance_and_focus_are_sampled_apart():
-    plan = whole_plan(24, 1.0, Sampling(num_frames=8, num_focus_frames=12))
+    plan = whole_plan(24, 1.0, SamplingRule(num_frames=8, num_focus_frames=12))
     assert plan.glance.tolist() == [1, 4, 7, 10, 13, 16, 19, 22]  # 24/8/2 = 1.5, then steps of 3
     assert plan.focus.tolist() == [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23]
     assert plan.frames.tolist() == [1, 3, 4, 5, 7, 9, 10, 11, 13, 15, 16, 17, 19, 21, 22, 23]
 
 
 def test_without_a_second_sample_focus_is_the_glance():
-    plan = whole_plan(24, 1.0, Sampling(num_frames=8))
+    plan = whole_plan(24, 1.0, SamplingRule(num_frames=8))
     assert plan.focus is plan.glance
 
 
@@ -113,14 +100,14 @@ def test_without_a_second_sample_focus_is_the_glance():
 )
 def test_a_sampling_that_cannot_be_is_a_bug(wrong):
     with pytest.raises(ValueError):
-        Sampling(**wrong)
+        SamplingRule(**wrong)
 
 
 # Windows
 
 
 def windows(duration_s: float, window_s: float, stride_s: float, first: int = 0, fps: int = 10):
-    sampling = Sampling(kind="window", num_frames=2, window_s=window_s, stride_s=stride_s)
+    sampling = SamplingRule(kind="window", num_frames=2, window_s=window_s, stride_s=stride_s)
     times = np.arange(round(duration_s * fps)) / fps
     return list(window_plans(times, duration_s, sampling, first))
 
@@ -151,7 +138,7 @@ def test_windows_that_were_done_before_are_left_out():
 
 def test_a_window_in_which_no_frame_begins_shows_the_one_that_still_stands():
     times = np.array([0.0, 1.0, 9.0])
-    plans = list(window_plans(times, 10.0, Sampling(kind="window", num_frames=1, window_s=2.0, stride_s=2.0)))
+    plans = list(window_plans(times, 10.0, SamplingRule(kind="window", num_frames=1, window_s=2.0, stride_s=2.0)))
     assert [plan.glance.tolist() for plan in plans] == [[1], [1], [1], [1], [2]]
 
 
@@ -306,7 +293,7 @@ def test_a_table_without_keyframes_has_no_keyframe_plan():
 
 
 def test_shown_instead_keeps_the_two_samples_apart():
-    plan = whole_plan(16, 1.0, Sampling(num_frames=2, num_focus_frames=4))
+    plan = whole_plan(16, 1.0, SamplingRule(num_frames=2, num_focus_frames=4))
     shown = plan.showing({2: 0, 4: 4, 6: 4, 10: 12, 12: 12, 14: 12})
     assert plan.glance.tolist() == [4, 12]
     assert shown.glance.tolist() == [4, 12]
