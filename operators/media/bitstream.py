@@ -33,12 +33,12 @@ MAY_SKIP = {
     "mpeg1video": True,
     "mpeg2video": True,
     "mpeg4": True,
-    "libdav1d": False,  # It is asked once, when it is opened, and then leaves out the wanted frames too.
+    "libdav1d": False,  # It reads the request once, when it is opened, and then leaves out the wanted frames too.
     "vp8": False,  # Such a frame may still bring the map of segments that later frames go on with.
     "vp9": False,  # FFmpeg's decoder leaves nothing out.
 }
-"""Codecs whose decoder may be asked, packet by packet, to leave out frames that nothing refers to: only those of which
-the tests' frame oracle has shown that all other frames stay exact. False for codecs that are not named."""
+"""Whether a codec's decoder may be set, packet by packet, to leave out frames that nothing refers to. True only where
+the tests' frame oracle has shown that all other frames stay exact; False for codecs that are not named."""
 _SEARCHED_BYTES = 65536
 _SAYS_NOTHING = frozenset((9, 12))
 """H.264 units without which nothing is missed: delimiter, filler. SEI may hold film grain for later pictures too."""
@@ -95,9 +95,9 @@ def _is_exact_recovery_point(sei: bytes) -> bool:
 
 
 def restart(codec: str, is_keyframe: bool, data: memoryview | None, extradata: bytes | None) -> Restart:
-    """What decoding can begin at this packet. `codec` is FFmpeg's name of the codec or its decoder.
+    """Says how much can be decoded from this packet on. `codec` is FFmpeg's name of the codec or its decoder.
 
-    Containers call more a keyframe than can be one, so H.264 and HEVC are asked themselves.
+    Containers call more packets keyframes than are, so H.264 and HEVC packets are looked into.
     """
     if codec in _INTRA_ONLY:
         return Restart.CLOSED
@@ -126,7 +126,7 @@ def restart(codec: str, is_keyframe: bool, data: memoryview | None, extradata: b
             if kind in (19, 21):
                 return Restart.OPEN
             if kind < 32:
-                # A broken link too: what is shown before it is not decoded by anybody.
+                # A broken link does not count either: what is shown before it cannot be decoded.
                 return Restart.NONE
     return Restart.NONE
 
@@ -142,7 +142,7 @@ def reorders(codec: str) -> bool:
 
 
 def shows_by_size(codec: str) -> bool:
-    """Whether `gives_frame` wants no more than a packet's size."""
+    """Whether `gives_frame` needs no more than a packet's size."""
     return codec not in ("vp8", "vp9")
 
 
@@ -192,7 +192,7 @@ def _vp9_frame_shows(data: memoryview, at: int) -> bool:
 
 
 def may_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
-    """Whether the decoder may be asked to leave out frames that nothing refers to, with all others staying exact."""
+    """Whether the decoder may be set to leave out frames that nothing refers to, with all others staying exact."""
     if codec != "hevc":
         return MAY_SKIP.get(codec, False)
     # In HEVC a picture that nothing in its own temporal layer refers to may still serve a higher layer.
@@ -209,7 +209,7 @@ def may_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
 def is_unreferenced(codec: str, data: memoryview, extradata: bytes | None) -> bool:
     """Whether an H.264 packet is for certain nothing but a picture that no other refers to. False for other codecs.
 
-    Where its units do not add up, or settings or messages come along with it, the decoder is to see it.
+    Where its units do not add up, or settings or messages come along with it, it must go to the decoder.
     """
     length_size = _length_size(codec, extradata)
     # Without lengths only the head of a packet is searched for units.

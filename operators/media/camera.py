@@ -1,7 +1,7 @@
 """A live source gives the frames that are analysed: an RTSP, RTMP or HTTP camera, a device, a file at its own pace.
 
 A reader says when its stream is lost; it neither retries nor judges how long silence may last. Its calls block for
-as long as the library pleases, so it belongs in a process that can be killed.
+as long as the library takes, so it belongs in a process that can be killed.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class CameraReader:
 
 
 class _Losses:
-    """Which frames can be trusted: after something was lost they cannot, up to the next keyframe."""
+    """It knows which frames can be trusted: none from a loss up to the next keyframe."""
 
     def __init__(self) -> None:
         self.has_gap = False

@@ -1,4 +1,4 @@
-"""A connection to a live source: what its address is, how it is opened safely, and what its errors mean."""
+"""A camera's address is classified, opened safely and closed, and its errors are put into plain words."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ _FORMATS = {
         "ogg,asf,mjpeg,mpjpeg,ivf,obu,mxf,m4v,nut,dv,swf,rm,y4m,yuv4mpegpipe,gif"
     ),
 }
-"""What may be guessed; of the other kinds the format is known."""
+"""The formats among which FFmpeg may guess; for the other kinds of camera the format is known."""
 _REDIRECT = "a redirect to another address, which is not followed; give the address of the stream itself"
 _CLOCKLESS = {"mpjpeg", "mjpeg", "jpeg_pipe"}
 """Formats whose stamps FFmpeg makes up from a frame rate that nobody announced."""
 
 
 def camera_kind(uri: str) -> CameraKind:
-    """What a camera's address is: by its scheme, else a device below /dev, else a file."""
+    """The kind of camera that an address means: by its scheme, else a device below /dev, else a file."""
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", uri)
     if scheme is not None:
         kind = _KINDS.get(scheme[1].lower())

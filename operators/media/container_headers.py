@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FileShape:
-    """What a container's outermost headers say."""
+    """The facts in a container's outermost headers."""
 
     is_media: bool
     """It begins as a container of moving pictures does."""
     is_fragmented: bool = False
     """MP4 in pieces, whose index does not list all of it."""
     promised_bytes: int = 0
-    """How long the headers say the file is; 0 where they say nothing."""
+    """The length of the whole file by its headers; 0 where they do not give it."""
 
 
 def file_shape(path: str) -> FileShape:
-    """Reads only headers: at most one of each outermost box."""
+    """The shape of a file. Reads only headers: those of the outermost boxes, 1000 at most."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         head = file.read(64)

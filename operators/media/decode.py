@@ -1,4 +1,4 @@
-"""Files, still images and folders of images -> views of the wanted frames, window by window.
+"""Files, still images and folders of images are read: views of the wanted frames, window by window.
 
 Two ways lead to a frame of a video. The planned one seeks to the groups of pictures that hold wanted frames, and only
 where a file is as regular as the plan assumes; every frame that comes out is checked against the plan. At the first
@@ -62,7 +62,6 @@ class FileReader:
         self._limits = limits or ReadLimits()
         self._num_threads = max(1, num_threads)
         self._clock = clock
-        self._first_window = first_window
         self._next_window = first_window
         self._open: list[Decoder] = []
         self._threads = DecoderThreads(open_decoder=self._new_decoder, num_threads=self._num_threads)
@@ -204,7 +203,7 @@ class FileReader:
         )
 
     def _read_planned(self, decoder: Decoder, table: PacketTable) -> Iterator[FrameBatch | None]:
-        """The wanted frames and nothing else. Raises Irregular."""
+        """Batches of the wanted frames; nothing else is decoded. Raises Irregular."""
         tick = decoder.seconds_per_tick
         times, duration_s = table_times(table, tick)
         plans = self._plans(table.num_frames, times, duration_s)
@@ -224,14 +223,14 @@ class FileReader:
         if self._num_threads > 1 and len(groups) > 1 and self._sampling.kind == "whole":
             yield from self._threads.shots(decoder, groups, partial(self._group, table=table, is_strict=is_strict))
             return
-        # Windows want most groups, and their views as they come; one group has no neighbour.
+        # Windows take frames of most groups, and need their views as they come; a single group cannot be shared out.
         decoder.use_threads(self._num_threads if is_strict else 1)
         for group in groups:
             yield from self._group(decoder, group, table=table, is_strict=is_strict)
 
     def _group(self, decoder: Decoder, group: Group, *, table: PacketTable, is_strict: bool) -> Iterator[Shot | None]:
         try:
-            yield from decoder.group(table, group, is_strict=is_strict)
+            yield from decoder.decode_group(table, group, is_strict=is_strict)
         except Irregular:
             if is_strict:
                 raise
@@ -239,7 +238,7 @@ class FileReader:
     def _read_keyframes(
         self, decoder: Decoder, table: PacketTable, promised: float
     ) -> Generator[FrameBatch | None, None, bool]:
-        """Batches of keyframes; whether there were any."""
+        """Gives batches of keyframes, and returns whether there were any."""
         num_failures = int(decoder.has_failed)
         tick = decoder.seconds_per_tick
         times, duration_s = table_times(table, tick)
@@ -277,11 +276,11 @@ class FileReader:
         return True
 
     def _promised_frames(self, promised: float, num_frames: int) -> int:
-        """A window is one of what there is, and complete; of the whole a part may be missing."""
+        """The frames of the uncut file, where the clip is the whole file; 0 for windows, which lie in what there is."""
         return round(promised * num_frames) if self._sampling.kind == "whole" else 0
 
     def _read_everything(self, table: PacketTable, shape: FileShape, promised: float) -> Iterator[FrameBatch | None]:
-        """Decodes all frames, so that they can be counted; always right."""
+        """Gives batches after all frames were decoded and counted, which is always right."""
         path = self._source.uri
         tally = DecodeTally()
         guesses: set[int] = set()
@@ -294,7 +293,7 @@ class FileReader:
         pts: list[int | None] = []
         found: dict[int, Shot] = {}
         good: tuple[int, Any] | None = None
-        for item in decoder.everything(tally):
+        for item in decoder.decode_everything(tally):
             if item is None:
                 yield None
                 continue
@@ -319,7 +318,7 @@ class FileReader:
             shots = self._shots_of_second_pass(set(wanted))
         num_lost = max(0, table.num_frames - len(pts)) if tally.num_errors else 0
         if tally.num_packets > len(table):
-            # This time reading went farther.
+            # Reading went farther than the first time.
             promised = times_promised(decoder, shape, tally.num_packets)
         timeline = Timeline(
             num_frames=len(pts),
@@ -330,11 +329,11 @@ class FileReader:
         yield from self._cut(plans, shots, timeline)
 
     def _shots_of_second_pass(self, wanted: set[int]) -> Iterator[Shot | None]:
-        """A second pass over everything, for frames whose numbers only the first one told."""
+        """The wanted frames by a second pass over everything, as their numbers were unknown during the first."""
         decoder = self._decoder(self._num_threads)
         last = max(wanted)
         good: tuple[int, Any] | None = None
-        for item in decoder.everything(DecodeTally()):
+        for item in decoder.decode_everything(DecodeTally()):
             if item is None:
                 yield None
                 continue

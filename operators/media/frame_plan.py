@@ -13,7 +13,7 @@ from operators.media.packet_table import PacketTable, Restart, frames_before, sh
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Wanted frames that one packet governs: seek to it, hand over packets up to `stop`, drain the decoder."""
+    """Wanted frames that are decoded from one packet on: seek to it, decode packets up to `stop`, drain the decoder."""
 
     first: int
     """Place of the packet where decoding begins."""

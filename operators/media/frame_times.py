@@ -10,7 +10,7 @@ import numpy as np
 from operators.media.packet_table import NO_PTS, PacketTable
 
 _UNKNOWN_FRAME_S = 1 / 25
-"""How long a frame is shown where nothing says it."""
+"""The time that a frame is shown where it is not known: that of an ordinary video."""
 _OUTLIER_STEPS = 100
 """Frames by which a time must leave the order of all others before it counts as damaged."""
 
@@ -18,7 +18,7 @@ _OUTLIER_STEPS = 100
 def known_ticks(table: PacketTable) -> np.ndarray:
     """int64 [len]: pts where all shown packets have one, else dts, else places.
 
-    Sorted, the dts of a stream run beside its pts: as many, and as far apart.
+    The dts of a stream, sorted, are as many as its pts and as far apart.
     """
     for ticks in (table.pts, table.dts):
         if not np.any(ticks[table.is_shown] == NO_PTS):
@@ -89,7 +89,7 @@ def _longest_rise(values: np.ndarray) -> np.ndarray:
 
 
 def frame_seconds(times: np.ndarray) -> float:
-    """How long one frame is shown, as far as the times of all can tell."""
+    """The seconds that one frame is shown: the median step of all times."""
     steps = np.diff(times)
     steps = steps[steps > 0]
     return float(np.median(steps)) if len(steps) else _UNKNOWN_FRAME_S

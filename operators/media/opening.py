@@ -28,7 +28,7 @@ FORMATS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadLimits:
-    """What a source may demand; more is `too_large`."""
+    """The most that a source may demand of its reader; more is `too_large`."""
 
     max_pixels: int = 1 << 26
     max_duration_s: float = 86_400.0
@@ -61,7 +61,7 @@ def open_media(path: str, limits: ReadLimits) -> InputContainer:
 
 
 def missing_decoders(names: Iterable[str]) -> list[str]:
-    """The codecs of these, by FFmpeg's names, that cannot be decoded here."""
+    """Those of the codecs, by FFmpeg's names, that cannot be decoded here."""
     missing = []
     for name in names:
         try:

@@ -1,7 +1,7 @@
 """The table of a stream's packets, and whether it can be trusted. Pure: numbers in, numbers out.
 
 A packet's place is its number in the file's order of decoding, a frame's number is its place in the order of showing.
-Where one packet does not stand for one frame there is no plan, and the reason is a text: decode everything then.
+Where one packet does not stand for one frame nothing can be planned: everything is decoded then.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 NO_PTS = np.iinfo(np.int64).min
-"""In a PacketTable: the time of this packet is not known."""
+"""The value in a PacketTable that says that the time of a packet is not known."""
 
 
 class Restart(enum.IntEnum):
-    """What decoding can begin at a packet."""
+    """How much can be decoded from a packet on."""
 
     NONE = 0
-    """Nothing, whatever the container says: an ordinary packet, or a keyframe that is none."""
+    """Nothing can, whatever the container says: an ordinary packet, or one that is falsely called a keyframe."""
     OPEN = 1
-    """Everything that is shown after it; what is shown before it needs an earlier packet."""
+    """Everything that is shown after it can; what is shown before it needs an earlier packet."""
     CLOSED = 2
-    """Everything that follows."""
+    """Everything that follows can."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

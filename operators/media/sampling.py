@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingRule:
-    """Which frames of a source make its clips."""
+    """The rule by which frames of a source make its clips."""
 
     kind: str = "whole"
     """whole: one clip, frames spread over everything. window: a clip every stride_s, each window_s long."""
@@ -21,8 +21,8 @@ class SamplingRule:
     seek: str = "exact"
     """exact: the frames that the rule names. keyframe: the keyframes nearest to them, which is far cheaper."""
     pad: str = "last"
-    """What a video shorter than the sample repeats. last: its last frame, at the end. first: nothing but its
-    first frame."""
+    """The frames of a sample that is longer than its video. last: all, and the last one again and again. first: the
+    first one only."""
     window_s: float = 10.0
     stride_s: float = 10.0
 
@@ -55,7 +55,7 @@ def sample_indices(num_frames_in_source: int, num_steps: int, pad: str = "last")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class WindowPlan:
-    """One clip before it is read: its time and the frame numbers that its steps show."""
+    """A clip that has not been read yet: its time, and the frame numbers that its steps show."""
 
     start_s: float
     end_s: float
@@ -92,7 +92,7 @@ def window_plans(
 ) -> Iterator[WindowPlan]:
     """The clips of a source whose frames are shown at `times`, float64 seconds, never falling."""
     beyond = max(0.0, duration_s - sampling.window_s) / sampling.stride_s
-    # A hair of rounding must not make a window of nothing.
+    # An error of rounding must not make a window of no length.
     count = 1 + math.ceil(beyond - 1e-9)
     for k in range(first_window, count):
         start_s = k * sampling.stride_s

@@ -62,7 +62,7 @@ def planned(path: str, *, seek: str = "exact") -> Planned:
         counted: Any = _Counted(decoder.context)
         decoder.context = counted
         for group in groups:
-            for _ in decoder.group(table, group, is_strict=False):
+            for _ in decoder.decode_group(table, group, is_strict=False):
                 pass
         return Planned(num_frames=table.num_frames, num_groups=len(groups), num_decoded=counted.num_frames)
     finally:

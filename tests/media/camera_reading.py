@@ -18,11 +18,11 @@ GOP = 10
 STEP = 90_000 // FPS
 """RTP's ticks from one frame to the next."""
 AWAY_S = 0.4
-"""How far a frame's time may be from when it was sent. Generous: the machine may be busy."""
+"""The most by which a frame's time may differ from when it was sent. It is generous, as the machine may be busy."""
 
 
 class Read:
-    """What came out of a camera until it ended, or until enough frames had come."""
+    """The frames that a camera gave until it ended, or until enough had come."""
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ def test_a_burst_at_the_join_is_dropped_and_what_follows_is_on_time(videos):
 def test_after_a_keyframe_with_a_hole_frames_wait_for_the_next_keyframe(videos, packet):
     with serve(videos["plain"], loses=lambda n, i: n % 30 == 20 and i == packet, num_frames=45) as camera:
         read = Read(camera.url)
-    # Parameter sets were told before and do not change: without them nothing is lost.
+    # Parameter sets were sent in the description and do not change: without them nothing is lost.
     if packet > 1:
         assert not [n for n in read.numbers if n % 30 >= 20]
         assert read.counts.num_corrupt >= 2 and read.segments >= 2

@@ -80,22 +80,22 @@ def test_the_right_password_opens(videos):
 def test_a_playlist_over_http_is_refused_although_what_it_names_could_be_read(tmp_path):
     segment = write_numbered(tmp_path / "a.ts", num_frames=30, fps=FPS, gop=GOP).read_bytes()
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.5,\na.ts\n#EXT-X-ENDLIST\n"
-    asked: list[str] = []
+    requested: list[str] = []
 
     def parts(path: str) -> list[bytes]:
-        asked.append(path)
+        requested.append(path)
         return [segment if path == "/a.ts" else playlist]
 
     with http_server("application/vnd.apple.mpegurl", parts) as url:
         read = Read(url, timeout_s=2.0)
-        assert asked == ["/video"]
+        assert requested == ["/video"]
         # The segment itself is what cameras send, too.
         assert Read(url.replace("video", "a.ts"), repair=ClockRepair(settle_s=0)).frames
     assert read.error is not None and read.error.code == "not_media"
 
 
 class Elsewhere(BaseHTTPRequestHandler):
-    """A camera that redirects what is asked of it to `target`."""
+    """A camera that redirects every request to `target`."""
 
     target = ""
 
@@ -109,10 +109,10 @@ class Elsewhere(BaseHTTPRequestHandler):
 
 
 def test_an_http_camera_cannot_send_its_reader_to_another_address():
-    asked: list[str] = []
+    requested: list[str] = []
 
     def parts(path: str) -> list[bytes]:
-        asked.append(path)
+        requested.append(path)
         return [b"a secret of the house"]
 
     with http_server("video/mp2t", parts) as url:
@@ -121,7 +121,7 @@ def test_an_http_camera_cannot_send_its_reader_to_another_address():
             threading.Thread(target=camera.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
             read = Read(f"http://127.0.0.1:{camera.server_address[1]}/video", timeout_s=2.0)
             camera.shutdown()
-    assert asked == []
+    assert requested == []
     assert read.error is not None and read.error.code == "missing" and "is not followed" in str(read.error)
 
 

@@ -65,13 +65,13 @@ class WatchedContext:
 
 def test_pictures_that_nothing_refers_to_are_not_even_given_to_the_decoder(movie, monkeypatch):
     given: list[tuple[int, bytes]] = []
-    group = Decoder.group
+    group = Decoder.decode_group
 
     def watched(decoder: Any, *args: Any, **how: Any) -> Any:
         decoder.context = WatchedContext(decoder.context, given)
         return group(decoder, *args, **how)
 
-    monkeypatch.setattr(Decoder, "group", watched)
+    monkeypatch.setattr(Decoder, "decode_group", watched)
     batch = the_batch(movie, num_frames=2)
     # 60/2/2 = 15 and 45, each in a group of 12 frames with two B-frames between others.
     assert [number_in(view) for view in batch.pixels] == [15, 45]

@@ -74,7 +74,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_not_called_complete(tmp_path, 
     batch = the_batch(path, num_frames=10, seek=seek)
     assert batch.frame_index[-1] < 36
     assert batch.facts.num_corrupt == 1
-    # 36 of 60 frames, as far as bytes tell.
+    # 36 of 60 frames, as estimated from bytes.
     assert batch.windows[0].coverage == pytest.approx(0.6, abs=0.11)
 
 

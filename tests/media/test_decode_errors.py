@@ -21,7 +21,7 @@ def test_a_path_that_is_not_there_is_missing(tmp_path):
     assert code_of(tmp_path / "gone", media=Media.FRAMES) == "missing"
 
 
-def test_an_address_is_missing_and_its_password_is_not_told():
+def test_an_address_is_missing_and_its_password_is_not_shown():
     with pytest.raises(SourceError) as caught:
         batches(Path("x"), source=Source(source_id="0" * 32, uri="http://me:secret@host/a.mp4", video_id="a"))
     assert caught.value.code == "missing"

@@ -26,7 +26,7 @@ from tests.support.video_files import FFMPEG_MAKERS, HAS_FFMPEG, MAKERS, number_
 
 TURNED = {"h264_rotated": Orientation(rotation=90)}
 COUNTS = {"prores": 30, "two_frames": 2, "edit_list": None, "cut_open_group": None, "xvid_avi": None}
-"""Frames of each file where they are not 60; None where only the whole decode tells."""
+"""Frames of each file where they are not 60; None where only the whole decode shows it."""
 PLANNED = {
     "h264_b_frames", "h264_with_audio", "h264_no_b", "h264_one_group", "h264_mkv", "h264_ts", "h264_10_bit",
     "h264_444_odd", "h264_full_range", "h264_vfr", "h264_late_start", "h264_rotated", "h264_wide_pixels",
@@ -146,7 +146,7 @@ def table_of(decoder: Decoder) -> PacketTable:
 
 
 class NotedContext:
-    """A decoder's context that notes whether it was ever asked to leave out frames."""
+    """A decoder's context that notes whether it was ever set to leave out frames."""
 
     def __init__(self, context: Any) -> None:
         vars(self).update(context=context, was_asked_to_skip=False)
@@ -184,7 +184,7 @@ def test_frames_that_nothing_refers_to_are_given_and_skipping_them_changes_no_ot
             shots = [
                 shot
                 for group in decode_plan(table, frames)
-                for shot in decoder.group(table, group, is_strict=True)
+                for shot in decoder.decode_group(table, group, is_strict=True)
                 if shot is not None
             ]
             assert [shot.wanted for shot in shots] == frames
@@ -206,7 +206,7 @@ def test_a_decoder_that_leaves_out_wanted_frames_makes_the_reader_decode_everyth
 ) -> None:
     path = MAKERS["av1_pyramid"](tmp_path)
     truth = whole_decode(path)
-    # dav1d keeps to what it is asked first.
+    # dav1d keeps to its first setting.
     monkeypatch.setattr(bitstream, "may_skip_unreferenced", lambda codec, extradata: True)
     batch = read_whole(path, num_threads=num_threads, num_frames=16)
     assert batch.windows[0].coverage == 1.0

@@ -1,4 +1,4 @@
-"""Which packets the wanted frames take, and when frames are shown, on tables written by hand."""
+"""Packets are planned for the wanted frames, and frames have their times, on tables written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which frames of a source are wanted, as a whole and in windows."""
+"""The sampling rule names the wanted frames of a source, as a whole and in windows."""
 
 from __future__ import annotations
 

@@ -26,13 +26,13 @@ _PAYLOAD_BYTES = 1200
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """What the camera does with a connection."""
+    """The behaviour of the camera towards a connection."""
 
     greeting: str = "serve"
     """serve; silence: accepts, says nothing; reset: closes hard; garbage: answers with noise; drip: the right
     answers, but a byte every second."""
     status: int = 200
-    """Of DESCRIBE: 404, 503, ..."""
+    """The answer's status to DESCRIBE: 200, 404, 503, ..."""
     redirects_at: str = ""
     """The method (OPTIONS, DESCRIBE, SETUP) that is answered with a redirect to `redirects_to`."""
     redirects_to: str = ""
@@ -52,7 +52,7 @@ class Script:
     is_paced: bool = True
     """Whether frames are sent when they are due, or as fast as they go."""
     burst: int = 0
-    """So many frames of the past are sent at once at the join, as servers with a cache do it."""
+    """The number of past frames that are sent at once at the join, as servers with a cache do it."""
 
 
 class ScriptedCamera:
@@ -66,7 +66,7 @@ class ScriptedCamera:
         self.switch_every = switch_every
         self.num_connections = 0
         self.num_played = 0
-        """Connections that came as far as PLAY."""
+        """The number of connections that came as far as PLAY."""
         self.started_unix_s = time.time()
         self._is_closing = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -284,7 +284,7 @@ def packetise(nals: tuple[bytes, ...]) -> list[bytes]:
 
 
 def _reset(connection: socket.socket) -> None:
-    """RST instead of FIN."""
+    """Closes a connection with RST instead of FIN."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     # Whoever reads from it must let go first: the kernel closes with the last user.
     connection.shutdown(socket.SHUT_RD)
