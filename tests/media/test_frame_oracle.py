@@ -113,7 +113,7 @@ def test_chosen_frames_are_those_of_a_whole_decode(
         assert len(truth) == expected
         assert [number_in(frame) for frame in truth] == list(range(expected))
     if name in PLANNED:
-        monkeypatch.setattr(FileReader, "_everything", lambda *_: pytest.fail("decoded everything"))
+        monkeypatch.setattr(FileReader, "_read_everything", lambda *_: pytest.fail("decoded everything"))
 
     glance, focus = published(len(truth), 8), published(len(truth), 5)
     for num_threads in (1, 2):
