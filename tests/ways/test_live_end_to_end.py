@@ -32,8 +32,8 @@ from pipeline.live.worker import CameraPlan
 from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import resolve
 from tests.support.gstreamer import Server, serving
+from tests.support.numbered_h264 import shown_number, write_numbered
 from tests.support.processes import Command, wait_for
-from tests.support.scripted_rtsp import shown_number, write_numbered
 
 pytestmark = pytest.mark.rtsp
 
