@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -19,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from operators.durable import write_durably
 from operators.errors import CheckpointError
 from operators.networks.backbones import fill, restore
 from operators.networks.classify import Classifier, build_classifier
@@ -161,18 +161,11 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         for section, weights in checkpoint.sections.items()
         for key, tensor in weights.items()
     }
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Not save_file: what it writes only its owner may read.
-        with open(aside, "wb") as file:
-            file.write(safetensors.torch.save(tensors, metadata={_HEADER_KEY: checkpoint.header.to_json()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
+        write_durably(target, safetensors.torch.save(tensors, metadata={_HEADER_KEY: checkpoint.header.to_json()}))
     except (OSError, safetensors.SafetensorError) as exc:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         raise CheckpointError(f"{target} cannot be written: {exc}") from exc
 
 

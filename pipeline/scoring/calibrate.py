@@ -20,7 +20,7 @@ import numpy as np
 
 from operators.errors import ConfigError
 from operators.records import Source
-from operators.table.sink import check_output
+from operators.table.output import check_output
 from operators.weights import checkpoints
 from pipeline.config import Config
 from pipeline.families.calibrated import calibrated_for, made_for
