@@ -32,9 +32,9 @@ from pipeline.run.metrics import RunSummary
 from pipeline.scoring.plots import draw_curves
 from pipeline.scoring.read_labels import read_predictions
 from pipeline.scoring.scores import Predictions, mean_average_precision, softmax
-from policies.stopping import (
+from policies.stopping import OperatingPoint
+from policies.thresholds import (
     NEVER_STOPS,
-    OperatingPoint,
     accuracy_at,
     direct_for_budget,
     exit_steps,
