@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ASIDE = "_tmp-"
-"""How the name of an unfinished file begins. No reader of a table takes such a file: its name begins with `_`, and it
-does not end in .parquet unless `suffix` asks for that, which is all that DuckDB looks at."""
+"""The beginning of the name of an unfinished file. No reader of a table takes such a file: pyarrow leaves out names
+that begin with `_`, and DuckDB those that do not end in .parquet, as the name of an unfinished part does not."""
 
 
 def write_durably(path: Path, data: bytes) -> None:

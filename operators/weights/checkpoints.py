@@ -1,4 +1,4 @@
-"""Weights in files: this project's own form, which says by itself how to run it, and the published ones."""
+"""Weights in files: this project's own form, whose header has all that is needed to run it, and the published ones."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class Checkpoint:
 
     header: Header
     sections: dict[str, dict[str, Tensor]]
-    """A subset of SECTIONS."""
+    """The weights of each part; the keys are a subset of SECTIONS."""
     path: str = "checkpoint"
 
     @functools.cached_property
     def model_id(self) -> str:
-        """32 hex digits: a hash of all names, shapes and values. The header's texts do not count."""
+        """The id of the weights, 32 hex digits: a hash of all names, shapes and values, without the header's texts."""
         digest = hashlib.sha256()
         for section in sorted(self.sections):
             for key, tensor in sorted(self.sections[section].items()):
@@ -75,7 +75,7 @@ class Checkpoint:
         return digest.hexdigest()[:32]
 
     def require(self, section: str, purpose: str) -> dict[str, Tensor]:
-        """The weights of a part, or a CheckpointError that names it and what it was wanted for."""
+        """Returns the weights of a part, or raises a CheckpointError that names it and its purpose."""
         if section not in self.sections:
             there = ", ".join(name for name in SECTIONS if name in self.sections) or "nothing"
             raise CheckpointError(
@@ -114,11 +114,11 @@ class Checkpoint:
         return classifier.eval()
 
 
-Reader = Callable[[Mapping[str, Any], str], tuple[Header, Sections] | None]
-"""Content of a published file and its path -> header and sections in this project's names; None for another's file."""
+PublishedReader = Callable[[Mapping[str, Any], str], tuple[Header, Sections] | None]
+"""Turns a published file's content and path into a header and sections in our names; None for files of others."""
 
 
-def load(path: str | os.PathLike[str], *, readers: Sequence[Reader] = ()) -> Checkpoint:
+def load(path: str | os.PathLike[str], *, readers: Sequence[PublishedReader] = ()) -> Checkpoint:
     """Reads a checkpoint of the project's own form, or of a form that one of the readers knows.
 
     Nothing in the file is executed; a file that asks for that is refused.
@@ -142,7 +142,7 @@ def load(path: str | os.PathLike[str], *, readers: Sequence[Reader] = ()) -> Che
 
 
 def load_backbone(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights of a single network to begin training from: image classification or TSM pre-training files."""
+    """Reads the weights of a single network to begin training from: image classification or TSM pre-training files."""
     shown = os.fspath(path)
     if _form(shown) == "own":
         raise CheckpointError(f"{shown} is a whole checkpoint of this project; a single network's file is needed here")
@@ -170,7 +170,8 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
 
 
 def _form(path: str) -> Literal["own", "torch"]:
-    """By content, not by name: eight bytes of a length then JSON, or an archive or pickle of torch.save."""
+    """Returns the form of a file by its content: eight bytes of a length then JSON, or an archive or pickle of
+    torch.save. The file's name does not count."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -189,7 +190,7 @@ def _load_own(path: str) -> Checkpoint:
             metadata: Mapping[str, str] = file.metadata() or {}
             if _HEADER_KEY not in metadata:
                 raise CheckpointError(
-                    f"{path} has no header of this project in its metadata, so nothing says how to run it"
+                    f"{path} has no header of this project in its metadata, so it is not known how to run it"
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as exc:
