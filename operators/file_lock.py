@@ -25,7 +25,7 @@ def take_lock(
     """Waits until nobody else holds the lock file and returns its descriptor; closing that, or dying, gives it back.
 
     `folder` is what the lock is for, and `holder` who takes it: messages name both. `on_wait` is called once, with a
-    message that says who holds the lock; a `timeout_s` of None waits for ever. The file itself stays for ever: a
+    message that names its holder; a `timeout_s` of None waits for ever. The file itself stays for ever: a
     process that unlinked a lock file would let two others lock two different ones. The lock is tried every 0.2 s
     instead of with one call that waits, so that the wait can be given up and interrupted.
     """

@@ -79,20 +79,20 @@ LIVE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("camera"))
 """A camera's name is in the path, so it is not in the file."""
 
 FAILED = "failed-"
-"""How the name of a part of failed clips begins."""
+"""The beginning of the name of a part of failed clips."""
 RETRY = "_retry-"
-"""How the name of a part of failed clips begins while a run tries them again; readers do not see such a file."""
+"""The beginning of the name of a part of failed clips while a run tries them again. Readers do not see such a file."""
 _BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TableSummary:
-    """What a table of labels amounts to."""
+    """The counts and sums of a table of labels."""
 
     num_clips: int
     num_failed: int
     errors: dict[str, int]
-    """Failed clips by error_code, the commonest first."""
+    """The number of failed clips by error_code, the commonest first."""
     frames_total: int
     frames_focused: int
     frames_skipped: int

@@ -65,12 +65,12 @@ class ParquetSink:
         fold_after_s: float = 120.0,
         grace_s: float = 10.0,
     ) -> None:
-        """
+        """Checks the run's id; nothing is opened before the `with` block begins.
+
         identity: `model_id`, `config_id` and, as `config`, the flat settings. Without it the caller calls `begin`.
         resume: False begins a fresh table and moves the old one to OUT/previous.
         retry_failed: failed clips count as not done. What is not labelled again in this run stays failed.
-        lock_timeout_s: None waits for ever. on_wait is called once, with a message that
-        says who holds the lock.
+        lock_timeout_s: None waits for ever. on_wait is called once, with a message that names the lock's holder.
         segment_s: for how long a camera's newest part grows before the next one begins.
         fold_after_s: how long after its end an hour of a camera counts as finished.
         grace_s: how long a folder that was folded away is kept for those who are listing it.

@@ -79,7 +79,7 @@ _FLAT_KEY = re.compile(r"features\.(\d+)\.conv\.(\d)\.(?:net\.)?(\w+)$")
 
 
 def nested_mobilenet_v2(weights: Mapping[str, Tensor]) -> Weights:
-    """Returns MobileNetV2's weights without heads, under nested names, whether they were nested or flat, shifted or not."""
+    """Returns MobileNetV2's weights without heads, under nested names, be they nested or flat, shifted or not."""
     weights = {key: value for key, value in weights.items() if key.startswith("features.")}
     if "features.1.conv.0.0.weight" in weights:
         return weights

@@ -130,7 +130,7 @@ def test_random_skipping_focuses_its_share():
 
 
 def by_hand(policy: RecurrentPolicy, maps: torch.Tensor) -> torch.Tensor:
-    """The actor's output for one clip [T,C,h,w], with the GRU written out: gates reset, update, new."""
+    """Returns the actor's output for one clip [T,C,h,w], with the GRU written out: gates reset, update, new."""
     w = {k: v for k, v in policy.state_dict().items()}
     h = torch.zeros(8)
     out = []

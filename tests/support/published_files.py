@@ -13,7 +13,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def on_zero_memory(shapes: dict[str, list[int]]) -> Weights:
-    """Tensors of these shapes that together are a few bytes in a file: every value is one and the same zero."""
+    """Makes tensors of these shapes that together are a few bytes in a file: every value is one and the same zero."""
     return {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
 
 

@@ -57,7 +57,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def videos(out: Path) -> dict[str, str | None]:
-    """video_id -> error_code, and no video twice."""
+    """Returns video_id -> error_code, and asserts that no video is there twice."""
     found = [(row["video_id"], row["error_code"]) for row in rows(out)]
     assert len(dict(found)) == len(found)
     return dict(found)
@@ -68,7 +68,7 @@ def files(out: Path) -> list[str]:
 
 
 def start_child(target: Callable[..., None], out: Path, *args: Any) -> Any:
-    """A process of its own; an int as the last argument kills it before that change to the disk, counted from 0."""
+    """Starts a process of its own; an int as the last argument kills it before that change to the disk, from 0 on."""
     step = args[-1] if args and isinstance(args[-1], int) else None
     child = processes.Process(target=run_child, args=(target, out, args if step is None else args[:-1], step))
     child.start()

@@ -24,7 +24,7 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC).timestamp()
 
 
 def seconds(out: Path) -> list[float]:
-    """start_s of every row, from noon, in order."""
+    """Returns start_s of every row, counted from noon, in order."""
     return sorted(row["start_s"] - NOON for row in rows(out))
 
 

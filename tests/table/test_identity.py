@@ -37,7 +37,7 @@ def test_labels_whose_identity_file_is_lost_are_still_not_mixed(tmp_path: Path) 
 
 
 def _begun_by_the_first_version(out: Path) -> None:
-    """A table as it was before there were versions: neither its parts nor its identity says one."""
+    """Makes a table as it was before there were versions: neither its parts nor its identity has one."""
     with sink(out) as table:
         table.write(0, [clip(0)])
     (part,) = part_paths(out / "labels")
