@@ -68,8 +68,8 @@ class Model(Section):
     checkpoint: str | None = Field(None, description="file of weights: the project's or a published one")
     untrained: bool = Field(False, description="seeded random weights where no checkpoint is given")
     classes: str | None = Field(None, description="file of class names, one per line")
-    glance_backbone: str = "mobilenet_v2"
-    focus_backbone: str = "resnet50"
+    glance_backbone: str = Field("mobilenet_v2", description="one of the backbones in training.md")
+    focus_backbone: str = Field("resnet50", description="one of the backbones in training.md")
     num_classes: int = Field(200, ge=2, le=100_000, description="only where neither checkpoint nor names say")
     num_actions: int = Field(49, ge=4, le=1024, description="untrained: cells of the policy's grid, a square number")
     num_looks: int = Field(5, ge=2, le=64, description="gfnet: looks at an image at most, the glance included")
