@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from operators.durable import write_durably
 from operators.errors import PipelineError, SinkError, StageError
 from operators.json_text import json_text
 from operators.records import Source, clip_id
-from operators.table.sink import check_identity, check_output, disk_told, look_at, table_identity, write_durably
+from operators.table.identity import check_identity, table_identity
+from operators.table.output import check_output, inspect_table, translate_disk_errors
 from pipeline.config import Config
 from pipeline.inputs.sources import Tally
 from pipeline.plan.placement import Machine, this_machine
@@ -133,7 +135,7 @@ def _done_without_lock(plan: RunPlan, run: _Run) -> DoneSet:
     """The clips that need no run, as far as that can be known without the lock and without opening the sources."""
     if not run.resume or plan.limits.stride_s > 0:
         return DoneSet()
-    seen = look_at(run.out)
+    seen = inspect_table(run.out)
     if not seen.is_settled:
         return DoneSet()
     if run.retry_failed:
@@ -300,13 +302,13 @@ def make_executor(plan: RunPlan, machine: Machine) -> Iterator[Executor]:
 def write_run(out: Path, plan: RunPlan, run_id: str) -> None:
     """The resolved config beside the labels."""
     placement = json.dumps({"run_id": run_id, **vars(plan.placement)}, indent=1)
-    with disk_told(out, "written"):
+    with translate_disk_errors(out, "written"):
         write_durably(out / "run" / "config.yaml", plan.config.to_yaml().encode())
         write_durably(out / "run" / f"placement-{run_id}.json", placement.encode())
 
 
 def write_summary(out: Path, run_id: str, summary: Mapping[str, Any]) -> None:
-    with disk_told(out, "written"):
+    with translate_disk_errors(out, "written"):
         write_durably(out / "run" / f"summary-{run_id}.json", json_text(summary, indent=1).encode())
 
 

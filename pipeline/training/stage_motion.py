@@ -348,7 +348,7 @@ class _Course:
     def policy_loss(self, maps: Tensor, actions: Actions, returns: Tensor) -> PpoLoss:
         stage = self.settings.policy
         assert actions.choice is not None and actions.log_prob is not None
-        log_prob, entropy, value = self.parts.policy.evaluate(maps[:, None], actions.choice[:, None])
+        log_prob, entropy, value = self.parts.policy.evaluate_choices(maps[:, None], actions.choice[:, None])
         return ppo_loss(
             log_prob=log_prob,
             old_log_prob=actions.log_prob[:, None],

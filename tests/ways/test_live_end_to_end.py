@@ -23,7 +23,7 @@ import pyarrow.dataset as ds
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from operators.table.sink import LIVE_SCHEMA
+from operators.table.schema import LIVE_SCHEMA
 from pipeline.config import load
 from pipeline.live.camera_process import CameraSpec
 from pipeline.live.factories import live_worker
