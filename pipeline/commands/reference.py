@@ -42,7 +42,8 @@ columns have the values of each preset. `train.preset` decides which family is t
 are; - means that the family of this preset has no such setting.
 
 `glance`, `focus`, `warmup`, `policy`, `finetune` and `skip` are the stages 0a, 0b, 1, 2, 3 and skip. `full` is the
-comparison that is trained on whole views. A rate or a share that a stage does not use has no effect there."""
+comparison that is trained on whole views. A rate or a share that a stage does not use has no effect there. A setting
+that several stages have is described at the first of them."""
 
 
 def reference() -> str:
