@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from operators.errors import CheckpointError
-from operators.networks.backbones import fill, restore
+from operators.networks.backbones import build, fill, restore
 from operators.networks.classify import Classifier, build_classifier
 from operators.networks.network import Network
 from operators.weights.header import (
@@ -31,6 +31,7 @@ from operators.weights.header import (
     Preprocessing,
     SkipSpec,
 )
+from operators.weights.image_classifiers import difference, name_of
 from operators.weights.published import Sections, backbone_weights
 
 __all__ = [
@@ -141,13 +142,42 @@ def load(path: str | os.PathLike[str], *, readers: Sequence[Reader] = ()) -> Che
     return Checkpoint(header=header, sections=sections, path=shown)
 
 
-def load_backbone(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights of a single network to begin training from: image classification or TSM pre-training files."""
+def load_backbone(path: str | os.PathLike[str], name: str | None = None) -> dict[str, Tensor]:
+    """The weights of a single network to begin training from: image classification or TSM pre-training files, those of
+    torchvision and timm among them. `name`: the backbone they are for; weights of another one are refused.
+    """
     shown = os.fspath(path)
-    if _form(shown) == "own":
-        raise CheckpointError(f"{shown} is a whole checkpoint of this project; a single network's file is needed here")
-    weights = backbone_weights(_load_torch(shown), shown)
+    content = _load_single(shown) if _form(shown) == "own" else _load_torch(shown)
+    weights = backbone_weights(content, shown)
+    if name is not None:
+        _check_backbone(weights, name, shown)
     return {key: tensor.clone() for key, tensor in weights.items()}
+
+
+def _load_single(path: str) -> dict[str, Tensor]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            if _HEADER_KEY in (file.metadata() or {}):
+                raise CheckpointError(
+                    f"{path} is a whole checkpoint of this project; a single network's file is needed here"
+                )
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as exc:
+        raise CheckpointError(f"{path} is damaged: {exc}") from exc
+
+
+def _check_backbone(weights: Mapping[str, Tensor], name: str, path: str) -> None:
+    with torch.device("meta"):
+        wrong = difference(build(name).state_dict(), weights)
+    if wrong is None:
+        return
+    found = name_of(weights)
+    if found is None:
+        raise CheckpointError(f"{path} holds no weights of {name}: {wrong}. Give a file of {name}")
+    raise CheckpointError(
+        f"{path} holds the weights of {found}, but the backbone is {name}: give a file of {name}, or name {found} "
+        "as the backbone"
+    )
 
 
 def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from operators.errors import CheckpointError
 from operators.weights.header import ClassifierSpec, PolicySpec
+from operators.weights.image_classifiers import in_our_names
 
 Weights = dict[str, Tensor]
 Sections = dict[str, Weights]
@@ -24,13 +25,16 @@ Sections = dict[str, Weights]
 
 def backbone_weights(content: Any, path: str) -> Weights:
     """A single network's weights, as image classification files and pre-training files hold them, without heads."""
-    weights = weights_in(content.get("state_dict", content) if isinstance(content, Mapping) else content)
-    weights = without_prefix(weights, "module.")
+    if isinstance(content, Mapping):
+        inner = (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping))
+        content = next(inner, content)
+    weights = without_prefix(weights_in(content), "module.")
     if any(key.startswith("base_model.") for key in weights):
         weights = without_prefix({k: v for k, v in weights.items() if k.startswith("base_model.")}, "base_model.")
     if not weights:
         raise CheckpointError(f"{path} holds no weights of a network")
-    if any(key.startswith("features.") for key in weights):
+    weights = in_our_names(weights)
+    if any(key.startswith("features.") and ".conv." in key for key in weights):
         return nested_mobilenet_v2(weights)
     return without_heads({key.replace(".conv1.net.", ".conv1."): value for key, value in weights.items()})
 

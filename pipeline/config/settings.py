@@ -73,8 +73,8 @@ class Model(Section):
         False, description="whether random weights, made from compute.seed, are taken where no checkpoint is given"
     )
     classes: str | None = Field(None, description="file of class names, one per line")
-    glance_backbone: str = Field("mobilenet_v2", description="network that glances at every frame")
-    focus_backbone: str = Field("resnet50", description="network that sees the patches")
+    glance_backbone: str = Field("mobilenet_v2", description="network that glances at every frame; see training.md")
+    focus_backbone: str = Field("resnet50", description="network that sees the patches; see training.md")
     num_classes: int = Field(
         200,
         ge=2,

@@ -18,6 +18,7 @@ from operators.records import Observation
 from operators.weights import checkpoints
 from pipeline.config.training import Supervised
 from pipeline.config.training_motion import MotionSettings
+from pipeline.families.files import load_checkpoint_file
 from pipeline.training.clips import (
     Augmentation,
     Clips,
@@ -51,10 +52,12 @@ def begin_motion(parts: Parts, settings: MotionSettings) -> None:
         if path is None:
             continue
         try:
-            found = checkpoints.load(path).sections
+            found = load_checkpoint_file(path).sections
         except CheckpointError:
             # No form of a whole model: an image classifier's file, or one that is refused here with its reason.
-            found = {section: checkpoints.load_backbone(path)}
+            spec = parts.header.glance if section == "glancer" else parts.header.focus
+            assert spec is not None
+            found = {section: checkpoints.load_backbone(path, spec.name)}
         if section not in found:
             raise CheckpointError(f"{path} has no weights of a {section}; it holds {', '.join(found)}")
         wanted = parts.module(section).state_dict()

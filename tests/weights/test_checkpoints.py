@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from operators.errors import CheckpointError
-from operators.networks.backbones import BACKBONES, build
+from operators.networks.backbones import build
 from operators.networks.classify import AverageClassifier, CascadedClassifier, GRUClassifier
 from operators.weights.checkpoints import (
     Checkpoint,
@@ -27,8 +27,10 @@ from operators.weights.checkpoints import (
     load_backbone,
     save,
 )
+from pipeline.config import load as config_of
 from pipeline.families.files import load_checkpoint_file as load
-from tests.parity.files import keys
+from pipeline.families.gfnet.family import GFNET
+from tests.parity.files import gfnet_keys, keys
 
 Weights = dict[str, torch.Tensor]
 
@@ -402,26 +404,50 @@ def test_gfnets_mobilenets_load_with_the_glances_head_as_first_step_of_the_casca
     checkpoint.glance_network(), checkpoint.focus_network()
 
 
-def test_a_gfnet_is_read_as_it_was_published_as_soon_as_its_backbone_is_there(tmp_path: Path, monkeypatch):
-    weights = on_zero_memory({"features.norm5.weight": [1024], "classifier.weight": [1000, 1024]})
-    fc = {"rnn.weight_ih_l0": [3072, 1024], "rnn.weight_hh_l0": [3072, 1024], "fc.weight": [1000, 1024]}
-    policy = {"state_encoder.0.weight": [2048, 9216], "gru.weight_hh_l0": [3072, 1024], "actor.0.weight": [2, 1024]}
-    content = {"model_prime_state_dict": weights, "model_state_dict": weights}
-    torch.save(content | {"fc": on_zero_memory(fc), "policy": on_zero_memory(policy)}, tmp_path / "c")
-    monkeypatch.setitem(BACKBONES, "densenet121", BACKBONES["resnet50"])
-    header = load(tmp_path / "c").header
-    assert header.glance == header.focus == NetworkSpec(name="densenet121", size_px=96)
-    assert header.classifier == ClassifierSpec(kind="gru", num_classes=1000, in_features=1024, hidden=1024)
-    assert header.policy is not None and (header.policy.map_channels, header.policy.map_side) == (1024, 3)
-    assert (header.num_steps, header.preprocessing) == (5, Preprocessing(glance_resize="bilinear"))
+GFNETS = {
+    # backbone: looks, patch size, classifier, its features, policy's encoder, map channels and side, glance's classes
+    "densenet121": (5, 96, "gru", 1024, "mlp", 1024, 3, 0),
+    "densenet169": (5, 96, "gru", 1664, "mlp", 1664, 3, 0),
+    "efficientnet_b2": (4, 128, "cascaded", 1408, "conv", 1408, 4, 0),
+    "efficientnet_b3": (4, 144, "cascaded", 1536, "conv", 1536, 5, 0),
+    "regnety_600m": (5, 96, "gru", 608, "conv", 608, 3, 1000),
+    "regnety_800m": (5, 96, "gru", 768, "conv", 768, 3, 1000),
+    "regnety_1600m": (5, 96, "gru", 888, "conv", 888, 3, 1000),
+    "mobilenetv3_large_100": (3, 96, "cascaded", 1280, "conv", 960, 3, 0),
+    "mobilenetv3_large_125": (3, 128, "cascaded", 1280, "conv", 1200, 4, 0),
+}
 
 
-def test_a_gfnet_of_images_of_300_px_is_preprocessed_as_published(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("name", GFNETS)
+def test_a_gfnet_of_every_published_backbone_loads_by_the_names_in_its_file(tmp_path: Path, name: str):
+    shapes = gfnet_keys(name)
+    # As the training script writes them: no prefix, no size, no backbone's name.
+    network = on_zero_memory({key.removeprefix("module."): shape for key, shape in shapes["network"].items()})
+    content = {"model_prime_state_dict": network, "model_state_dict": network}
+    torch.save(content | {part: on_zero_memory(shapes[part]) for part in ("fc", "policy")}, tmp_path / "c")
+    checkpoint = load(tmp_path / "c")
+    header = checkpoint.header
+    num_looks, patch_px, kind, num_features, encoder, channels, side, glance_classes = GFNETS[name]
+    assert header.glance == NetworkSpec(name=name, size_px=patch_px, num_classes=glance_classes)
+    assert header.focus == NetworkSpec(name=name, size_px=patch_px)
+    assert header.num_steps == num_looks
+    assert header.classifier is not None and header.policy is not None
+    assert (header.classifier.kind, header.classifier.in_features) == (kind, num_features)
+    assert (header.policy.encoder, header.policy.map_channels, header.policy.map_side) == (encoder, channels, side)
+    checkpoint.glance_network(), checkpoint.focus_network(), checkpoint.classifier_module()
+    # What settings without a checkpoint describe is of the same form.
+    config = config_of(f"gfnet_imagenet_{name}", settings=[f"glance.size_px={patch_px}", f"focus.patch_px={patch_px}"])
+    made = GFNET.untrained_header(config)
+    assert (made.glance, made.focus, made.classifier, made.policy, made.preprocessing, made.num_steps) == (
+        header.glance, header.focus, header.classifier, header.policy, header.preprocessing, header.num_steps
+    )  # fmt: skip
+
+
+def test_a_gfnet_of_images_of_300_px_is_preprocessed_as_published(tmp_path: Path):
     weights = on_zero_memory({"conv_head.weight": [1536, 384, 1, 1]})
-    torch.save({"model_prime_state_dict": weights, "model_state_dict": weights, "patch_size": 144}, tmp_path / "c")
-    monkeypatch.setitem(BACKBONES, "efficientnet_b3", BACKBONES["mobilenetv3_large_100"])
+    torch.save({"model_prime_state_dict": weights, "model_state_dict": weights, "patch_size": 128}, tmp_path / "c")
     header = load(tmp_path / "c").header
-    assert (header.glance, header.num_steps) == (NetworkSpec(name="efficientnet_b3", size_px=144), 4)
+    assert (header.glance, header.num_steps) == (NetworkSpec(name="efficientnet_b3", size_px=128), 4)
     assert header.preprocessing == Preprocessing(
         resize_px=331, crop_px=300, interpolation="bicubic", glance_resize="bicubic"
     )
@@ -429,8 +455,8 @@ def test_a_gfnet_of_images_of_300_px_is_preprocessed_as_published(tmp_path: Path
 
 def test_a_gfnet_of_another_backbone_is_refused_by_name(tmp_path: Path):
     path = tmp_path / "c"
-    torch.save({"model_name": "densenet121", "model_prime_state_dict": {"features.conv0.weight": torch.ones(1)}}, path)
-    with pytest.raises(CheckpointError, match="backbone densenet121, which is not known; known are resnet50"):
+    torch.save({"model_name": "densenet264", "model_prime_state_dict": {"features.conv0.weight": torch.ones(1)}}, path)
+    with pytest.raises(CheckpointError, match="backbone densenet264, which is not known; known are resnet50"):
         load(path)
 
 
