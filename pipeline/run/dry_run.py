@@ -15,11 +15,14 @@ from pipeline.plan.placement import Machine, Placement, this_machine
 from pipeline.plan.resolve import resolve
 from pipeline.plan.run_plan import RunPlan
 from pipeline.plan.tuning import cache_folder
-from pipeline.run.archive import machine_of, remembered
-from pipeline.run.loop import Runner, SourceFeed, StopRequest
+from pipeline.run.inline_executor import InlineExecutor
+from pipeline.run.label_recorder import LabelRecorder
+from pipeline.run.loop import Runner, StopRequest
 from pipeline.run.metrics import RunMetrics, StageTime
+from pipeline.run.session import machine_of, settings_of_table
+from pipeline.run.source_feed import SourceFeed
 from pipeline.steering.done_set import DoneSet
-from pipeline.steering.executor import InlineExecutor, WorkerSpec
+from pipeline.steering.executor import WorkerSpec
 from pipeline.steering.messages import Reply, WriteRequest
 from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 
@@ -110,7 +113,7 @@ def estimate(
     """
     machine = machine_of(config)
     seen = look_at(out) if out is not None and resume else None
-    plan = resolve(config, machine, remembered=remembered(seen.identity) if seen else None, cache=cache_folder())
+    plan = resolve(config, machine, remembered=settings_of_table(seen.identity) if seen else None, cache=cache_folder())
     if seen is not None:
         seen.check(plan.identity())
     labelled = DoneSet(seen.labelled if seen else None)
@@ -215,8 +218,10 @@ def wall_s(
 
 
 def _try_out(plan: RunPlan, sources: list[Source], failed: list[ClipLabel]) -> tuple[RunMetrics, float]:
-    executor, done = InlineExecutor(), DoneSet()
-    metrics = RunMetrics(stages={name: StageTime() for name in plan.workers})
+    executor = InlineExecutor()
+    recorder = LabelRecorder(
+        done=DoneSet(), metrics=RunMetrics(stages={name: StageTime() for name in plan.workers})
+    )
     with contextlib.closing(executor), SourceFeed(iter(sources)) as feed:
         executor.start(
             WorkerSpec(stage=SINK, factory="pipeline.run.dry_run:null_sink", arguments={"failed": failed})
@@ -229,15 +234,15 @@ def _try_out(plan: RunPlan, sources: list[Source], failed: list[ClipLabel]) -> t
                 workers=plan.workers,
                 limits=plan.limits,
                 batcher=plan.batcher(),
-                is_wanted=lambda clip: clip not in done,
+                is_wanted=recorder.is_wanted,
+                on_label=recorder.add,
             ),
             feed=feed,
-            done=done,
-            metrics=metrics,
+            recorder=recorder,
             stop=StopRequest(),
             deadline_s=plan.config.decode.timeout_s,
             stride_s=plan.limits.stride_s,
         )
         begun_s = time.monotonic()
         runner.run()
-    return metrics, time.monotonic() - begun_s
+    return recorder.metrics, time.monotonic() - begun_s

@@ -19,7 +19,7 @@ from pipeline.families.files import load_checkpoint_file
 from pipeline.families.parts import build_focuser, gaze_parts
 from pipeline.families.truth import TruthAt
 from pipeline.families.untrained import untrained
-from pipeline.run.source_worker import FocusWorker
+from pipeline.run.focus_worker import FocusWorker
 from pipeline.run.stream_worker import StreamWorker
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from operators.records import ClipLabel
-from pipeline.steering.messages import Work
+from pipeline.steering.messages import CallCost
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class RunMetrics:
     first_label_s: float | None = None
     last_label_s: float = 0.0
 
-    def add_work(self, stage: str, work: Work) -> None:
+    def add_work(self, stage: str, work: CallCost) -> None:
         time = self.stages.setdefault(stage, StageTime())
         time.calls += 1
         time.busy_s += work.busy_s

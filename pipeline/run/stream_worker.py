@@ -23,7 +23,7 @@ from operators.records import (
     PatchPlace,
 )
 from pipeline.families.clip import Gaze, LabelForm, OpenClip, generator_of
-from pipeline.steering.messages import Advance, OpenRequest, Reply, StepRequest, Work
+from pipeline.steering.messages import Advance, CallCost, OpenRequest, Reply, StepRequest
 
 
 class StreamWorker:
@@ -97,7 +97,7 @@ class StreamWorker:
         if pixels:
             joined = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
             patches = PatchBatch(pixels=joined)
-        work = Work(busy_s=self._clock() - begun_s, num_items=len(clips))
+        work = CallCost(busy_s=self._clock() - begun_s, num_items=len(clips))
         return Reply(rows=tuple(rows), work=work), patches
 
     def _answers(self, clips: Sequence[OpenClip]) -> Sequence[torch.Tensor]:

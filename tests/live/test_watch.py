@@ -28,9 +28,10 @@ from pipeline.live.watch import CameraSummary, LiveLoop, LiveSummary, LiveTold, 
 from pipeline.live.worker import CameraNews, CameraPlan, LiveNews
 from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import resolve
+from pipeline.run.inline_executor import InlineExecutor
 from pipeline.run.loop import StopRequest
 from pipeline.run.sink_worker import SinkOpened
-from pipeline.steering.executor import Call, Completion, InlineExecutor
+from pipeline.steering.executor import Call, Completion
 from pipeline.steering.messages import Reply
 
 IDENTITY = {"model_id": "m", "config_id": "c"}

@@ -14,12 +14,16 @@ import pytest
 from operators.errors import ConfigError, StageError
 from operators.records import ClipLabel, Media, Source, clip_id, source_id
 from pipeline.commands.terminal import summary_rows
-from pipeline.run.loop import Runner, SourceFeed, StopRequest
+from pipeline.run.inline_executor import InlineExecutor
+from pipeline.run.label_recorder import LabelRecorder
+from pipeline.run.loop import Runner, StopRequest
 from pipeline.run.metrics import RunMetrics, StageTime, summarise
+from pipeline.run.source_feed import SourceFeed
 from pipeline.steering.batching import Batcher
 from pipeline.steering.done_set import DoneSet
-from pipeline.steering.executor import Completion, InlineExecutor, WorkerSpec
-from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Scheduler
+from pipeline.steering.executor import Completion, WorkerSpec
+from pipeline.steering.in_flight import FlowLimits
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 
 STAGES = (SOURCE, STREAM, FOCUS, SINK)
 
@@ -68,7 +72,12 @@ def run(
     **limits: Any,
 ) -> Run:
     """Runs to the end, with one worker per stage and few clips under way. `options`: further ones of the runner."""
-    done = DoneSet() if done is None else done
+    recorder = LabelRecorder(
+        done=DoneSet() if done is None else done,
+        metrics=RunMetrics(stages={stage: StageTime() for stage in STAGES}),
+        max_failed=max_failed,
+        clock=clock,
+    )
     written: list[ClipLabel] = []
     executor = executor or InlineExecutor()
     arguments: dict[str, dict[str, Any]] = {
@@ -80,21 +89,20 @@ def run(
         executor.start(WorkerSpec(stage=stage, factory=factory, arguments=arguments.get(stage, {})))
     scheduler = Scheduler(
         workers=dict.fromkeys(STAGES, 1),
-        limits=Limits(stride_s=stride_s, **{"max_pieces": 4, "part_age_s": 0.0, **limits}),
+        limits=FlowLimits(stride_s=stride_s, **{"max_pieces": 4, "part_age_s": 0.0, **limits}),
         batcher=Batcher(max_rows=8, max_wait_s=0.1),
-        is_wanted=lambda wanted: wanted not in done,
+        is_wanted=recorder.is_wanted,
+        on_label=recorder.add,
     )
     seen: list[Run] = []
     runner = Runner(
         executor=executor,
         scheduler=scheduler,
         feed=SourceFeed(iter(sources)),
-        done=done,
-        metrics=RunMetrics(stages={stage: StageTime() for stage in STAGES}),
+        recorder=recorder,
         stop=stop or StopRequest(),
         deadline_s=30.0,
         stride_s=stride_s,
-        max_failed=max_failed,
         on_progress=lambda runner: on_progress(seen[0]),
         note=note,
         clock=clock,
@@ -262,15 +270,19 @@ def run_with_sink(written: list[ClipLabel]) -> None:
     for stage in STAGES:
         factory = f"tests.support.null_workers:null_{stage}"
         executor.start(WorkerSpec(stage=stage, factory=factory, arguments=arguments.get(stage, {})))
+    recorder = LabelRecorder(done=DoneSet(), metrics=RunMetrics())
     scheduler = Scheduler(
-        workers=dict.fromkeys(STAGES, 1), limits=Limits(part_age_s=0.0), batcher=Batcher(max_rows=8, max_wait_s=0.1)
+        workers=dict.fromkeys(STAGES, 1),
+        limits=FlowLimits(part_age_s=0.0),
+        batcher=Batcher(max_rows=8, max_wait_s=0.1),
+        is_wanted=recorder.is_wanted,
+        on_label=recorder.add,
     )
     Runner(
         executor=executor,
         scheduler=scheduler,
         feed=SourceFeed(iter([source("cat")])),
-        done=DoneSet(),
-        metrics=RunMetrics(),
+        recorder=recorder,
         stop=StopRequest(),
         deadline_s=30.0,
     ).run()

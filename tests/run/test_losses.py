@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from operators.errors import ClusterGone, SinkError, StageError
+from pipeline.run.inline_executor import InlineExecutor
 from pipeline.run.loop import LOCK_S, StopRequest
 from pipeline.run.sink_worker import SinkOpened
 from pipeline.steering.deadlines import NONE_S, WAITS_S
-from pipeline.steering.executor import Call, Completion, InlineExecutor
+from pipeline.steering.executor import Call, Completion
 from pipeline.steering.messages import Reply
 from pipeline.steering.scheduler import FOCUS, SINK, SOURCE
 from tests.run.test_loop import Run, run, source

@@ -68,7 +68,7 @@ class Machines:
         self.silent: set[str] = set()
         self.listed = nodes(2, 2)
         self.watch = ClusterWatch(
-            head=("head", 6379), look=lambda: self.listed, is_there=self.is_there, clock=lambda: self.now_s
+            head=("head", 6379), list_nodes=lambda: self.listed, is_there=self.is_there, clock=lambda: self.now_s
         )
 
     def is_there(self, address: str, port: int) -> bool:
@@ -78,7 +78,7 @@ class Machines:
         until_s = self.now_s + seconds
         while self.now_s < until_s:
             self.now_s += 3.0
-            self.watch.ask()
+            self.watch.check_all()
 
 
 def test_a_machine_that_was_cut_off_for_a_moment_has_not_answered_all_the_time() -> None:

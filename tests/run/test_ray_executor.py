@@ -12,14 +12,17 @@ import pytest
 
 from operators.errors import CheckpointError
 from operators.records import ClipLabel, Source, source_id
-from pipeline.run.loop import Runner, SourceFeed, StopRequest
+from pipeline.run.label_recorder import LabelRecorder
+from pipeline.run.loop import Runner, StopRequest
 from pipeline.run.metrics import RunMetrics, StageTime
 from pipeline.run.ray_executor import RayExecutor
+from pipeline.run.source_feed import SourceFeed
 from pipeline.steering.batching import Batcher
 from pipeline.steering.done_set import DoneSet
 from pipeline.steering.executor import Call, Completion, WorkerSpec
+from pipeline.steering.in_flight import FlowLimits
 from pipeline.steering.messages import ReadRequest
-from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Scheduler
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.ray
@@ -60,32 +63,30 @@ def label_all(executor: RayExecutor, names: list[str], *, deadline_s: float = 30
     executor.start(WorkerSpec(stage=SINK, factory="tests.support.null_workers:null_sink", arguments={"written": []}))
     executor.wait_ready()
     rows: list[ClipLabel] = []
-    done = DoneSet()
     metrics = RunMetrics(stages={name: StageTime() for name in (SOURCE, STREAM, FOCUS, SINK)})
+    recorder = LabelRecorder(done=DoneSet(), metrics=metrics)
+
+    def keep(label: ClipLabel) -> None:
+        rows.append(label)
+        recorder.add(label)
+
     scheduler = Scheduler(
         workers={SOURCE: 1, STREAM: 1, FOCUS: 1, SINK: 1},
-        limits=Limits(max_pieces=8, max_open_clips=4, rows_per_part=4),
+        limits=FlowLimits(max_pieces=8, max_open_clips=4, rows_per_part=4),
         batcher=Batcher(max_rows=8, max_wait_s=0.05),
-        is_wanted=lambda clip: clip not in done,
+        is_wanted=recorder.is_wanted,
+        on_label=keep,
     )
     sources = [Source(source_id=source_id(f"/{name}"), uri=f"/{name}", video_id=name) for name in names]
     runner = Runner(
         executor=executor,
         scheduler=scheduler,
         feed=SourceFeed(iter(sources)),
-        done=done,
-        metrics=metrics,
+        recorder=recorder,
         stop=StopRequest(),
         deadline_s=deadline_s,
         on_progress=lambda runner: None,
     )
-    note = scheduler.on_label
-
-    def keep(label: ClipLabel) -> None:
-        rows.append(label)
-        note(label)
-
-    scheduler.on_label = keep  # type: ignore[method-assign]
     runner.run()
     assert sorted(row.video_id for row in rows) == sorted(names)
     assert metrics.committed == len(names)
@@ -171,7 +172,7 @@ def test_rays_head_keeps_no_record_of_calls_that_are_over(executor: RayExecutor)
     (head,) = (
         int(entry.parent.name)
         for entry in Path("/proc").glob("[0-9]*/cmdline")
-        if "gcs_server" in (line := entry.read_text()) and str(executor._temporary) in line
+        if "gcs_server" in (line := entry.read_text()) and executor._local and executor._local.folder in line
     )
     call = Call(stage=STREAM, worker=0, method="close", requests=("x",))
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from operators.errors import StageError
 from operators.records import ClipLabel, Media, Source, clip_id
 from pipeline.steering.batching import Batcher
+from pipeline.steering.in_flight import FlowLimits, PlannedCall
 from pipeline.steering.messages import Advance, ClipRef, PieceInfo, ReadReply, Reply
 from pipeline.steering.read_queue import failed_label
-from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Planned, Scheduler
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 from tests.support.scheduler_world import PIECE_BYTES, STRIDE_S, Video, World
 
 FAULTS = ["kill_open", "kill_focus", "kill_step", "raise_open", "raise_focus", "raise_step"]
@@ -50,8 +51,8 @@ def archives(draw: st.DrawFn) -> list[Video]:
 
 
 @st.composite
-def limits(draw: st.DrawFn) -> Limits:
-    return Limits(
+def limits(draw: st.DrawFn) -> FlowLimits:
+    return FlowLimits(
         max_pieces=draw(st.sampled_from([1, 2, 5, 32])),
         max_bytes=draw(st.sampled_from([1, 25, 1000])),
         pieces_per_source=2,
@@ -138,7 +139,7 @@ def source(number: int = 0, media: Media = Media.VIDEO) -> Source:
 
 
 def a_world(*archive: Video, workers: int = 1, **world: Any) -> World:
-    limits = Limits(**{"stride_s": STRIDE_S, "part_age_s": 0.0, **world.pop("limits", {})})
+    limits = FlowLimits(**{"stride_s": STRIDE_S, "part_age_s": 0.0, **world.pop("limits", {})})
     counts = {SINK: 1, SOURCE: workers, STREAM: workers, FOCUS: workers}
     return World(list(archive), **{"workers": counts, "limits": limits, **world})
 
@@ -155,17 +156,17 @@ class Desk:
         self.known = set(done)
         self.scheduler = Scheduler(
             workers={SINK: 1, SOURCE: workers, STREAM: workers, FOCUS: workers},
-            limits=Limits(**{"stride_s": STRIDE_S, **limits}),
+            limits=FlowLimits(**{"stride_s": STRIDE_S, **limits}),
             batcher=Batcher(max_rows=max_rows, max_wait_s=1.0),
             is_wanted=lambda clip: clip not in self.known,
+            on_label=self._note,
         )
-        self.scheduler.on_label = self._note
 
     def _note(self, label: ClipLabel) -> None:
         self.labels.append(label)
         self.known.add(label.clip_id)
 
-    def next(self, method: str) -> Planned:
+    def next(self, method: str) -> PlannedCall:
         planned = self.scheduler.next_call(0.0)
         assert planned is not None and planned.call.method == method
         return planned
@@ -173,7 +174,7 @@ class Desk:
     def is_waiting(self) -> bool:
         return self.scheduler.next_call(0.0) is None
 
-    def answer_read(self, planned: Planned, *, windows: int = 1, is_done: bool = True, num_bytes: int = 1) -> None:
+    def answer_read(self, planned: PlannedCall, *, windows: int = 1, is_done: bool = True, num_bytes: int = 1) -> None:
         rows, row = [], 0
         for request in planned.call.requests:
             key, pieces = request.source.source_id, []
@@ -184,7 +185,7 @@ class Desk:
             rows.append(ReadReply(source_id=key, pieces=tuple(pieces), is_done=is_done))
         self.scheduler.on_done(planned, Reply(rows=tuple(rows)), object(), 0.0)
 
-    def answer_failed(self, planned: Planned, *, window: int) -> None:
+    def answer_failed(self, planned: PlannedCall, *, window: int) -> None:
         key = planned.call.requests[0].source.source_id
         ref = ClipRef(clip_id(key, window * STRIDE_S), window * STRIDE_S, window * STRIDE_S, window)
         failed = failed_label(source(), code="corrupt", message="as told", ref=ref)
@@ -196,17 +197,17 @@ class Desk:
         self.answer_read(self.next("read"), windows=num_clips)
         self.answer_open(self.next("open"), patches=patches)
 
-    def answer_open(self, planned: Planned, *, patches: int) -> None:
+    def answer_open(self, planned: PlannedCall, *, patches: int) -> None:
         clips = [clip for request in planned.call.requests for clip in request.clip_ids]
         rows = [Advance(clip_id=c, start=i * patches, stop=(i + 1) * patches) for i, c in enumerate(clips)]
         self.scheduler.on_done(planned, Reply(rows=tuple(rows)), object(), 0.0)
 
-    def answer_label(self, planned: Planned) -> None:
+    def answer_label(self, planned: PlannedCall) -> None:
         clips = [stay.clip.ref.clip_id for stay in planned.stays]
         rows = [Advance(clip_id=c, label=ClipLabel(video_id="", clip_id=c, source_uri="")) for c in clips]
         self.scheduler.on_done(planned, Reply(rows=tuple(rows)), None, 0.0)
 
-    def answer(self, planned: Planned) -> None:
+    def answer(self, planned: PlannedCall) -> None:
         self.scheduler.on_done(planned, Reply(rows=()), object(), 0.0)
 
 
@@ -300,7 +301,7 @@ def test_a_suspect_has_its_turn_though_the_worker_always_has_a_call_queued() -> 
     desk.scheduler.on_died(first, 0.0)
     desk.scheduler.on_died(second, 0.0)
     order: list[int] = []
-    running: list[Planned] = []
+    running: list[PlannedCall] = []
     while (planned := desk.scheduler.next_call(0.0)) is not None or running:
         if planned is None:
             planned = running.pop(0)

@@ -13,6 +13,7 @@ from operators.records import ClipLabel, Media, Source, clip_id
 from pipeline.steering.batching import Batcher, PatchRows
 from pipeline.steering.deadlines import Deadlines
 from pipeline.steering.executor import Call
+from pipeline.steering.in_flight import FlowLimits, PlannedCall
 from pipeline.steering.messages import (
     Advance,
     ClipRef,
@@ -24,7 +25,7 @@ from pipeline.steering.messages import (
     StepRequest,
 )
 from pipeline.steering.read_queue import failed_label
-from pipeline.steering.scheduler import FOCUS, SINK, STREAM, Limits, Planned, Scheduler
+from pipeline.steering.scheduler import FOCUS, SINK, STREAM, Scheduler
 
 STRIDE_S = 4.0
 PIECE_BYTES = 10
@@ -95,7 +96,7 @@ class World:
         self,
         videos: list[Video],
         *,
-        limits: Limits,
+        limits: FlowLimits,
         workers: dict[str, int],
         max_rows: int = 64,
         shapes: tuple[int, ...] = (),
@@ -128,12 +129,12 @@ class World:
             limits=limits,
             batcher=Batcher(max_rows=max_rows, max_wait_s=0.5, shapes=shapes),
             is_wanted=lambda clip: clip not in self.done,
+            on_label=self.on_label,
         )
-        self.scheduler.on_label = self.on_label
         self.now_s = 0.0
         self.labels: list[ClipLabel] = []
         self.parts: dict[int, tuple[ClipLabel, ...]] = {}
-        self.calls: list[Planned] = []
+        self.calls: list[PlannedCall] = []
         self.deaths_alone: Counter[str] = Counter()
         self.deaths: Counter[str] = Counter()
         """By stage."""
@@ -145,7 +146,7 @@ class World:
         self.state: dict[tuple[str, int], dict[str, Any]] = {
             (stage, worker): {} for stage, count in workers.items() for worker in range(count)
         }
-        self.queues: dict[tuple[str, int], list[tuple[int, Planned]]] = {place: [] for place in self.state}
+        self.queues: dict[tuple[str, int], list[tuple[int, PlannedCall]]] = {place: [] for place in self.state}
         self.events: list[tuple[float, int, tuple[str, int], Any, Any]] = []
         self.tickets = itertools.count()
         self.drained = False
@@ -206,7 +207,7 @@ class World:
     def rows(self, call: Call) -> list[Any]:
         return [row for s in call.requests for row in call.payloads[s.payload].content[s.start : s.stop]]
 
-    def check(self, planned: Planned) -> None:
+    def check(self, planned: PlannedCall) -> None:
         call = planned.call
         place = (call.stage, call.worker)
         assert place not in self.absent, "a worker that is not made is given work"
@@ -238,13 +239,13 @@ class World:
                 self.max_resident = max(self.max_resident, resident)
                 assert resident <= self.limits.max_open_clips
 
-    def check_order(self, chosen: list[int], waiting: list[Any], planned: Planned) -> None:
+    def check_order(self, chosen: list[int], waiting: list[Any], planned: PlannedCall) -> None:
         """Nobody is overtaken by somebody younger, so whoever waits has a bounded number before him."""
         left = [entry[0] for entry in waiting if not isinstance(entry[-1], PatchRows) or len(entry[-1])]
         if not planned.is_suspect and left:
             assert max(chosen) <= min(left)
 
-    def submit(self, planned: Planned) -> None:
+    def submit(self, planned: PlannedCall) -> None:
         place = (planned.call.stage, planned.call.worker)
         self.calls.append(planned)
         self.queues[place].append((next(self.tickets), planned))
@@ -271,7 +272,7 @@ class World:
             answer, end_s = "hangs", self.now_s + DEADLINE_S
         heapq.heappush(self.events, (end_s, ticket, place, planned, answer))
 
-    def dies_by_chance(self, planned: Planned) -> bool:
+    def dies_by_chance(self, planned: PlannedCall) -> bool:
         if not self.deaths_left or self.random.random() > 0.05:
             return False
         if planned.call.method == "read" and any(self.deaths_alone[i] >= 2 for i in self.items(planned.call)):
@@ -281,7 +282,7 @@ class World:
         self.deaths_left -= 1
         return True
 
-    def stalls_by_chance(self, planned: Planned) -> bool:
+    def stalls_by_chance(self, planned: PlannedCall) -> bool:
         if not self.stalls_left or self.random.random() > 0.05:
             return False
         if planned.call.stage == SINK and self.scheduler._stages[SINK].deaths_in_a_row == 2:
@@ -336,7 +337,7 @@ class World:
         if self.queues[place]:
             self.begin(place)
 
-    def die(self, place: tuple[str, int], planned: Planned) -> None:
+    def die(self, place: tuple[str, int], planned: PlannedCall) -> None:
         self.state[place] = {}
         self.deaths[place[0]] += 1
         behind, self.queues[place] = self.queues[place], []
