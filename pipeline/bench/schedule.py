@@ -44,7 +44,7 @@ def bench_schedule(
         clips, rounds, minutes = 400, 1, 1.0
     begun_s = time.monotonic()
     figures = _simulations(exits, 400 if quick else 8000, say)
-    figures += _bytes_per_clip(50_000 if quick else 200_000)
+    figures += _bytes_per_clip(100_000 if quick else 200_000)
     for name, form in FORMS.items():
         rates: list[float] = []
         lasted_s = 0.0
