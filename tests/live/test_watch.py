@@ -572,7 +572,7 @@ def test_a_stop_is_heeded_before_the_next_step_of_a_start(step, started, tmp_pat
     monkeypatch.setattr("pipeline.live.watch.resolve", resolved)
     monkeypatch.setattr("pipeline.live.watch.make_executor", executor)
     monkeypatch.setattr("pipeline.live.watch.open_sink", lambda *_: SinkOpened())
-    monkeypatch.setattr("pipeline.live.watch.ask", lambda *_: None)
+    monkeypatch.setattr("pipeline.live.watch.call_worker", lambda *_: None)
     monkeypatch.setattr("pipeline.live.watch.write_run", lambda *_: is_stopped_by("write_run"))
     summary = watch_cameras(load("live"), [Camera(name="door", url="rtsp://a/")], out=tmp_path, stop=stop)
     assert seen == started and summary.labels == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +140,29 @@ def test_an_exception_comes_back_with_its_text(executor: RayExecutor) -> None:
     assert "nothing" in completion.error
 
 
+LEFT_ALONE = """
+import signal
+from ray._private import utils, worker
+before = (utils.set_sigterm_handler, worker.print_to_stdstream, signal.getsignal(signal.SIGTERM))
+
+def changed():
+    now = (utils.set_sigterm_handler, worker.print_to_stdstream, signal.getsignal(signal.SIGTERM))
+    return [old is not new for old, new in zip(before, now)]
+
+from pipeline.run.ray_executor import RayExecutor
+executor = RayExecutor(num_cpus=1, store_bytes=80 << 20)
+print(*changed())
+executor.close()
+print(*changed())
+"""
+
+
+def test_what_is_replaced_inside_ray_is_put_back_when_ray_is_left() -> None:
+    ended = subprocess.run([sys.executable, "-c", LEFT_ALONE], cwd=ROOT, capture_output=True, text=True)
+    # Only what would print to standard output is kept away for as long as Ray is up.
+    assert ended.stdout.splitlines() == ["False True False", "False False False"], ended.stderr
+
+
 def private_kib(pid: int) -> int:
     """Memory that no other process shares."""
     lines = (Path("/proc") / str(pid) / "smaps_rollup").read_text().splitlines()
@@ -147,19 +172,19 @@ def private_kib(pid: int) -> int:
 def test_the_calls_of_one_worker_come_back_in_their_order(executor: RayExecutor) -> None:
     start(executor, STREAM, "null_counter", count=2)
     executor.wait_ready()
-    told: dict[int, list[int]] = {0: [], 1: []}
+    counted: dict[int, list[int]] = {0: [], 1: []}
 
     def submit(worker: int) -> int:
         return executor.submit(Call(stage=STREAM, worker=worker, method="count", requests=()))
 
-    # Ray tells of the second of two calls first in one case of twenty.
+    # Ray reports the second of two calls before the first in one case of twenty.
     asked = {submit(worker): worker for worker in (0, 0, 0, 1, 1, 1)}
-    while min(map(len, told.values())) < 400:
+    while min(map(len, counted.values())) < 400:
         for completion in executor.poll(1.0):
             worker = asked.pop(completion.ticket)
-            told[worker].append(completion.reply.rows[0])
+            counted[worker].append(completion.reply.rows[0])
             asked[submit(worker)] = worker
-    for numbers in told.values():
+    for numbers in counted.values():
         assert numbers == list(range(1, len(numbers) + 1))
     while asked:
         for completion in executor.poll(1.0):
