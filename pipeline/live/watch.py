@@ -163,7 +163,7 @@ def watch_cameras(
     check_output(out)
     with RunLog(out, run_id) as log:
         told = told or LiveTold()
-        told = replace(told, message=log.telling(told.message), news=logging_states(log, told.news))
+        told = replace(told, message=log.noting(told.message), news=logging_states(log, told.news))
         # The port is taken before anything is started: that it is not free is then said at once, and whoever watches
         # over the run learns how its start goes.
         with _metrics(config, cameras, told) as metrics, open_cluster(config) as machine:

@@ -32,7 +32,7 @@ class Node:
 
 
 def share_of(num_cpus: float, share: float) -> float:
-    """What an actor asks of a cluster: Ray takes parts of one CPU, and of more whole numbers only."""
+    """The CPUs that an actor asks of a cluster: Ray takes parts of one CPU, and of more only whole numbers."""
     wanted = num_cpus * share
     return float(math.floor(wanted)) if wanted >= 1 else math.floor(100 * wanted) / 100
 
@@ -59,14 +59,14 @@ def share_that_fits(sizes: Sequence[float], nodes: Collection[Node]) -> float:
 
 
 def needs(num_cpus: float, num_gpus: float) -> str:
-    """What a worker asks for, in words."""
+    """The words for what a worker asks for."""
     wanted = [f"{num_cpus:g} CPU"] if num_cpus else []
     wanted += [f"{num_gpus:g} GPU"] if num_gpus else []
     return " and ".join(wanted) or "a machine"
 
 
 def free_places(nodes: Collection[Node]) -> str:
-    """What is free on each machine that is alive, in words."""
+    """The words for what is free on each machine that is alive."""
     places = []
     for node in nodes:
         if node.is_alive:

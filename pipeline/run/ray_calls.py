@@ -12,10 +12,9 @@ from ray import exceptions
 
 from operators.errors import PipelineError, StageError
 from pipeline.run.ray_cluster import one_line
+from pipeline.steering.deadlines import Place
 from pipeline.steering.executor import Call, Completion
 
-Place = tuple[str, int]
-"""A stage and a worker of it."""
 _DEAD = (
     exceptions.RayActorError,
     exceptions.OutOfMemoryError,

@@ -22,8 +22,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from operators.errors import CheckpointError, ClusterGone, PipelineError, StageError
 from pipeline.run import ray_cluster
 from pipeline.run.nodes import ClusterWatch, free_places, needs, share_of, share_that_fits
-from pipeline.run.ray_calls import ActorCalls, Place
+from pipeline.run.ray_calls import ActorCalls
 from pipeline.run.ray_cluster import LocalRay, one_line
+from pipeline.steering.deadlines import Place
 from pipeline.steering.executor import Call, Completion, WorkerSpec, make_worker
 from pipeline.steering.scheduler import SINK
 
@@ -35,7 +36,7 @@ class _Host:
     """An actor that holds one worker."""
 
     def where(self) -> tuple[int, str]:
-        """The process and the machine that it was given."""
+        """The process and the machine that the actor was given."""
         # A terminal's ctrl-C reaches every process of its group; only the driver may act on it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return os.getpid(), ray.get_runtime_context().get_node_id()
@@ -100,7 +101,7 @@ class RayExecutor:
             self._make(spec, worker)
 
     def _make(self, spec: WorkerSpec, worker: int) -> None:
-        # Ray shows the class's name as the process's title: one looks at `ps` and sees the stages.
+        # Ray shows the name of the class as the title of the process, so that `ps` shows the stages.
         host: Any = ray.remote(type(f"saccade-{spec.stage}", (_Host,), {}))
         actor = host.options(**self._options(spec)).remote()
         place = (spec.stage, worker)
@@ -135,7 +136,7 @@ class RayExecutor:
         return options
 
     def _cpus(self, spec: WorkerSpec) -> float:
-        """Where its GPU is, decoders may have all the CPUs; it would never be placed if it asked for one too."""
+        """The CPUs that a worker asks for: none beside a GPU, since decoders may have all CPUs of that machine."""
         if self._cluster is not None and spec.num_gpus:
             return 0.0
         return share_of(spec.num_cpus, self._cpu_share)
@@ -255,7 +256,7 @@ class RayExecutor:
         self._end(place)
 
     def _end(self, place: Place) -> None:
-        """Has Ray end an actor. One that only seemed to be gone must not go on beside the one in its place."""
+        """Has Ray end an actor: one that only seemed to be gone must not go on beside the one in its place."""
         actor = self._actors.pop(place, None)
         if actor is not None and self._head_answers():
             with contextlib.suppress(exceptions.RayError, ValueError):

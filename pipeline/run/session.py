@@ -41,7 +41,7 @@ def open_cluster(config: Config) -> Iterator[Machine]:
     from pipeline.run.ray_cluster import joined
 
     with joined(config.run.ray_address) as resources:
-        yield _machine_from(resources)
+        yield _machine_with(resources)
 
 
 def machine_of(config: Config) -> Machine:
@@ -50,10 +50,10 @@ def machine_of(config: Config) -> Machine:
         return this_machine()
     from pipeline.run.ray_cluster import free_resources
 
-    return _machine_from(free_resources(config.run.ray_address))
+    return _machine_with(free_resources(config.run.ray_address))
 
 
-def _machine_from(resources: Mapping[str, float]) -> Machine:
+def _machine_with(resources: Mapping[str, float]) -> Machine:
     return Machine(
         num_cores=max(1, int(resources.get("CPU", 1))),
         memory_bytes=int(resources.get("memory", 4 << 30)),

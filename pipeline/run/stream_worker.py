@@ -1,7 +1,7 @@
 """The stream worker: it holds clips that are open, and moves them from frames to patches to labels.
 
-How a family of models looks is a Gaze; what is the same for all of them is here. A clip opens with its frames, steps
-each time the features of its patches arrive, and closes with its label.
+How a family of models looks is in its Gaze; what is the same for all families is here. A clip opens with its frames,
+steps each time the features of its patches arrive, and closes with its label.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ class StreamWorker:
         return Reply(rows=tuple(rows), work=work), patches
 
     def _answers(self, clips: Sequence[OpenClip]) -> Sequence[torch.Tensor]:
-        """float32 [n,K] of each clip, on the CPU: the logits of its steps, of the last alone where that is enough.
+        """The logits of each clip's steps, of the last alone where that is enough, as float32 [n,K] on the CPU.
 
-        All in one copy: the host waits for a GPU with each.
+        They are copied all at once, because the host waits for a GPU with every copy.
         """
         if not clips:
             return ()

@@ -84,6 +84,11 @@ class StageCalls:
     suspects_running: int = 0
     deaths_in_a_row: int = 0
 
+    @classmethod
+    def of_workers(cls, count: int, *, depth: int) -> StageCalls:
+        """A stage of so many workers, all of which are made and have no call."""
+        return cls(depth, running=[[] for _ in range(count)], epochs=[0] * count, idle=set(range(count)))
+
     def enter(self, planned: PlannedCall) -> None:
         worker = planned.call.worker
         self.running[worker].append(planned)

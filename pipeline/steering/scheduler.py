@@ -59,12 +59,7 @@ class Scheduler:
         self._limits = limits
         self._batcher = batcher
         self._stages = {
-            stage: StageCalls(
-                depth=limits.focus_depth if stage == FOCUS else 1,
-                running=[[] for _ in range(count)],
-                epochs=[0] * count,
-                idle=set(range(count)),
-            )
+            stage: StageCalls.of_workers(count, depth=limits.focus_depth if stage == FOCUS else 1)
             for stage, count in workers.items()
         }
         self._reading = ReadQueue(

@@ -38,7 +38,7 @@ def clip(name: str, start_s: float = 0.0) -> str:
 
 @dataclass
 class Run:
-    """What is left of a run: its runner and what was written."""
+    """A run that has ended: its runner and the labels that were written."""
 
     runner: Runner
     written: list[ClipLabel] = field(default_factory=list)
@@ -169,7 +169,7 @@ def test_a_second_run_labels_only_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize("stride_s", [0.0, 2.0])
-def test_inputs_that_failed_in_an_earlier_run_are_told_from_those_that_it_labelled(stride_s: float) -> None:
+def test_inputs_that_failed_in_an_earlier_run_are_counted_apart_from_those_that_it_labelled(stride_s: float) -> None:
     keys = [tuple(divmod(int(clip(name), 16), 2**64)) for name in ("cat-1", "corrupt-1", "corrupt-2")]
     known = DoneSet(np.array(keys, np.uint64), failed=np.array(keys[1:], np.uint64))
     run([source("cat-1"), source("cat-2"), source("corrupt-1"), source("corrupt-3")], done=known, stride_s=stride_s)
@@ -318,12 +318,12 @@ def test_a_run_is_summed_up() -> None:
     assert summary.bottleneck == FOCUS
 
 
-def test_the_end_of_a_run_tells_how_long_patches_waited_and_how_much_focus_workers_idled() -> None:
+def test_the_summary_says_how_long_patches_waited_and_how_much_focus_workers_idled() -> None:
     # Two passes of 1.5 and 2.5 s with 1 s between them; 20 patches that waited 3 s all together.
     focus = StageTime(workers=2, calls=2, busy_s=4.0, wait_s=1.0, items=20)
     metrics = RunMetrics(stages={FOCUS: focus}, labelled=4, patches_sent=20, patches_waited_s=3.0)
-    told = {"run_id": "run", "interrupted": False, "ended_early": None, "is_trained": True}
-    summary = summarise(metrics, wall_s=9.0, skipped_files={}, out="out", model_id="m", config_id="c", **told)
+    facts = {"run_id": "run", "interrupted": False, "ended_early": None, "is_trained": True}
+    summary = summarise(metrics, wall_s=9.0, skipped_files={}, out="out", model_id="m", config_id="c", **facts)
     assert (summary.patch_wait_s, summary.focus_idle_share) == pytest.approx((0.15, 0.2))
     rows = dict(summary_rows(summary))
     assert rows["patches waited"] == "150.0 ms on average, until their batch went"

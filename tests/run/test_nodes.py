@@ -61,7 +61,7 @@ def test_what_a_worker_waits_for_is_said_with_what_is_free() -> None:
 
 
 class Machines:
-    """What answers, and what time it is."""
+    """A world of machines, in which a test says which of them answer and what time it is."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

@@ -1,4 +1,4 @@
-"""Workers that do nothing, quickly: a clip is a name, a patch a number. What a source is like stands in its name."""
+"""Workers that do nothing, quickly: a clip is a name, a patch is a number, and a source's name says how it behaves."""
 
 from __future__ import annotations
 
@@ -107,6 +107,8 @@ class NullFocus:
 
 
 class NullSink:
+    """Keeps the labels that it is given."""
+
     def __init__(self, written: list[ClipLabel]) -> None:
         self._written = written
 
@@ -117,6 +119,8 @@ class NullSink:
 
 
 class NullCounter:
+    """Answers every call with how many there have been."""
+
     def __init__(self) -> None:
         self._num_calls = 0
 
