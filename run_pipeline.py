@@ -17,6 +17,7 @@ from operators.errors import CheckpointError, ClusterGone, ConfigError, Pipeline
 from operators.json_text import json_text
 from operators.passwords import without_password
 from operators.records import ClipLabel
+from pipeline import wait_passively
 from pipeline.bench.commands import bench
 from pipeline.commands.hidden_arguments import hide_arguments
 from pipeline.commands.options import (
@@ -86,7 +87,7 @@ def label(
         return _say_estimate(config, list_sources, tally, options, out=out, resume=resume, retry_failed=retry_failed)
     stop = stop_on_signals()
     with report.progress(quiet=options.quiet) as show:
-        told = archive.Told(
+        reports = archive.RunReports(
             message=say,
             started=lambda plan: None if options.quiet else say(plan.opening_line()),
             progress=show,
@@ -98,7 +99,7 @@ def label(
             resume=resume,
             retry_failed=retry_failed,
             stop=stop,
-            told=told,
+            reports=reports,
             tally=tally,
         )
     if options.as_json:
@@ -158,11 +159,10 @@ def live(
       saccade live cameras.yaml -o out/ --metrics-port 9400
       saccade live rtsp://user:${PASSWORD}@10.0.0.7/stream -o out/ --json
     """
-    # Before all that loads torch: it says how torch's threads wait.
-    from pipeline.live.watch import LiveTold, watch_cameras  # isort: split
-
+    wait_passively()
     from pipeline.commands import terminal as report
     from pipeline.live.cameras import cameras_of
+    from pipeline.live.watch import LiveTold, watch_cameras
 
     config = options.config(preset="live", metrics_port=metrics_port)
     stop = stop_on_signals()
@@ -335,7 +335,7 @@ def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
             videos=videos,
             settings=settings,
             stop=stop,
-            told=archive.Told(message=say, progress=show),
+            told=archive.RunReports(message=say, progress=show),
             made=made,
         )
     if result is None:

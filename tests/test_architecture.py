@@ -44,7 +44,7 @@ HOMES = {
         "pipeline/commands/score.py",
         "pipeline/bench/commands.py",
     },
-    "ray": {"pipeline/run/ray_executor.py"},
+    "ray": {"pipeline/run/ray_calls.py", "pipeline/run/ray_cluster.py", "pipeline/run/ray_executor.py"},
     "prometheus_client": {"pipeline/live/prometheus.py"},
     "rich": {"pipeline/commands/terminal.py"},
     "safetensors": {"operators/weights/checkpoints.py"},
@@ -81,6 +81,7 @@ LIGHT = (
     "operators/media/view.py",
     "operators/media/camera.py",
     "pipeline/run/source_worker.py",
+    "pipeline/run/focus_worker.py",
 )
 
 

@@ -151,7 +151,7 @@ def try_writing(executor: Executor) -> Finding:
     """A worker of this executor writes a part of one row, and it is read."""
     from operators.records import ClipLabel, clip_id
     from operators.table.schema import summarize
-    from pipeline.run.archive import ask
+    from pipeline.run.session import call_worker
 
     label = ClipLabel(video_id="doctor", clip_id=clip_id("doctor", 0.0), source_uri="doctor")
     with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +165,7 @@ def try_writing(executor: Executor) -> Finding:
             "finish": (),
         }
         for method, request in requests.items():
-            ask(executor, Call(stage="sink", worker=0, method=method, requests=request))
+            call_worker(executor, Call(stage="sink", worker=0, method=method, requests=request))
         if summarize(Path(folder) / "labels").num_clips != 1:
             return Finding("ray", "fail", f"what its worker wrote to {folder} is not there: another machine's disk?")
     return Finding("ray", "ok", "starts, and a worker of its writes labels that can be read")

@@ -24,7 +24,7 @@ from pipeline.commands.options import (
 if TYPE_CHECKING:
     from operators.records import Source
     from pipeline.config import Config
-    from pipeline.run.archive import Told
+    from pipeline.run.archive import RunReports
     from pipeline.run.metrics import RunSummary
     from pipeline.scoring.calibrate import Score
     from pipeline.scoring.evaluate import Evaluation
@@ -197,13 +197,13 @@ def calibrate(
 
 
 @contextlib.contextmanager
-def _told(options: RunOptions) -> Iterator[Told]:
+def _told(options: RunOptions) -> Iterator[RunReports]:
     """What a run reports while it labels."""
     from pipeline.commands import terminal as report
     from pipeline.run import archive
 
     with report.progress(quiet=options.quiet) as show:
-        yield archive.Told(message=say, progress=show)
+        yield archive.RunReports(message=say, progress=show)
 
 
 def _show_evaluations(evaluations: Mapping[str, Evaluation], out: Path, *, as_json: bool) -> None:

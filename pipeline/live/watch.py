@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +10,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-# Cameras' readers need the cores that torch's threads would burn while they wait for each other. Must be said before
-# torch is loaded, here or in a worker. 8 cameras on 2 busy cores, small networks: p95 145 ms instead of 2800.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from operators.errors import ConfigError, StageError
 from operators.passwords import without_password
@@ -32,18 +27,18 @@ from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import resolve
 from pipeline.plan.run_plan import RunPlan
 from pipeline.plan.tuning import cache_folder
-from pipeline.run.archive import (
-    ask,
+from pipeline.run.loop import StopRequest
+from pipeline.run.run_log import RunLog
+from pipeline.run.session import (
+    call_worker,
     make_executor,
     new_run_id,
     open_cluster,
     open_sink,
-    remembered,
+    settings_of_table,
     write_run,
     write_summary,
 )
-from pipeline.run.loop import StopRequest
-from pipeline.run.run_log import RunLog
 from pipeline.steering.executor import Call, Executor, WorkerSpec
 from pipeline.steering.scheduler import MAX_DEATHS, SINK
 
@@ -169,7 +164,7 @@ def watch_cameras(
     check_output(out)
     with RunLog(out, run_id) as log:
         told = told or LiveTold()
-        told = replace(told, message=log.telling(told.message), news=logging_states(log, told.news))
+        told = replace(told, message=log.noting(told.message), news=logging_states(log, told.news))
         # The port is taken before anything is started: that it is not free is then said at once, and whoever watches
         # over the run learns how its start goes.
         with _metrics(config, cameras, told) as metrics, open_cluster(config) as machine:
@@ -205,7 +200,7 @@ def _watch_cameras(
     metrics: LiveMetrics,
 ) -> LiveSummary:
     there = table_identity(out) if resume else None
-    known = remembered(there)
+    known = settings_of_table(there)
     plan = resolve(config, machine, remembered=known, cache=cache_folder())
     check(plan.config, plan)
     check_identity(out, there, plan.identity(live=True))
@@ -224,11 +219,11 @@ def _watch_cameras(
         opened = open_sink(executor, told.message, stop)
         if opened is None:
             return summary
-        if (found := remembered(opened.identity)) != known:
+        if (found := settings_of_table(opened.identity)) != known:
             # Another run had the table until now, and left other settings in it.
             plan = resolve(config, machine, remembered=found, cache=cache_folder())
         identity = plan.identity(live=True)
-        ask(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,)))
+        call_worker(executor, Call(stage=SINK, worker=0, method="begin", requests=(identity,)))
         write_run(out, plan, run_id)
         if stop.is_set:
             return summary
@@ -265,7 +260,7 @@ def _watch_cameras(
         )
         loop.run(for_s)
         if not loop.has_given_up:
-            ask(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
+            call_worker(executor, Call(stage=SINK, worker=0, method="finish", requests=()))
         write_summary(out, run_id, summary.to_dict())
     return summary
 

@@ -37,7 +37,7 @@ from pipeline.live.camera_state import (
 from pipeline.live.camera_state import CameraState as State
 from pipeline.live.frames_and_windows import CutWindow, FairBuffer, WindowCutter
 from pipeline.live.gaze import LiveGaze, Seen, Stream
-from pipeline.steering.messages import Reply, Work
+from pipeline.steering.messages import CallCost, Reply
 
 _MAX_WAIT_S = 0.05
 _MAX_GOING_S = 2.0
@@ -196,7 +196,7 @@ class LiveWorker:
                 busy_s += self._clock() - begun_s
             else:
                 self._sleep(until_s)
-        return Reply(rows=(self._news(),), work=Work(busy_s=busy_s, num_items=num_frames)), None
+        return Reply(rows=(self._news(),), work=CallCost(busy_s=busy_s, num_items=num_frames)), None
 
     def stop(self, requests: tuple[Any, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
         """Cameras are let go; what has arrived is still analysed by the slices that follow."""

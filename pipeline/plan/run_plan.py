@@ -15,7 +15,8 @@ from pipeline.plan.placement import Placement
 from pipeline.plan.tuning import Choice
 from pipeline.steering.batching import SHAPES, Batcher
 from pipeline.steering.executor import WorkerSpec
-from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits
+from pipeline.steering.in_flight import FlowLimits
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM
 from policies.stopping import Confidence
 
 
@@ -118,10 +119,10 @@ class RunPlan:
         )
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> FlowLimits:
         place = self.placement
         is_whole = self.config.sampling.kind == "whole"
-        return Limits(
+        return FlowLimits(
             max_pieces=place.max_pieces,
             max_bytes=self.config.run.max_frames_mb << 20,
             max_open_clips=place.max_open_clips,

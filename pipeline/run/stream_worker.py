@@ -1,7 +1,7 @@
 """The stream worker: it holds clips that are open, and moves them from frames to patches to labels.
 
-How a family of models looks is a Gaze; what is the same for all of them is here. A clip opens with its frames, steps
-each time the features of its patches arrive, and closes with its label.
+How a family of models looks is in its Gaze; what is the same for all families is here. A clip opens with its frames,
+steps each time the features of its patches arrive, and closes with its label.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from operators.records import (
     StepKind,
 )
 from pipeline.families.clip import Gaze, LabelForm, OpenClip, generator_of
-from pipeline.steering.messages import Advance, OpenRequest, Reply, StepRequest, Work
+from pipeline.steering.messages import Advance, CallCost, OpenRequest, Reply, StepRequest
 
 
 class StreamWorker:
@@ -97,13 +97,13 @@ class StreamWorker:
         if pixels:
             joined = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
             patches = PatchBatch(pixels=joined)
-        work = Work(busy_s=self._clock() - begun_s, num_items=len(clips))
+        work = CallCost(busy_s=self._clock() - begun_s, num_items=len(clips))
         return Reply(rows=tuple(rows), work=work), patches
 
     def _answers(self, clips: Sequence[OpenClip]) -> Sequence[torch.Tensor]:
-        """float32 [n,K] of each clip, on the CPU: the logits of its steps, of the last alone where that is enough.
+        """The logits of each clip's steps, of the last alone where that is enough, as float32 [n,K] on the CPU.
 
-        All in one copy: the host waits for a GPU with each.
+        They are copied all at once, because the host waits for a GPU with every copy.
         """
         if not clips:
             return ()

@@ -26,9 +26,10 @@ from pipeline.config import Config
 from pipeline.families.calibrated import calibrated_for, made_for
 from pipeline.families.files import load_checkpoint_file
 from pipeline.plan.resolve import resolve
-from pipeline.run.archive import Told, label_archive, machine_of
+from pipeline.run.archive import RunReports, label_archive
 from pipeline.run.loop import StopRequest
 from pipeline.run.metrics import RunSummary
+from pipeline.run.session import machine_of
 from pipeline.scoring.plots import draw_curves
 from pipeline.scoring.read_labels import read_predictions
 from pipeline.scoring.scores import Predictions, mean_average_precision, softmax
@@ -266,7 +267,7 @@ def run_calibration(
     steps_per_round: int | None,
     write: Path | None,
     stop: StopRequest,
-    told: Told,
+    told: RunReports,
 ) -> tuple[Calibration | None, RunSummary]:
     """Labels the set once with all steps, searches, and writes what was found: nothing where it was stopped, or no
     label was made. Says how the labelling went, too.
@@ -279,7 +280,7 @@ def run_calibration(
     machine = machine_of(config)
     plan = resolve(labels_as.replaced({"stop.steps_per_round": every}), machine)
     run = label_archive(
-        labels_as, list_sources, out=out, resume=resume, stop=stop, told=told, machine=machine
+        labels_as, list_sources, out=out, resume=resume, stop=stop, reports=told, machine=machine
     )
     if stop.is_set or not run.has_labels:
         return None, run

@@ -28,9 +28,10 @@ from pipeline.live.watch import CameraSummary, LiveLoop, LiveSummary, LiveTold, 
 from pipeline.live.worker import CameraNews, CameraPlan, LiveNews
 from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import resolve
+from pipeline.run.inline_executor import InlineExecutor
 from pipeline.run.loop import StopRequest
 from pipeline.run.sink_worker import SinkOpened
-from pipeline.steering.executor import Call, Completion, InlineExecutor
+from pipeline.steering.executor import Call, Completion
 from pipeline.steering.messages import Reply
 
 IDENTITY = {"model_id": "m", "config_id": "c"}
@@ -571,7 +572,7 @@ def test_a_stop_is_heeded_before_the_next_step_of_a_start(step, started, tmp_pat
     monkeypatch.setattr("pipeline.live.watch.resolve", resolved)
     monkeypatch.setattr("pipeline.live.watch.make_executor", executor)
     monkeypatch.setattr("pipeline.live.watch.open_sink", lambda *_: SinkOpened())
-    monkeypatch.setattr("pipeline.live.watch.ask", lambda *_: None)
+    monkeypatch.setattr("pipeline.live.watch.call_worker", lambda *_: None)
     monkeypatch.setattr("pipeline.live.watch.write_run", lambda *_: is_stopped_by("write_run"))
     summary = watch_cameras(load("live"), [Camera(name="door", url="rtsp://a/")], out=tmp_path, stop=stop)
     assert seen == started and summary.labels == 0
