@@ -112,7 +112,9 @@ def place(path: Path) -> str:
 @pytest.mark.parametrize("path", sorted((ROOT / "pipeline").glob("*/**/*.py")), ids=place)
 def test_rooms_import_only_the_rooms_below_them(path: Path) -> None:
     room = room_of(place(path).removesuffix(".py").replace("/", "."))
-    seen = {room_of(name) for name in imported(path) if name.startswith("pipeline.")}
+    names = (name for name in imported(path) if name.startswith("pipeline."))
+    # What stands in the package's own first file is no room, and is there for all of them.
+    seen = {room_of(name) for name in names} & set(MAY_IMPORT)
     wrong = seen - {room, *MAY_IMPORT[room]}
     assert not wrong, f"{place(path)} may not import pipeline.{sorted(wrong)}"
 
