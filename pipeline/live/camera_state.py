@@ -24,7 +24,7 @@ class CameraState(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class CameraLimits:
     """How patient to be with a camera. Seconds."""
 
     start_s: float = 30.0
@@ -50,7 +50,7 @@ class Preparing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class ReaderProgress:
     """What the present reader has done since it was opened."""
 
     num_packets: int
@@ -75,7 +75,7 @@ class Stop:
     """The camera is not wanted any more."""
 
 
-Event = Preparing | Progress | Ended | Gone | Stop
+Event = Preparing | ReaderProgress | Ended | Gone | Stop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,11 +97,11 @@ class Wait:
     until_s: float
 
 
-Decision = Open | Kill | Wait
+ReaderAction = Open | Kill | Wait
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Camera:
+class CameraStatus:
     """Where a camera stands. A value: `step` makes the next one."""
 
     state: CameraState = CameraState.WAITING
@@ -134,8 +134,8 @@ class Camera:
 
 
 def step(
-    camera: Camera, events: Iterable[Event], *, now_s: float, draw: float, limits: Limits
-) -> tuple[Camera, Decision]:
+    camera: CameraStatus, events: Iterable[Event], *, now_s: float, draw: float, limits: CameraLimits
+) -> tuple[CameraStatus, ReaderAction]:
     """Takes in what happened and says what to do. `draw` in [0,1) is the randomness of a backoff, if one begins.
 
     A camera is opened again for ever, never twice at once: after a Kill nothing is opened before Gone.
@@ -157,20 +157,20 @@ def step(
     return camera, Kill(reason=reason)
 
 
-def backoff_s(num_failures: int, draw: float, limits: Limits) -> float:
+def backoff_s(num_failures: int, draw: float, limits: CameraLimits) -> float:
     """The wait after so many failures in a row: doubled each time up to the cap, less a random share."""
     doublings = min(max(num_failures - 1, 0), 64)
     longest_s = min(limits.max_backoff_s, limits.backoff_s * 2.0**doublings)
     return longest_s * (1.0 - limits.jitter * draw)
 
 
-def _observe(camera: Camera, event: Event, now_s: float, draw: float, limits: Limits) -> Camera:
+def _observe(camera: CameraStatus, event: Event, now_s: float, draw: float, limits: CameraLimits) -> CameraStatus:
     match event:
         case Preparing():
             if camera.state is CameraState.CONNECTING and now_s - camera.since_s < limits.start_s:
                 return replace(camera, opened_s=now_s)
             return camera
-        case Progress():
+        case ReaderProgress():
             return _progressed(camera, event, now_s, limits)
         case Ended():
             if camera.state in (CameraState.CONNECTING, CameraState.LIVE):
@@ -194,7 +194,7 @@ def _observe(camera: Camera, event: Event, now_s: float, draw: float, limits: Li
             return replace(camera, is_stopping=True)
 
 
-def _opened(camera: Camera, now_s: float) -> Camera:
+def _opened(camera: CameraStatus, now_s: float) -> CameraStatus:
     return replace(
         camera,
         state=CameraState.CONNECTING,
@@ -206,7 +206,7 @@ def _opened(camera: Camera, now_s: float) -> Camera:
     )
 
 
-def _progressed(camera: Camera, event: Progress, now_s: float, limits: Limits) -> Camera:
+def _progressed(camera: CameraStatus, event: ReaderProgress, now_s: float, limits: CameraLimits) -> CameraStatus:
     if camera.state not in (CameraState.CONNECTING, CameraState.LIVE):
         return camera
     if event.num_decoded > camera.num_decoded:
@@ -220,7 +220,7 @@ def _progressed(camera: Camera, event: Progress, now_s: float, limits: Limits) -
     return camera
 
 
-def _deadline(camera: Camera, limits: Limits) -> tuple[float, str]:
+def _deadline(camera: CameraStatus, limits: CameraLimits) -> tuple[float, str]:
     if camera.state is CameraState.LIVE:
         return camera.progress_s + limits.silence_s, f"no frame for {limits.silence_s:g} s"
     if not camera.num_packets:
@@ -232,7 +232,7 @@ def _deadline(camera: Camera, limits: Limits) -> tuple[float, str]:
     return keyless_s, f"no keyframe within {limits.keyframe_s:g} s"
 
 
-def _lost(camera: Camera, reason: str, now_s: float) -> Camera:
+def _lost(camera: CameraStatus, reason: str, now_s: float) -> CameraStatus:
     return replace(
         camera,
         state=CameraState.LOST,

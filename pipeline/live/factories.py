@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.families.parts import build_focuser, gaze_parts
-from pipeline.live.camera_state import Limits
+from pipeline.live.camera_state import CameraLimits
 from pipeline.live.gaze import LiveGaze
 from pipeline.live.worker import LiveWorker
 from pipeline.run.factories import label_form, load_checkpoint, prepare
@@ -36,7 +36,7 @@ def live_worker(
     return LiveWorker(
         gaze=gaze,
         form=label_form(settings, class_names),
-        limits=Limits(
+        limits=CameraLimits(
             open_s=live.open_timeout_s,
             silence_s=live.watchdog_s,
             keyframe_s=live.keyframe_timeout_s,

@@ -19,7 +19,7 @@ _EARLY_TICKS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class GridPlace:
     """A frame's place on the grid of analysis."""
 
     segment_start_s: float
@@ -50,7 +50,7 @@ class FrameSampler:
         self._next_tick = 0
         self._has_loss = False
 
-    def take(self, time_s: float, *, after_loss: bool = False, starts_anew: bool = False) -> Place | None:
+    def take(self, time_s: float, *, after_loss: bool = False, starts_anew: bool = False) -> GridPlace | None:
         """The place of the next good frame; None where its tick has been taken already.
 
         `after_loss`: frames were lost or dropped as broken since the last call. `starts_anew`: the clock did.
@@ -71,9 +71,9 @@ class FrameSampler:
         if tick < self._next_tick:
             return None
         self._next_tick = tick + 1
-        return Place(segment_start_s=self._start_s, tick=tick)
+        return GridPlace(segment_start_s=self._start_s, tick=tick)
 
-    def _begin(self, time_s: float, begin_s: float | None = None) -> Place | None:
+    def _begin(self, time_s: float, begin_s: float | None = None) -> GridPlace | None:
         """A segment with this frame, unless it is to begin later: then at `begin_s`, or at the next moment in phase."""
         if begin_s is None:
             begin_s = time_s if self._phase is None else self._next_in_phase_s(time_s, self._phase)
@@ -82,7 +82,7 @@ class FrameSampler:
             return None
         self._begin_s = None
         self._start_s, self._next_tick, self._has_loss = time_s, 1, False
-        return Place(segment_start_s=time_s, tick=0)
+        return GridPlace(segment_start_s=time_s, tick=0)
 
     def _next_in_phase_s(self, time_s: float, phase: float) -> float:
         ticks = math.ceil(time_s * self._analysis_fps - phase - _EARLY_TICKS)

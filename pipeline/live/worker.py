@@ -21,15 +21,15 @@ from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchPlace, 
 from pipeline.families.clip import LabelForm
 from pipeline.live.camera_process import CameraSpec, ReaderHandle, start
 from pipeline.live.camera_state import (
-    Camera,
+    CameraLimits,
+    CameraStatus,
     Ended,
     Event,
     Gone,
     Kill,
-    Limits,
     Open,
     Preparing,
-    Progress,
+    ReaderProgress,
     Stop,
     Wait,
     step,
@@ -113,7 +113,7 @@ class _Watched:
     """A camera as this worker holds it."""
 
     plan: CameraPlan
-    camera: Camera
+    camera: CameraStatus
     stream: Stream
     cutter: WindowCutter[int]
     handle: ReaderHandle | None = None
@@ -143,7 +143,7 @@ class LiveWorker:
         *,
         gaze: LiveGaze,
         form: LabelForm,
-        limits: Limits,
+        limits: CameraLimits,
         max_waiting: int,
         max_batch: int = 32,
         clock: Callable[[], float] = time.monotonic,
@@ -174,7 +174,7 @@ class LiveWorker:
             spec = plan.spec
             self._watched[spec.name] = _Watched(
                 plan=plan,
-                camera=Camera(since_s=self._clock()),
+                camera=CameraStatus(since_s=self._clock()),
                 stream=Stream(name=spec.name),
                 cutter=WindowCutter(
                     analysis_fps=spec.analysis_fps, window_s=plan.window_s, stride_s=plan.stride_s
@@ -242,7 +242,7 @@ class LiveWorker:
             frame = replace(frame, facts=replace(frame.facts, num_corrupt=num_corrupt))
             watched.dropped += self._buffer.put(name, frame) is not None
         events: list[Event] = [
-            Progress(num_packets=counts.num_packets, num_decoded=counts.num_decoded)
+            ReaderProgress(num_packets=counts.num_packets, num_decoded=counts.num_decoded)
             if handle.is_ready
             else Preparing()
         ]

@@ -9,37 +9,37 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pipeline.live.camera_state import (
-    Camera,
+    CameraLimits,
     CameraState,
-    Decision,
+    CameraStatus,
     Ended,
     Event,
     Gone,
     Kill,
-    Limits,
     Open,
     Preparing,
-    Progress,
+    ReaderAction,
+    ReaderProgress,
     Stop,
     Wait,
     backoff_s,
     step,
 )
 
-LIMITS = Limits(open_s=5, silence_s=4, keyframe_s=20, backoff_s=1, max_backoff_s=8, jitter=0.5, stable_s=10)
+LIMITS = CameraLimits(open_s=5, silence_s=4, keyframe_s=20, backoff_s=1, max_backoff_s=8, jitter=0.5, stable_s=10)
 
 
-def after(*told: tuple[float, list[Event]], draw: float = 0.0) -> tuple[Camera, Decision]:
+def after(*told: tuple[float, list[Event]], draw: float = 0.0) -> tuple[CameraStatus, ReaderAction]:
     """Where a new camera stands after it was told these events at these times."""
-    camera: Camera = Camera()
-    decision: Decision = Wait(until_s=0)
+    camera: CameraStatus = CameraStatus()
+    decision: ReaderAction = Wait(until_s=0)
     for now_s, events in told:
         camera, decision = step(camera, events, now_s=now_s, draw=draw, limits=LIMITS)
     return camera, decision
 
 
-def decoded(count: int) -> Progress:
-    return Progress(num_packets=count, num_decoded=count)
+def decoded(count: int) -> ReaderProgress:
+    return ReaderProgress(num_packets=count, num_decoded=count)
 
 
 LIVE_AT_1 = [(0.0, []), (1.0, [decoded(1)])]
@@ -77,20 +77,20 @@ def test_the_time_to_open_begins_when_the_readers_process_is_ready_which_may_tak
 
 
 def test_packets_keep_a_camera_alive_while_it_has_no_keyframe_but_not_for_ever():
-    packets = [(float(t), [Progress(num_packets=t, num_decoded=0)]) for t in range(1, 20)]
+    packets = [(float(t), [ReaderProgress(num_packets=t, num_decoded=0)]) for t in range(1, 20)]
     camera, decision = after((0.0, []), *packets)
     assert camera.state is CameraState.CONNECTING and decision == Wait(until_s=20.0)
-    _, decision = after((0.0, []), *packets, (20.0, [Progress(num_packets=20, num_decoded=0)]))
+    _, decision = after((0.0, []), *packets, (20.0, [ReaderProgress(num_packets=20, num_decoded=0)]))
     assert decision == Kill(reason="no keyframe within 20 s")
 
 
 def test_packets_that_stop_before_a_keyframe_came_are_silence():
-    _, decision = after((0.0, []), (3.0, [Progress(num_packets=9, num_decoded=0)]), (7.0, []))
+    _, decision = after((0.0, []), (3.0, [ReaderProgress(num_packets=9, num_decoded=0)]), (7.0, []))
     assert decision == Kill(reason="no packet for 4 s")
 
 
 def test_once_live_only_decoded_frames_count_as_progress():
-    camera, decision = after(*LIVE_AT_1, (4.0, [Progress(num_packets=50, num_decoded=1)]), (5.0, []))
+    camera, decision = after(*LIVE_AT_1, (4.0, [ReaderProgress(num_packets=50, num_decoded=1)]), (5.0, []))
     assert camera.state is CameraState.LOST and decision == Kill(reason="no frame for 4 s")
 
 
@@ -120,7 +120,7 @@ def test_backoff_doubles_up_to_its_cap_and_the_draw_takes_up_to_half_of_it():
     assert backoff_s(10_000, 0.0, LIMITS) == 8
 
 
-def fail(camera: Camera, now_s: float) -> Camera:
+def fail(camera: CameraStatus, now_s: float) -> CameraStatus:
     camera, decision = step(camera, [], now_s=now_s, draw=0.0, limits=LIMITS)
     assert decision == Open()
     camera, _ = step(camera, [decoded(1)], now_s=now_s, draw=0.0, limits=LIMITS)
@@ -130,7 +130,7 @@ def fail(camera: Camera, now_s: float) -> Camera:
 
 
 def test_a_camera_that_lives_only_for_a_moment_waits_longer_each_time():
-    camera, waits = Camera(), []
+    camera, waits = CameraStatus(), []
     for _ in range(5):
         camera = fail(camera, camera.retry_s)
         waits.append(camera.retry_s - camera.since_s)
@@ -138,7 +138,7 @@ def test_a_camera_that_lives_only_for_a_moment_waits_longer_each_time():
 
 
 def test_a_camera_that_was_live_for_long_starts_with_the_shortest_wait_again():
-    camera = fail(fail(fail(Camera(), 0.0), 10.0), 20.0)
+    camera = fail(fail(fail(CameraStatus(), 0.0), 10.0), 20.0)
     camera, _ = step(camera, [], now_s=30.0, draw=0.0, limits=LIMITS)
     for now_s, count in ((31.0, 1), (35.0, 2), (38.0, 3), (41.0, 4)):
         camera, _ = step(camera, [decoded(count)], now_s=now_s, draw=0.0, limits=LIMITS)
@@ -180,7 +180,7 @@ class AnyCamera(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.camera = Camera()
+        self.camera = CameraStatus()
         self.now_s = 0.0
         self.has_process = False
         self.num_packets = self.num_decoded = 0
@@ -211,7 +211,7 @@ class AnyCamera(RuleBasedStateMachine):
         self.num_packets, self.num_decoded = self.num_packets + packets, self.num_decoded + frames
         if frames:
             self.progress_s = self.now_s
-        self.tell(Progress(num_packets=self.num_packets, num_decoded=self.num_decoded))
+        self.tell(ReaderProgress(num_packets=self.num_packets, num_decoded=self.num_decoded))
 
     @precondition(lambda self: self.has_process)
     @rule()

@@ -26,7 +26,7 @@ from pipeline.commands.terminal import label_line
 from pipeline.config import Config, load
 from pipeline.families.clip import NOT_FINITE
 from pipeline.live.camera_process import CameraSpec, Polled
-from pipeline.live.camera_state import CameraState, Limits
+from pipeline.live.camera_state import CameraLimits, CameraState
 from pipeline.live.factories import live_worker
 from pipeline.live.gaze import LiveGaze, warm_up_sizes
 from pipeline.live.worker import CameraPlan, LiveNews, LiveWorker
@@ -36,7 +36,7 @@ from tests.support.looking import NAMES, look, make_checkpoint, make_config, mak
 
 START_S = 1_700_000_000.0
 FPS = 4.0
-QUICK = Limits(backoff_s=0.001, max_backoff_s=0.01)
+QUICK = CameraLimits(backoff_s=0.001, max_backoff_s=0.01)
 # MACs by hand, batch norms included: glance at 32 px, focus at 24 px and at the whole view of 64 px; policy of nine
 # places: 64*48*32 + 2048*256 + 3*256*512 + 256*9; classifier: 3*128*(176+128) + 128*7.
 GLANCE, FOCUS, FOCUS_FULL, POLICY, CLASSIFY = 3_981_464, 11_654_200, 82_870_840, 1_018_112, 117_632
@@ -139,7 +139,7 @@ def studio(tmp_path) -> Iterator[Callable[..., Studio]]:
         *cameras: str,
         max_waiting: int = 100,
         max_batch: int = 32,
-        limits: Limits = QUICK,
+        limits: CameraLimits = QUICK,
         are_ready: bool = True,
         plan: dict[str, float] | None = None,
         **settings,
@@ -443,7 +443,7 @@ def test_a_camera_that_never_sends_keeps_waiting_while_the_others_work(studio):
 
 
 def test_a_reader_whose_process_takes_long_to_start_is_not_held_against_the_camera(studio):
-    door = studio(limits=Limits(open_s=0.02, start_s=1000.0, backoff_s=0.001), are_ready=False)
+    door = studio(limits=CameraLimits(open_s=0.02, start_s=1000.0, backoff_s=0.001), are_ready=False)
     for _ in range(3):
         door.watch(0.03)
     assert len(door.readers["door"]) == 1
@@ -483,7 +483,7 @@ def test_a_reader_that_says_nonsense_is_ended_like_one_that_was_lost(studio):
 
 
 def test_a_silent_camera_is_noticed_within_five_seconds_or_as_the_settings_say(tmp_path):
-    def limits(*settings: str) -> Limits:
+    def limits(*settings: str) -> CameraLimits:
         plan = resolve(load("live", settings=settings), Machine(num_cores=1, memory_bytes=4 << 30))
         return live_worker(**plan.live_arguments())._limits
 
