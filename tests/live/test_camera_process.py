@@ -286,8 +286,8 @@ def drive(
                     reader.kill()
                     reader = None
                     events.append(Gone())
-            camera, decision = step(camera, events, now_s=time.monotonic(), draw=0.5, limits=limits)
-            match decision:
+            camera, action = step(camera, events, now_s=time.monotonic(), draw=0.5, limits=limits)
+            match action:
                 case Open():
                     assert reader is None
                     reader = start(CameraSpec(name="door", uri=url, **({"analysis_fps": FPS} | spec)))

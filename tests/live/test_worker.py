@@ -515,6 +515,15 @@ def test_stopped_it_still_labels_what_has_arrived_and_lets_the_readers_go(studio
     assert all(reader.was_killed for readers in run.readers.values() for reader in readers)
 
 
+def test_the_reason_that_a_reader_gives_just_before_a_stop_is_kept(studio):
+    door = studio()
+    door.reader().ends("nobody there")
+    door.worker.stop((), ())
+    news = door.watch_until(lambda news: news.is_over)
+    assert news.cameras["door"].state is CameraState.STOPPED
+    assert (news.cameras["door"].last_error, news.cameras["door"].num_misses) == ("nobody there", 1)
+
+
 def test_a_file_that_is_over_is_not_opened_again(studio):
     run = studio("door", "film")
     run.reader("film").sends(*stream(0, 1, 2, 3))
