@@ -7,7 +7,9 @@ import itertools
 
 import pytest
 
+from operators.errors import ClusterGone
 from pipeline.live.worker import LiveNews
+from pipeline.steering.executor import Completion
 from tests.live.played_run import CAMERAS, steady
 
 
@@ -111,3 +113,36 @@ def test_a_signal_ends_the_run_in_time_although_the_sink_never_comes_back(run, i
     dropped = sum(camera.dropped_labels for camera in run.summary.cameras.values())
     assert dropped > 0 and len(written) + dropped == run.summary.labels
     assert run.said[-1].endswith(f"does not answer and is left; {dropped} labels were dropped")
+
+
+@pytest.mark.parametrize("is_writing", [False, True])
+def test_labels_that_are_not_written_when_the_clusters_head_is_gone_are_committed_by_the_driver(run, is_writing):
+    run.players.news = steady(run.players)
+    poll = run.players.poll
+
+    def poll_until_the_head_is_gone(timeout_s: float) -> list[Completion]:
+        if is_writing and run.players.now_s > 1004.0:
+            run.players.hanging = {("sink", 0)}
+        if run.players.now_s > 1006.0:
+            raise ClusterGone("the cluster's head is gone")
+        return poll(timeout_s)
+
+    run.players.poll = poll_until_the_head_is_gone
+    with pytest.raises(ClusterGone):
+        run.loop.run(for_s=None)
+    asked = [call.requests[0] for _, call in run.players.calls if call.method == "write"]
+    # A part that was handed over, and not answered, is written again under its number.
+    answered = asked[:-1] if is_writing else asked
+    assert run.rescued[:-1] == asked[len(answered) :] and run.rescued[-1].sequence == len(asked)
+    written = [label.clip_id for part in [*answered, *run.rescued] for label in part.labels]
+    assert len(written) == len(set(written)) == run.summary.labels > 50
+
+
+def test_where_nothing_waits_nothing_is_committed_when_the_clusters_head_is_gone(run):
+    def gone(timeout_s: float) -> list[Completion]:
+        raise ClusterGone("the cluster's head is gone")
+
+    run.players.poll = gone
+    with pytest.raises(ClusterGone):
+        run.loop.run(for_s=None)
+    assert run.rescued == []

@@ -126,3 +126,32 @@ def test_a_bug_in_a_worker_ends_the_run_without_a_password(run):
     run.players.poll = lambda timeout_s: [Completion(ticket=1, outcome="failed", error=error)]
     with pytest.raises(StageError, match="live worker 0 failed: ValueError: rtsp://eve:\\*\\*\\*@host/ is odd"):
         run.loop.run(for_s=None)
+
+
+def test_a_worker_that_hangs_while_it_warms_up_is_ended_and_replaced(run):
+    run.players.news = steady(run.players)
+    run.players.hanging = {("live", 1)}
+    run.loop.run(for_s=400.0)
+    assert run.players.killed == [("live", 1)] == run.players.replaced and run.summary.deaths == 1
+    assert run.said[1:] == [
+        "live worker 1 was not ready within 300 s and is ended",
+        "live worker 1 died and is replaced; its cameras are opened again",
+    ]
+    begun_s = [now_s for now_s, call in run.players.calls if (call.worker, call.method) == (1, "begin")]
+    assert 300.0 < begun_s[1] - begun_s[0] < 301.0 and run.summary.cameras["yard"].labels > 10
+
+
+def test_a_worker_that_waits_for_a_place_is_not_late(run):
+    run.players.news = steady(run.players)
+    run.players.hanging = {("live", 1)}
+    run.players.missing = lambda: {("live", 1): False}
+    run.loop.run(for_s=900.0)
+    assert run.players.killed == [] and run.summary.cameras["door"].labels > 10
+
+
+def test_a_worker_that_has_a_place_and_is_never_made_there_is_ended(run):
+    run.players.news = steady(run.players)
+    run.players.hanging = {("live", 1)}
+    run.players.missing = lambda: {("live", 1): True}
+    run.loop.run(for_s=400.0)
+    assert run.players.killed == [("live", 1)]
