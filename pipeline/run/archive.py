@@ -34,6 +34,9 @@ from pipeline.steering.executor import Call, Completion, Executor, InlineExecuto
 from pipeline.steering.messages import WriteRequest
 from pipeline.steering.scheduler import SINK, Scheduler
 
+_MAX_LOST = 3
+"""So many answers to one call before or after the loop may be lost in a row."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
@@ -347,12 +350,18 @@ def rescuer(
 
 
 def ask(executor: Executor, call: Call) -> Any:
-    """One call, and its reply; for the moments before and after the loop."""
-    ticket = executor.submit(call)
-    ended: Iterable[Completion] = ()
-    while not any(completion.ticket == ticket for completion in ended):
-        ended = executor.poll(0.2)
-    completion = next(completion for completion in ended if completion.ticket == ticket)
+    """Makes one call and waits for its reply; for the moments before and after the loop.
+
+    A call whose answer is lost on the way is made again: each of them may be made twice.
+    """
+    for _ in range(1 + _MAX_LOST):
+        ticket = executor.submit(call)
+        ended: Iterable[Completion] = ()
+        while not any(completion.ticket == ticket for completion in ended):
+            ended = executor.poll(0.2)
+        completion = next(completion for completion in ended if completion.ticket == ticket)
+        if completion.outcome != "lost":
+            break
     if completion.outcome != "done":
         error: type[PipelineError] = SinkError if call.stage == SINK else StageError
         why = (completion.error.strip() or "its process is gone").splitlines()[-1]
