@@ -1,4 +1,4 @@
-"""What the processes that watch cameras are started with: settings and a checkpoint become a live worker."""
+"""Settings and a checkpoint become a live worker, in the process that watches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def live_worker(
     batch_size: int,
     glance_batch: int = 8,
 ) -> LiveWorker:
-    """A worker that watches cameras with all networks in one process; a later call says which cameras."""
+    """Makes a worker that watches cameras with all networks in one process; a later call says which cameras."""
     prepare(num_threads, device)
     settings = Config.model_validate(config)
     checkpoint = load_checkpoint(settings, model_id)

@@ -1,6 +1,6 @@
-"""Which frames of a camera are analysed, which windows they make, and whose frame is next.
+"""Chooses the frames of a camera that are analysed, the windows that they make, and the camera whose turn it is.
 
-Pure. A segment is a stretch of a stream without a gap; tick j of a segment lies at its start + j / analysis_fps.
+All of it is pure. A segment is a stretch of a stream without a gap; its tick j lies at its start + j / analysis_fps.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ class CutWindow(Generic[Key]):
     start_s: float
     end_s: float
     keys: tuple[Key, ...]
-    """Of the frames that were analysed, in the order of time."""
+    """The keys of the frames that were analysed, in the order of time."""
     num_fresh: int
-    """The last so many keys were in no window before: what they cost counts here."""
+    """The number of keys, at the end, that were in no window before: what they cost counts here."""
     coverage: float
-    """Share of the window's ticks that have a frame."""
+    """The share of the window's ticks that have a frame."""
 
 
 class WindowCutter(Generic[Key]):
@@ -187,9 +187,9 @@ class WindowCutter(Generic[Key]):
 
 
 class FairBuffer(Generic[Item]):
-    """What waits to be analysed: of each camera at most `capacity` frames, the newest ones.
+    """Holds what waits to be analysed: at most `capacity` frames of each camera, the newest ones.
 
-    How full it is, is the only sign of being behind. Cameras take turns, so that one with much waiting does not
+    Being behind shows nowhere but in how full it is. Cameras take turns, so that one with much waiting does not
     delay the others.
     """
 
@@ -198,7 +198,7 @@ class FairBuffer(Generic[Item]):
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self._capacity = capacity
         self._waiting: dict[str, deque[Item]] = {}
-        """In the order of turns: who was served moves to the end."""
+        """The cameras are in the order of their turns: one that was served moves to the end."""
 
     def put(self, camera: str, item: Item) -> Item | None:
         """Adds a camera's newest; returns its oldest where that had to go."""

@@ -1,4 +1,4 @@
-"""The driver's side of the workers that watch cameras: they get slices of time, and are replaced where they hang or die."""
+"""The driver's side of the workers that watch cameras: they get slices of time, and are replaced when they hang."""
 
 from __future__ import annotations
 
