@@ -162,7 +162,8 @@ def live(
     wait_passively()
     from pipeline.commands import terminal as report
     from pipeline.live.cameras import cameras_of
-    from pipeline.live.watch import LiveTold, watch_cameras
+    from pipeline.live.record import LiveReports
+    from pipeline.live.watch import watch_cameras
 
     config = options.config(preset="live", metrics_port=metrics_port)
     stop = stop_on_signals()
@@ -184,7 +185,7 @@ def live(
             stop=stop,
             resume=resume,
             for_s=for_s,
-            told=LiveTold(
+            reports=LiveReports(
                 message=say,
                 started=lambda line: None if options.quiet else say(line),
                 label=print_label if options.as_json else lambda label: None,

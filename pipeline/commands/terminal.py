@@ -20,7 +20,7 @@ from pipeline.run.loop import Runner
 from pipeline.run.metrics import RunSummary
 
 if TYPE_CHECKING:
-    from pipeline.live.watch import LiveSummary
+    from pipeline.live.summary import LiveSummary
     from pipeline.live.worker import CameraNews
     from pipeline.training.journal import Progress as TrainingProgress
 

@@ -30,15 +30,15 @@ from pipeline.run.session import (
     new_run_id,
     open_cluster,
     open_sink,
+    rescuer,
     settings_of_table,
     write_run,
     write_summary,
 )
-from pipeline.run.sink_worker import SinkOpened, SinkWorker, sink_spec
+from pipeline.run.sink_worker import SinkOpened, sink_spec
 from pipeline.run.source_feed import SourceFeed
 from pipeline.steering.done_set import DoneSet
 from pipeline.steering.executor import Call, Executor
-from pipeline.steering.messages import WriteRequest
 from pipeline.steering.scheduler import SINK, Scheduler
 
 
@@ -249,19 +249,3 @@ def _summarised(
         model_id=plan.model_id,
         config_id=plan.identity()["config_id"],
     )
-
-
-def rescuer(
-    executor: Executor, out: Path, run_id: str, identity: Mapping[str, Any], *, retry_failed: bool
-) -> Callable[[Sequence[WriteRequest]], None]:
-    """Commits labels from the driver's own process, for when no worker can be counted on any more."""
-
-    def commit(parts: Sequence[WriteRequest]) -> None:
-        # The sink's process is on this machine and holds the lock. A part that it has begun is written again whole.
-        executor.kill(SINK, 0)
-        sink = SinkWorker(out=str(out.resolve()), run_id=run_id, resume=True, retry_failed=retry_failed)
-        sink.reopen((identity,), ())
-        sink.write(tuple(parts), ())
-        sink.finish((), ())
-
-    return commit

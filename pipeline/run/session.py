@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,13 @@ from pipeline.plan.placement import Machine, this_machine
 from pipeline.plan.run_plan import RunPlan
 from pipeline.run.inline_executor import InlineExecutor
 from pipeline.run.loop import StopRequest
-from pipeline.run.sink_worker import SinkOpened
+from pipeline.run.sink_worker import SinkOpened, SinkWorker
 from pipeline.steering.executor import Call, Completion, Executor
+from pipeline.steering.messages import WriteRequest
 from pipeline.steering.scheduler import SINK
+
+_MAX_LOST = 3
+"""So many answers to one call before or after the loop may be lost in a row."""
 
 
 def new_run_id() -> str:
@@ -122,14 +126,36 @@ def open_sink(executor: Executor, say: Callable[[str], None], stop: StopRequest)
 
 
 def call_worker(executor: Executor, call: Call) -> Any:
-    """Makes one call and waits for its reply; for the moments before and after the loop."""
-    ticket = executor.submit(call)
-    ended: Iterable[Completion] = ()
-    while not any(completion.ticket == ticket for completion in ended):
-        ended = executor.poll(0.2)
-    completion = next(completion for completion in ended if completion.ticket == ticket)
+    """Makes one call and waits for its reply; for the moments before and after the loop.
+
+    A call whose answer is lost on the way is made again: each of them may be made twice.
+    """
+    for _ in range(1 + _MAX_LOST):
+        ticket = executor.submit(call)
+        ended: Iterable[Completion] = ()
+        while not any(completion.ticket == ticket for completion in ended):
+            ended = executor.poll(0.2)
+        completion = next(completion for completion in ended if completion.ticket == ticket)
+        if completion.outcome != "lost":
+            break
     if completion.outcome != "done":
         error: type[PipelineError] = SinkError if call.stage == SINK else StageError
         why = (completion.error.strip() or "its process is gone").splitlines()[-1]
         raise error(f"{call.stage} worker could not {call.method}: {why}")
     return completion.reply
+
+
+def rescuer(
+    executor: Executor, out: Path, run_id: str, identity: Mapping[str, Any], *, retry_failed: bool
+) -> Callable[[Sequence[WriteRequest]], None]:
+    """Commits labels from the driver's own process, for when no worker can be counted on any more."""
+
+    def commit(parts: Sequence[WriteRequest]) -> None:
+        # The sink's process is on this machine and holds the lock. A part that it has begun is written again whole.
+        executor.kill(SINK, 0)
+        sink = SinkWorker(out=str(out.resolve()), run_id=run_id, resume=True, retry_failed=retry_failed)
+        sink.reopen((identity,), ())
+        sink.write(tuple(parts), ())
+        sink.finish((), ())
+
+    return commit

@@ -61,6 +61,9 @@ class SinkWorker:
         return Reply(rows=(self._open(**self._arguments),)), None
 
     def _open(self, **arguments: Any) -> SinkOpened:
+        if self._sink is not None:
+            # The answer to the first call was lost. Another lock on the same folder would wait for this one for ever.
+            return SinkOpened(identity=self._sink.found_identity)
         waits: list[str] = []
         give_up_at = time.monotonic() + self._lock_slice_s
 

@@ -15,7 +15,18 @@ import pytest
 
 from operators.records import CameraFrame
 from pipeline.live.camera_process import CameraSpec, Polled, ReaderHandle, start
-from pipeline.live.camera_state import Camera, CameraState, Ended, Event, Gone, Kill, Limits, Open, Progress, step
+from pipeline.live.camera_state import (
+    CameraLimits,
+    CameraState,
+    CameraStatus,
+    Ended,
+    Event,
+    Gone,
+    Kill,
+    Open,
+    ReaderProgress,
+    step,
+)
 from tests.support.numbered_h264 import CodedVideo, load_coded, shown_number, write_numbered
 from tests.support.scripted_rtsp import Script, ScriptedCamera
 
@@ -265,9 +276,11 @@ def test_what_nobody_fetches_is_dropped_oldest_first_and_counted(video, readers)
     assert indices[-1] >= counts.num_decoded - 3
 
 
-def drive(url: str, limits: Limits, until: Callable[[Camera, list[CameraFrame]], bool], **spec) -> list[str]:
+def drive(
+    url: str, limits: CameraLimits, until: Callable[[CameraStatus, list[CameraFrame]], bool], **spec
+) -> list[str]:
     """Runs one camera as a live run does, with real time; the states it went through."""
-    camera, reader = Camera(), None
+    camera, reader = CameraStatus(), None
     frames: list[CameraFrame] = []
     states: list[str] = []
     end_s = time.monotonic() + PATIENCE_S
@@ -278,15 +291,16 @@ def drive(url: str, limits: Limits, until: Callable[[Camera, list[CameraFrame]],
             if reader is not None:
                 polled = reader.poll()
                 frames += polled.frames
-                events.append(Progress(num_packets=polled.counts.num_packets, num_decoded=polled.counts.num_decoded))
+                counts = polled.counts
+                events.append(ReaderProgress(num_packets=counts.num_packets, num_decoded=counts.num_decoded))
                 if polled.ended is not None:
                     events.append(Ended(reason=polled.ended, is_final=polled.is_final))
                 if reader.is_gone():
                     reader.kill()
                     reader = None
                     events.append(Gone())
-            camera, decision = step(camera, events, now_s=time.monotonic(), draw=0.5, limits=limits)
-            match decision:
+            camera, action = step(camera, events, now_s=time.monotonic(), draw=0.5, limits=limits)
+            match action:
                 case Open():
                     assert reader is None
                     reader = start(CameraSpec(name="door", uri=url, **({"analysis_fps": FPS} | spec)))
@@ -303,13 +317,13 @@ def drive(url: str, limits: Limits, until: Callable[[Camera, list[CameraFrame]],
     return states
 
 
-QUICK = Limits(open_s=5.0, silence_s=0.5, backoff_s=0.05, max_backoff_s=0.2, stable_s=0.5)
+QUICK = CameraLimits(open_s=5.0, silence_s=0.5, backoff_s=0.05, max_backoff_s=0.2, stable_s=0.5)
 
 
 def test_a_camera_that_falls_silent_is_noticed_by_us_and_read_again_when_it_is_back(video):
     with ScriptedCamera(video, script=Script(num_frames=20, ending="silence")) as camera:
 
-        def is_back(status: Camera, _frames: list[CameraFrame]) -> bool:
+        def is_back(status: CameraStatus, _frames: list[CameraFrame]) -> bool:
             if status.state is CameraState.LIVE:
                 camera.script = Script()
             return status.num_reconnects == 1
@@ -319,7 +333,7 @@ def test_a_camera_that_falls_silent_is_noticed_by_us_and_read_again_when_it_is_b
 
 
 def test_a_camera_that_only_accepts_is_tried_again_and_again(video):
-    limits = Limits(open_s=0.8, silence_s=0.5, backoff_s=0.05, max_backoff_s=0.1)
+    limits = CameraLimits(open_s=0.8, silence_s=0.5, backoff_s=0.05, max_backoff_s=0.1)
     with ScriptedCamera(video, script=Script(greeting="silence")) as camera:
         drive(camera.url, limits, lambda status, _: status.num_failures == 2, open_timeout_s=1000.0)
 
@@ -339,7 +353,7 @@ def test_after_one_fault_upon_another_the_camera_is_read_again(video):
     with ScriptedCamera(video, script=next(faults)) as camera:
         seen = 0
 
-        def is_done(_status: Camera, _frames: list[CameraFrame]) -> bool:
+        def is_done(_status: CameraStatus, _frames: list[CameraFrame]) -> bool:
             nonlocal seen
             # The next fault for each new connection; in the end none.
             if camera.num_connections > seen:
