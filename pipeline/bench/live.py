@@ -30,7 +30,7 @@ from pipeline.bench.workloads import Clips, write_scene
 from pipeline.config import Camera, Config, load
 from pipeline.live.watch import LiveSummary, LiveTold, watch_cameras
 from pipeline.live.worker import CameraNews
-from pipeline.plan.tuning import has_fast_bf16
+from pipeline.plan.processor import has_fast_bf16
 from pipeline.run.loop import StopRequest
 
 Say = Callable[[str], None]

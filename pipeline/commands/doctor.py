@@ -112,7 +112,7 @@ def _kernels() -> Finding:
     import torch
 
     from operators.networks.compiled import can_compile
-    from pipeline.plan.tuning import has_fast_bf16
+    from pipeline.plan.processor import has_fast_bf16
 
     if not can_compile("cpu", torch.float32):
         has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled

@@ -250,7 +250,7 @@ def _watch_cameras(
             f"in {plan.config.compute.precision}"
         )
         log.begin(line, model_id=plan.model_id, config_id=identity["config_id"])
-        told.started(line)
+        told.started("\n".join([line, *(f"warning: {text}" for text in plan.warnings())]))
         shares = [tuple(watched[i::count]) for i in range(count)]
         loop = LiveLoop(
             executor=executor,

@@ -11,8 +11,9 @@ from typing import Any
 from operators.weights.checkpoints import Header
 from pipeline.config import Config
 from pipeline.families.calibrated import skip_price, skip_sees, steps_per_round, stop_rule
+from pipeline.plan.network_choice import Choice
 from pipeline.plan.placement import Placement
-from pipeline.plan.tuning import Choice
+from pipeline.plan.synthetic_weights import knows_only_synthetic, synthetic_warning
 from pipeline.steering.batching import SHAPES, Batcher
 from pipeline.steering.executor import WorkerSpec
 from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits
@@ -68,6 +69,10 @@ class RunPlan:
             f"{place.source_workers} source, {place.stream_workers} stream and {place.focus_workers} focus worker(s); "
             f"{self.tuned.line()}"
         )
+
+    def warnings(self) -> list[str]:
+        """What whoever reads the labels should know of them."""
+        return [synthetic_warning(self.header)] if knows_only_synthetic(self.header) else []
 
     def live_arguments(self) -> dict[str, Any]:
         """What a worker that watches cameras is made with: it has the machine for itself."""

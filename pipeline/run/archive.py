@@ -17,10 +17,10 @@ import numpy as np
 
 from operators.errors import PipelineError, SinkError, StageError
 from operators.json_text import json_text
-from operators.records import Source, clip_id
+from operators.records import ClipLabel, Source, clip_id
 from operators.table.sink import check_identity, check_output, disk_told, look_at, table_identity, write_durably
 from pipeline.config import Config
-from pipeline.inputs.sources import Tally
+from pipeline.inputs.tally import InputTally
 from pipeline.plan.placement import Machine, this_machine
 from pipeline.plan.resolve import resolve
 from pipeline.plan.run_plan import RunPlan
@@ -42,6 +42,9 @@ class Told:
     message: Callable[[str], None] = lambda text: None
     started: Callable[[RunPlan], None] = lambda plan: None
     progress: Callable[[Runner], None] = lambda runner: None
+    doing: Callable[[str], None] = lambda text: None
+    """Called with what the run is at before its first clip: each takes seconds."""
+    failed: Callable[[ClipLabel], None] = lambda label: None
 
 
 def label_archive(
@@ -53,13 +56,14 @@ def label_archive(
     retry_failed: bool = False,
     stop: StopRequest | None = None,
     told: Told | None = None,
-    tally: Tally | None = None,
+    tally: InputTally | None = None,
     machine: Machine | None = None,
+    begun_s: float | None = None,
 ) -> RunSummary:
     """Labels every source that has no label in `out` yet; returns when all of it is committed.
 
     `list_sources` is given the class names, because numbers in an annotation mean what the checkpoint says. `tally`:
-    what the listing meets that is no input, for the summary.
+    what the listing meets that is no input, for the summary. `begun_s`: when the command began, by time.monotonic().
     """
     check_output(out)
     run_id = new_run_id()
@@ -72,8 +76,9 @@ def label_archive(
             retry_failed=retry_failed,
             stop=stop or StopRequest(),
             told=told or Told(),
-            tally=tally or Tally(),
+            tally=tally or InputTally(),
             log=log,
+            begun_s=time.monotonic() if begun_s is None else begun_s,
         )
         summary = _label(config, list_sources, run)
         log.note("ended", **summary.to_dict())
@@ -91,14 +96,22 @@ class _Run:
     retry_failed: bool
     stop: StopRequest
     told: Told
-    tally: Tally
+    tally: InputTally
     log: RunLog
+    begun_s: float
 
     def resolve(self, config: Config, identity: Mapping[str, Any] | None) -> RunPlan:
         """The plan for going on with a table of this identity; refused where the settings are not the table's."""
-        plan = resolve(config, self.machine, remembered=remembered(identity), cache=cache_folder())
+        plan = resolve(
+            config, self.machine, remembered=remembered(identity), cache=cache_folder(), doing=self.told.doing
+        )
         check_identity(self.out, identity, plan.identity())
         return plan
+
+    def failed(self, label: ClipLabel) -> None:
+        """Logs and reports a clip that could not be labelled."""
+        self.log.failed(label)
+        self.told.failed(label)
 
 
 def _label(
@@ -110,6 +123,8 @@ def _label(
     with SourceFeed(list_sources(plan.class_names)) as feed:
         if (summary := _without_workers(plan, run, feed)) is not None:
             return summary
+        if plan.config.run.executor == "ray":
+            run.told.doing("starting Ray" if plan.config.run.ray_address is None else "joining the Ray cluster")
         with make_executor(plan, run.machine) as executor:
             return _label_with(executor, plan, config, feed, run, known=found)
 
@@ -195,7 +210,7 @@ def _label_with(
         can_kill=plan.config.run.executor != "inline",
         say=run.told.message,
         on_progress=run.told.progress,
-        on_failed=run.log.failed,
+        on_failed=run.failed,
         note=run.log.note,
     )
     begun_s = time.monotonic()
@@ -235,6 +250,8 @@ def _summarised(
         interrupted=interrupted,
         ended_early=ended_early,
         is_trained=plan.is_trained,
+        warnings=plan.warnings(),
+        total_s=time.monotonic() - run.begun_s,
         model_id=plan.model_id,
         config_id=plan.identity()["config_id"],
     )

@@ -17,7 +17,8 @@ import pytest
 
 from operators.errors import ConfigError
 from operators.records import Media, Source, source_id
-from pipeline.inputs.sources import Tally, sources
+from pipeline.inputs.sources import sources
+from pipeline.inputs.tally import InputTally
 
 
 def make(root: Path, *names: str) -> Path:
@@ -92,7 +93,7 @@ def test_a_folder_is_read_recursively_in_the_order_of_names_and_the_rest_is_coun
         ".hid/x.mp4",
         "._b.mp4",
     )
-    tally = Tally()
+    tally = InputTally()
     assert below(tmp_path, listed(tmp_path, tally=tally)) == ["a/b/c.MKV", "a/z.webm", "b.mp4", "c.png"]
     assert tally.skipped == {".md": 2, "(none)": 1}
     assert tally.num_sources == 4
@@ -171,14 +172,14 @@ def test_a_link_in_a_circle_costs_only_itself(tmp_path: Path) -> None:
     make(tmp_path, "a.mp4", "b/c.mp4")
     for name in ("loop", "loop.mp4", "b/loop.png"):
         (tmp_path / name).symlink_to(tmp_path / name)
-    tally = Tally()
+    tally = InputTally()
     assert below(tmp_path, listed(tmp_path, tally=tally)) == ["a.mp4", "b/c.mp4", "b/loop.png", "loop.mp4"]
     assert (tally.skipped, tally.unreadable) == ({"(none)": 1}, [])
     assert below(tmp_path, listed(tmp_path / "*.mp4")) == ["a.mp4", "loop.mp4"]
 
 
 def test_an_empty_folder_has_no_sources(tmp_path: Path) -> None:
-    tally = Tally()
+    tally = InputTally()
     assert listed(tmp_path, tally=tally) == []
     assert tally.num_sources == 0
 
@@ -199,7 +200,7 @@ def test_globs(tmp_path: Path, monkeypatch: Any, pattern: str, expected: list[st
     make(tmp_path, "b.mp4", "a.mp4", "x/c.mp4", "x/y/d.mp4", "m.txt")
     for argument in (str(tmp_path / pattern), pattern):
         monkeypatch.chdir(tmp_path)
-        tally = Tally()
+        tally = InputTally()
         assert below(tmp_path, listed(argument, tally=tally)) == expected
         assert tally.empty_patterns == ([] if expected else [argument])
 

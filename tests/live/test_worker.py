@@ -22,7 +22,7 @@ from operators.networks.focus import Focuser
 from operators.networks.glance import Glancer
 from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchBatch, SourceFacts
 from operators.weights import checkpoints
-from pipeline.commands.terminal import label_line
+from pipeline.commands.live_display import label_line
 from pipeline.config import Config, load
 from pipeline.families.clip import NOT_FINITE
 from pipeline.live.camera_process import CameraSpec, Polled
