@@ -96,7 +96,9 @@ def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
             videos=videos,
             settings=settings,
             stop=stop,
-            told=archive.Told(message=say, progress=display.progress),
+            told=archive.Told(
+                message=say, progress=display.progress, doing=display.doing, failed=display.failed
+            ),
             made=made,
         )
     if result is None:

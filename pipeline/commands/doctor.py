@@ -1,4 +1,4 @@
-"""What this machine has and lacks for a run, a line each: `ok`, `warn` with what follows from it, `fail`."""
+"""Examines what this machine has and lacks for a run, a line each: `ok`, `warn` with what follows from it, `fail`."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from operators.passwords import without_password
 from pipeline.commands.terminal import duration, print_rows
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ SHOWN_CLASSES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class LabelDisplay:
-    """What a run calls while it goes on. Messages are printed on stderr; beside a bar rich puts them above it."""
+    """The functions that a run calls while it goes on. Messages go to stderr; rich puts them above a bar."""
 
     doing: Callable[[str], None]
     """Shows what the run is at before the first clip."""
@@ -59,7 +58,7 @@ class RecentRate:
 
 
 def run_figures(runner: Runner, rate: RecentRate, now_s: float) -> dict[str, Any]:
-    """Where a run stands."""
+    """The figures that say where a run stands."""
     metrics, feed = runner.metrics, runner.feed
     ended = metrics.labelled + metrics.failed
     total = feed.num_seen - metrics.done_before - metrics.duplicates if feed.is_complete else None
@@ -77,13 +76,12 @@ def run_figures(runner: Runner, rate: RecentRate, now_s: float) -> dict[str, Any
 
 
 @contextmanager
-def label_display(*, quiet: bool, stream: TextIO = sys.stderr, every_s: float = 5.0) -> Iterator[LabelDisplay]:
+def label_display(*, quiet: bool, stream: TextIO | None = None, every_s: float = 5.0) -> Iterator[LabelDisplay]:
     """A bar on a terminal, one JSON line every few seconds elsewhere; both on stderr."""
+    stream = stream or sys.stderr
     rate = RecentRate()
     if quiet:
-        yield LabelDisplay(
-            doing=lambda text: None, progress=lambda runner: None, failed=lambda label: None
-        )
+        yield LabelDisplay(doing=lambda text: None, progress=lambda runner: None, failed=lambda label: None)
     elif stream.isatty():
         with _bar(stream) as show:
             yield LabelDisplay(
@@ -157,7 +155,7 @@ def _failure_printer(stream: TextIO | None = None) -> Callable[[ClipLabel], None
 
 def failure_line(label: ClipLabel) -> str:
     """Why a clip has no label: `code path: reason`, in one line."""
-    path = without_password(label.source_uri)
+    path = label.source_uri
     reason = " ".join((label.error or "no reason is known").split())
     # Many reasons begin with the path themselves.
     return f"{label.error_code} {path}: {reason.removeprefix(path).lstrip(' :')}"
@@ -193,7 +191,7 @@ def summary_rows(summary: RunSummary, *, stats: bool = False) -> list[tuple[str,
 
 
 def _input_rows(summary: RunSummary) -> list[tuple[str, str]]:
-    """What became of the inputs."""
+    """Rows that say what became of the inputs."""
     rows = [("clips labelled", f"{summary.clips}")]
     if summary.failed:
         reasons = ", ".join(f"{n} {code}" for code, n in sorted(summary.errors.items()))
@@ -211,7 +209,7 @@ def _input_rows(summary: RunSummary) -> list[tuple[str, str]]:
 
 
 def _answer_rows(summary: RunSummary) -> list[tuple[str, str]]:
-    """What the labels say, and what they cost."""
+    """Rows that say which labels there are, and what they cost."""
     rows = []
     if summary.labels_by_class:
         counts = list(summary.labels_by_class.items())
@@ -230,7 +228,7 @@ def _answer_rows(summary: RunSummary) -> list[tuple[str, str]]:
 
 
 def _time_rows(summary: RunSummary) -> list[tuple[str, str]]:
-    """How long it took. One clip has no rate worth a number: nearly all of its time is the start."""
+    """The row that says how long it took. One clip has no rate worth a number: nearly all of its time is the start."""
     in_all = f"{summary.total_s:.1f} s in all, the start among them"
     if summary.clips < 2:
         return [("time", in_all)]
@@ -240,7 +238,7 @@ def _time_rows(summary: RunSummary) -> list[tuple[str, str]]:
 
 
 def _stats_rows(summary: RunSummary) -> list[tuple[str, str]]:
-    """Where the time went: what `--stats` shows."""
+    """Rows that say where the time went, for `--stats`."""
     if summary.clips + summary.failed < 2:
         return [("stats", "one clip is too few to say where the time goes")]
     rows = []

@@ -47,14 +47,16 @@ def live(
       saccade live cameras.yaml -o out/ --metrics-port 9400
       saccade live rtsp://user:${PASSWORD}@10.0.0.7/stream -o out/ --json
     """
-    # Before all that loads torch: it says how torch's threads wait.
+    config = options.config(preset="live", metrics_port=metrics_port)
+    if not options.quiet:
+        say("loading weights")
+    # This comes before whatever else imports torch: it says how torch's threads wait.
     from pipeline.live.watch import LiveTold, watch_cameras  # isort: split
 
     from pipeline.commands.live_display import label_line, live_progress, live_rows
     from pipeline.commands.terminal import print_rows
     from pipeline.live.cameras import cameras_of
 
-    config = options.config(preset="live", metrics_port=metrics_port)
     stop = stop_on_signals()
     watched = cameras_of(cameras)
 

@@ -47,11 +47,12 @@ def label_line(label: ClipLabel) -> str:
 
 @contextmanager
 def live_progress(
-    *, quiet: bool, as_json: bool = False, stream: TextIO = sys.stderr, every_s: float = 5.0
+    *, quiet: bool, as_json: bool = False, stream: TextIO | None = None, every_s: float = 5.0
 ) -> Iterator[Callable[[Mapping[str, CameraNews]], None]]:
     """A line whenever a camera changes its state, and how all of them are: on a terminal in a line that changes,
     elsewhere, and beside `--json`, as a line of JSON now and then.
     """
+    stream = stream or sys.stderr
     states: dict[str, str] = {}
     if quiet:
         yield lambda cameras: None

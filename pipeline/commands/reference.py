@@ -29,7 +29,7 @@ Presets (`--config NAME`): {presets}.
 """
 
 
-_TRAIN = """Settings of `train`, from pipeline/config/training.py and settings_motion.py, with the presets' values.
+_TRAIN = """Settings of `train`, from pipeline/config/training.py and training_motion.py, with the presets' values.
 `train.preset` decides which family is trained, and with it which settings there are; where there is none stands -.
 `glance`, `focus`, `warmup`, `policy`, `finetune` and `skip` are the stages 0a, 0b, 1, 2, 3 and skip, `full` is the
 comparison on whole views. A rate or share that a stage has no use for does nothing there."""
@@ -62,13 +62,13 @@ def _training() -> str:
     made = {name: preset() for name, preset in ALL_PRESETS.items()}
     head = ["setting", "values", *(f"`{name}`" for name in made), ""]
     rows = [f"## train\n\n{_TRAIN}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    told: set[str] = set()
+    described: set[str] = set()
     for path, setting in leaves(MotionSettings).items():
         values = [_value_at(settings, path) for settings in made.values()]
         text = " ".join((setting.description or "").split())
-        # The stages' groups are of few kinds: each kind's settings are told once.
-        shown = "" if text in told else text
-        told.add(text)
+        # The stages' groups are of few kinds: each kind's settings are described once.
+        shown = "" if text in described else text
+        described.add(text)
         rows.append("| " + " | ".join([f"`train.{path}`", _values(setting), *values, shown]) + " |")
     return "\n".join(rows) + "\n"
 

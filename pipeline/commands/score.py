@@ -199,7 +199,7 @@ def calibrate(
 
 @contextlib.contextmanager
 def _reports(options: RunOptions) -> Iterator[Told]:
-    """What a run calls while it labels."""
+    """The functions that a run calls while it labels."""
     from pipeline.commands.label_display import label_display
     from pipeline.run import archive
 

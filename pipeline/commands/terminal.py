@@ -1,4 +1,4 @@
-"""What all commands print alike: a counter of work whose size is known, durations, and the table at the end."""
+"""The displays that several commands share: a counter of work of known size, durations, and the table at the end."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def counter(what: str, *, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[Callable[[int, int], None]]:
+def counter(what: str, *, quiet: bool, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
     """Progress of work whose size is known: a bar on a terminal, now and then a line of JSON elsewhere."""
+    stream = stream or sys.stderr
     if quiet:
         yield lambda done, total: None
     elif stream.isatty():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingDisplay:
-    """What a training calls while it runs."""
+    """The functions that a training calls while it runs."""
 
     decoded: Callable[[str, int, int], None]
     """Shows how many videos of a subset are decoded, of how many."""
@@ -31,9 +31,10 @@ class TrainingDisplay:
 
 
 @contextmanager
-def training(*, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[TrainingDisplay]:
+def training(*, quiet: bool, stream: TextIO | None = None) -> Iterator[TrainingDisplay]:
     """A bar for each subset and stage on a terminal; elsewhere a line of JSON per epoch, and now and then one of
     decoding."""
+    stream = stream or sys.stderr
 
     def print_line(text: str) -> None:
         print(text, file=stream, flush=True)

@@ -31,7 +31,7 @@ else:
 
 
 class Sampling(Section):
-    """Which frames of a source are looked at."""
+    """The frames of a source that are looked at."""
 
     kind: Literal["whole", "window"] = Field("whole", description="one clip per video, or pieces of it")
     num_frames: int = Field(16, ge=1, le=1024, description="frames per clip")
@@ -47,7 +47,7 @@ class Sampling(Section):
 
 
 class View(Section):
-    """What the networks see of a frame."""
+    """The part of a frame that the networks see."""
 
     resize_px: int = Field(256, ge=16, le=4096, description="short side after resizing")
     crop_px: int = Field(224, ge=16, le=4096, description="side of the centre crop")
@@ -62,7 +62,7 @@ class View(Section):
 
 
 class Model(Section):
-    """Which networks; a checkpoint's header knows this by itself."""
+    """The networks; a checkpoint's header knows them by itself."""
 
     family: FamilyName = "adafocus"
     checkpoint: str | None = Field(None, description="file of weights: the project's or a published one")
@@ -98,7 +98,7 @@ class Policy(Section):
 
     @property
     def traits(self) -> PolicyKind:
-        """What this policy needs, and what of a view the focus network sees under it."""
+        """The needs of this policy, and what of a view the focus network sees under it."""
         return KINDS[self.kind]
 
 
@@ -231,7 +231,7 @@ class Config(Section):
         return self.view.crop_px if self.policy.traits.patch == "whole" else self.focus.patch_px
 
     def given(self) -> dict[str, Any]:
-        """What somebody set: flat, dotted names."""
+        """The settings that somebody gave, by flat, dotted names."""
         return flatten(self.model_dump(exclude_unset=True))
 
     def flat(self) -> dict[str, Any]:

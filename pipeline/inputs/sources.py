@@ -202,7 +202,7 @@ class _Walk:
             yield from self._folder(path, truth=entry.labels)
 
     def _place(self, path: str, base: str) -> tuple[str, bool]:
-        """Where a path of a list is, and whether anything is there.
+        """Finds where a path of a list is, and whether anything is there.
 
         A relative path is meant from --videos, else from the list's folder, else from where the command was started.
         """

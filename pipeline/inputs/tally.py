@@ -1,4 +1,4 @@
-"""What a listing meets that is no input, for the summary of a run."""
+"""A count of what a listing meets that is no input, for the summary of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True, slots=True)
 class InputTally:
-    """How many sources a listing gave, and what it met on the way that is none."""
+    """Counts the sources that a listing gave and what it met on the way that is none."""
 
     num_sources: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -25,7 +25,7 @@ class InputTally:
 
     @property
     def problems(self) -> list[str]:
-        """What was asked for and came to no input, each in a line for the user."""
+        """A line for the user for everything that was asked for and came to no input."""
         return [
             *(f"nothing matches {pattern}" for pattern in self.empty_patterns),
             *(f"cannot be listed: {folder}" for folder in self.unreadable),

@@ -1,4 +1,4 @@
-"""What the networks do for a clip, and how they are run: the choice, and the rule for it where nothing is measured."""
+"""The work of the networks on a clip, the choice of how they are run, and the rule for it where nothing is measured."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CUT_SHORT = "cut short"
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkWork:
-    """What the networks do for one clip; how fast they do it depends on nothing else of a run."""
+    """The work of the networks on one clip; how fast they do it depends on nothing else of a run."""
 
     glance: str
     """Name of the backbone."""
     glance_px: int
     glance_segments: int = 0
     glances: int = 16
-    """Per clip, as `patches`."""
+    """Views glanced at per clip; `patches` are counted per clip too."""
     focus: str
     patch_px: int
     focus_segments: int = 0
@@ -31,7 +31,7 @@ class NetworkWork:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How the networks are run."""
+    """A decision how the networks are run."""
 
     precision: str
     compile: str
@@ -48,7 +48,7 @@ class Choice:
         return self.compile == "on"
 
     def line(self) -> str:
-        """What a run says of it before it begins."""
+        """A line that a run prints of the choice before it begins."""
         name = f"{self.precision}{' compiled' if self.is_compiled else ''}"
         line = f"networks in {name}, {self.glance_batch} views and {self.focus_batch} patches at a time ({self.how}"
         if name in self.seconds:
@@ -74,7 +74,7 @@ def work_of(header: Header, *, glance_px: int, patch_px: int, glances: int, patc
 
 
 def by_rule(work: NetworkWork, *, device: str, precision: str = "auto", compile: str = "auto") -> Choice:
-    """What is likely best, without measuring: half precision where the processor multiplies in it."""
+    """Chooses what is likely best, without measuring: half precision where the processor multiplies in it."""
     if precision == "auto":
         precision = "bf16" if device == "cuda" or processor.has_fast_bf16() else "fp32"
     has_kernels = device == "cuda" or can_compile(device, DTYPES[precision])
@@ -95,5 +95,5 @@ def by_rule(work: NetworkWork, *, device: str, precision: str = "auto", compile:
 
 
 def whole_clips(rows: int, segments: int) -> int:
-    """How many rows a pass has: those of whole clips where a temporal shift works on them, of at least one."""
+    """Rounds the rows of a pass down to whole clips, at least one, where a temporal shift works on clips."""
     return max(segments, rows // segments * segments) if segments else rows

@@ -1,4 +1,4 @@
-"""How many workers of each stage a machine gets, how many threads each of them, and what share of a GPU.
+"""Decides how many workers of each stage a machine gets, how many threads each of them, and what share of a GPU.
 
 `place` is pure; `this_machine` asks the system what machine this is.
 
@@ -18,7 +18,7 @@ GPU_LIST = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a run may use: this machine, or the sum of a cluster's."""
+    """The means that a run may use: this machine, or the sum of a cluster's."""
 
     num_cores: int
     memory_bytes: int

@@ -1,4 +1,4 @@
-"""What this machine's processor and GPU are, and which precisions they compute in."""
+"""Facts of this machine's processor and GPU, and the precisions they compute in."""
 
 from __future__ import annotations
 

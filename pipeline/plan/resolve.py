@@ -99,7 +99,7 @@ def _loaded(config: Config) -> tuple[Config, Checkpoint, tuple[str, ...]]:
 
 
 def _chosen(config: Config, placement: Placement, tuned: Choice) -> dict[str, Any]:
-    """What replaces settings that were `auto`, or that mean something else elsewhere."""
+    """The values that replace settings which were `auto`, or which mean something else elsewhere."""
     chosen: dict[str, Any] = {
         "compute.device": placement.device,
         "compute.precision": tuned.precision,
@@ -114,7 +114,7 @@ def _chosen(config: Config, placement: Placement, tuned: Choice) -> dict[str, An
 
 
 def network_work(config: Config, header: Header) -> NetworkWork:
-    """What the networks do for one clip."""
+    """The work of the networks on one clip."""
     return work_of(
         header,
         glance_px=config.glance.size_px,
@@ -159,8 +159,8 @@ def _tuned(
     cache: Path | None,
     doing: Callable[[str], None],
 ) -> Choice:
-    """How the networks are run. `given`: the config without what an earlier run chose, which is no demand: networks
-    are compiled where this machine can."""
+    """Chooses how the networks are run. `given`: the config without what an earlier run chose, which is no demand:
+    networks are compiled where this machine can."""
     work = network_work(config, header)
     asked, device = config.compute, placement.device
     compile = asked.compile

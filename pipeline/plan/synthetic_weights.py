@@ -22,7 +22,7 @@ def knows_only_synthetic(header: Header) -> bool:
 
 
 def synthetic_warning(header: Header) -> str:
-    """What a user of such a checkpoint should know."""
+    """The sentence that a user of such a checkpoint should read."""
     return (
         f"these weights know {header.num_classes} classes of a synthetic world only: labels of real footage mean "
         "nothing; give a published checkpoint, or train one (see the README)"

@@ -16,18 +16,14 @@ from pipeline.live.camera_state import CameraState
 from pipeline.live.worker import CameraNews
 from pipeline.training.journal import Progress
 from run_pipeline import main
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.support.terminals import Terminal, plain
 
 
 def shown_training(stream: io.StringIO, *, quiet: bool = False) -> str:
     with training(quiet=quiet, stream=stream) as display:
         display.decoded("train", 120, 2000)
         display.epoch(Progress(stage="1", done=2, total=5, values={"loss": 0.25, "val_accuracy": 81.0}))
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    return plain(stream.getvalue())
 
 
 def test_on_a_terminal_a_training_shows_a_bar_for_each_subset_and_stage() -> None:
@@ -52,7 +48,7 @@ def watched(stream: io.StringIO, **options: bool) -> str:
         for state in (CameraState.CONNECTING, CameraState.LIVE, CameraState.LOST):
             error = "[no frame]" if state is CameraState.LOST else None
             show({"door": CameraNews(state=state, last_error=error, num_looked=10, waiting=1), "yard": yard})
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    return plain(stream.getvalue())
 
 
 CHANGES = ["door is connecting", "yard is live", "door is live", "door is lost: [no frame]"]

@@ -27,7 +27,7 @@ from operators.weights.published import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """How GFNet was published for one backbone."""
+    """The form in which GFNet was published for one backbone."""
 
     mark: tuple[str, tuple[int, ...]]
     """A weight and its shape, by which a file of this backbone is known: files of training do not name it."""
@@ -35,11 +35,11 @@ class Form:
     num_looks: int
     """The glance included; the length of a released file's own list of costs goes before it."""
     encoder: Literal["mlp", "conv"]
-    """Of the policy."""
+    """The first layers of the policy."""
     hidden: int
     """State of the policy's GRU."""
     width: int
-    """Of the policy's first layer."""
+    """Units of the policy's first layer."""
     classifier: Literal["gru", "cascaded"]
     """A cascade's first layer is the glance network's own head."""
     glance_resize: Literal["bilinear", "bicubic"]
@@ -124,7 +124,7 @@ def read(content: Mapping[str, Any], path: str) -> tuple[Header, Sections] | Non
     if policy:
         sections["policy"] = policy
         policy_form = policy_spec(policy, map_channels=form.map_channels, path=path, reads="patch", std=0.1)
-        # A network halves its input five times. Published sizes are multiples of 32, so the map tells the size.
+        # A network halves its input five times. Published sizes are multiples of 32, so the map gives the size.
         patch_px = patch_px or 32 * policy_form.map_side
     size = int(patch_px) if patch_px else None
     header = Header(
