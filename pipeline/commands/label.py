@@ -65,12 +65,12 @@ def label(
 
     tally = InputTally()
     list_sources = listing.lister(tally)
+    if listing.dry_run:
+        table = {"out": out, "resume": resume, "retry_failed": retry_failed}
+        return _print_estimate(config, list_sources, tally, options, **table)
     with label_display(quiet=options.quiet) as display:
         # Before torch is imported, which takes seconds.
         display.doing("loading weights")
-        if listing.dry_run:
-            table = {"out": out, "resume": resume, "retry_failed": retry_failed}
-            return _print_estimate(config, list_sources, tally, options, **table)
         from pipeline.run import archive
 
         stop = stop_on_signals()
@@ -114,6 +114,8 @@ def _print_estimate(
     **table: Any,
 ) -> int:
     """Prints what `label` would do; `table` is what it would do it to."""
+    if not options.quiet:
+        say("loading weights, then labelling the first inputs for a try")
     from pipeline.run.dry_run import estimate
 
     figures = estimate(config, list_sources, **table)

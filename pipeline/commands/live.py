@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pipeline.commands.options import SOME_FAILED, RunOptions, say, stop_on_sign
 
 if TYPE_CHECKING:
     from operators.records import ClipLabel
+    from pipeline.run.loop import StopRequest
 
 
 @click.command()
@@ -53,20 +55,12 @@ def live(
     # This comes before whatever else imports torch: it says how torch's threads wait.
     from pipeline.live.watch import LiveTold, watch_cameras  # isort: split
 
-    from pipeline.commands.live_display import label_line, live_progress, live_rows
+    from pipeline.commands.live_display import live_progress, live_rows
     from pipeline.commands.terminal import print_rows
     from pipeline.live.cameras import cameras_of
 
     stop = stop_on_signals()
     watched = cameras_of(cameras)
-
-    def print_label(label: ClipLabel) -> None:
-        try:
-            click.echo(label_line(label))
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            say("stopping: whoever read the labels from standard output has closed it; committing what is done")
-            stop.is_set, stop.signal_number = True, signal.SIGPIPE
 
     with live_progress(quiet=options.quiet, as_json=options.as_json) as news:
         summary = watch_cameras(
@@ -79,7 +73,7 @@ def live(
             told=LiveTold(
                 message=say,
                 started=lambda line: None if options.quiet else say(line),
-                label=print_label if options.as_json else lambda label: None,
+                label=_label_printer(stop) if options.as_json else lambda label: None,
                 news=news,
                 metrics_port=lambda port: say(f"metrics on port {port}"),
             ),
@@ -97,3 +91,16 @@ def live(
     return SOME_FAILED if unseen or any(camera.failed for camera in summary.cameras.values()) else 0
 
 
+def _label_printer(stop: StopRequest) -> Callable[[ClipLabel], None]:
+    """A function that prints a label as a line of JSON; where nobody reads them any more, the run is to stop."""
+    from pipeline.commands.live_display import label_line
+
+    def print_label(label: ClipLabel) -> None:
+        try:
+            click.echo(label_line(label))
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            say("stopping: whoever read the labels from standard output has closed it; committing what is done")
+            stop.is_set, stop.signal_number = True, signal.SIGPIPE
+
+    return print_label
