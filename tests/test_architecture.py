@@ -32,7 +32,7 @@ HOMES = {
     "torchcodec": {"pipeline/bench/readers.py"},
     "pyarrow": {
         "operators/table/schema.py",
-        "pipeline/inputs/sources.py",
+        "pipeline/inputs/lists.py",
         "pipeline/families/truth.py",
         "pipeline/scoring/read_labels.py",
         "pipeline/synthetic/archive.py",
@@ -40,13 +40,21 @@ HOMES = {
     "yaml": {"pipeline/config/files.py", "pipeline/config/settings.py"},
     "click": {
         "run_pipeline.py",
+        "pipeline/commands/label.py",
+        "pipeline/commands/live.py",
         "pipeline/commands/options.py",
         "pipeline/commands/score.py",
+        "pipeline/commands/train.py",
         "pipeline/bench/commands.py",
     },
     "ray": {"pipeline/run/ray_calls.py", "pipeline/run/ray_cluster.py", "pipeline/run/ray_executor.py"},
     "prometheus_client": {"pipeline/live/prometheus.py"},
-    "rich": {"pipeline/commands/terminal.py"},
+    "rich": {
+        "pipeline/commands/label_display.py",
+        "pipeline/commands/live_display.py",
+        "pipeline/commands/terminal.py",
+        "pipeline/commands/training_display.py",
+    },
     "safetensors": {"operators/weights/checkpoints.py"},
     "matplotlib": {"pipeline/scoring/plots.py"},
     "pydantic": {

@@ -32,7 +32,7 @@ from pipeline.live.record import LiveReports
 from pipeline.live.summary import LiveSummary
 from pipeline.live.watch import watch_cameras
 from pipeline.live.worker import CameraNews
-from pipeline.plan.tuning import has_fast_bf16
+from pipeline.plan.processor import has_fast_bf16
 from pipeline.run.loop import StopRequest
 
 Say = Callable[[str], None]

@@ -14,8 +14,8 @@ from pipeline.bench.figures import Figure, measured
 from pipeline.bench.workloads import CACHE
 from pipeline.config import Config
 from pipeline.inputs import sources as inputs
+from pipeline.plan.measuring import held_threads
 from pipeline.plan.placement import this_machine
-from pipeline.plan.tuning import held_threads
 from pipeline.run.archive import label_archive
 from pipeline.scoring.read_labels import read_predictions
 from pipeline.scoring.scores import Predictions

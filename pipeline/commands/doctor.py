@@ -1,4 +1,4 @@
-"""What this machine has and lacks for a run, a line each: `ok`, `warn` with what follows from it, `fail`."""
+"""Examines what this machine has and lacks for a run, a line each: `ok`, `warn` with what follows from it, `fail`."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _kernels() -> Finding:
     import torch
 
     from operators.networks.compiled import can_compile
-    from pipeline.plan.tuning import has_fast_bf16
+    from pipeline.plan.processor import has_fast_bf16
 
     if not can_compile("cpu", torch.float32):
         has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled

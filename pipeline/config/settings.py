@@ -31,7 +31,7 @@ else:
 
 
 class Sampling(Section):
-    """Which frames of a source are looked at."""
+    """The frames of a source that are looked at."""
 
     kind: Literal["whole", "window"] = Field("whole", description="whole: one clip per video; window: pieces of it")
     num_frames: int = Field(16, ge=1, le=1024, description="frames per clip")
@@ -48,7 +48,7 @@ class Sampling(Section):
 
 
 class View(Section):
-    """What the networks see of a frame."""
+    """The part of a frame that the networks see."""
 
     resize_px: int = Field(256, ge=16, le=4096, description="short side of the frame after resizing")
     crop_px: int = Field(224, ge=16, le=4096, description="side of the centre crop: the view")
@@ -120,7 +120,7 @@ class Policy(Section):
 
     @property
     def traits(self) -> PolicyKind:
-        """What this policy needs, and what of a view the focus network sees under it."""
+        """The needs of this policy, and what of a view the focus network sees under it."""
         return KINDS[self.kind]
 
 
@@ -297,7 +297,7 @@ class Config(Section):
         return self.view.crop_px if self.policy.traits.patch == "whole" else self.focus.patch_px
 
     def given(self) -> dict[str, Any]:
-        """What somebody set: flat, dotted names."""
+        """The settings that somebody gave, by flat, dotted names."""
         return flatten(self.model_dump(exclude_unset=True))
 
     def flat(self) -> dict[str, Any]:

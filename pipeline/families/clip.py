@@ -28,21 +28,21 @@ class OpenClip:
     window: Window
     generator: torch.Generator
     memory: Any = None
-    """What its family keeps of it."""
+    """The state that the clip's family keeps of it."""
     num_frames: int = 0
-    """Sampled, a repeated one each time; a gaze says so when it opens the clip."""
+    """Frames sampled, a repeated one each time; a gaze counts them when it opens the clip."""
     decisions: list[Decision] = field(default_factory=list)
     step_logits: list[torch.Tensor] = field(default_factory=list)
     """[K] of every classified step"""
     corners: list[tuple[int, int]] = field(default_factory=list)
-    """Of the patches that it waits for, (row, column)."""
+    """The corners of the patches that the clip waits for, (row, column)."""
     rows: list[int] = field(default_factory=list)
-    """Of its FrameBatch, likewise."""
+    """The rows of its FrameBatch that those patches are cut from."""
     is_finished: bool = False
     gmacs: float = 0.0
     gmacs_full: float = 0.0
     step_gmacs: list[float] = field(default_factory=list)
-    """Up to each classified step."""
+    """GMACs spent up to each classified step."""
 
     def focus(self, *, step: int, row: int, corner: tuple[int, int], patch_px: int) -> None:
         """Asks for a patch."""
@@ -58,7 +58,7 @@ class OpenClip:
 
 
 class Gaze(Protocol):
-    """How one family of models looks at clips."""
+    """The way in which one family of models looks at clips."""
 
     patch_px: int
 
@@ -66,7 +66,7 @@ class Gaze(Protocol):
         """Glances, and goes on until each clip waits for patches or is finished."""
 
     def step(self, clips: Sequence[OpenClip], features: Sequence[PatchFeatures]) -> None:
-        """Takes the features of the patches asked for, and goes on likewise."""
+        """Takes the features of the patches asked for, and goes on as `open` does."""
 
 
 def generator_of(seed: int, clip_id: str) -> torch.Generator:
@@ -82,7 +82,7 @@ def finite(logits: torch.Tensor) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelForm:
-    """What of an answer goes into its row."""
+    """The columns of a row that an answer fills, and how."""
 
     class_names: Sequence[str]
     topk: int = 5

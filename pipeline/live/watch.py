@@ -169,7 +169,7 @@ def _watch_with(executor: Executor, plan: RunPlan, watched: Sequence[CameraPlan]
         f"in {plan.config.compute.precision}"
     )
     run.log.begin(line, model_id=plan.model_id, config_id=identity["config_id"])
-    run.reports.started(line)
+    run.reports.started("\n".join([line, *(f"warning: {text}" for text in plan.warnings())]))
     loop = LiveLoop(
         executor=executor,
         shares=[tuple(watched[i::count]) for i in range(count)],

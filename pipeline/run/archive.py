@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from operators.records import Source, clip_id
+from operators.records import ClipLabel, Source, clip_id
 from operators.table.identity import check_identity, table_identity
 from operators.table.output import check_output, inspect_table
 from pipeline.config import Config
-from pipeline.inputs.sources import Tally
+from pipeline.inputs.tally import InputTally
 from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import resolve
 from pipeline.plan.run_plan import RunPlan
@@ -49,6 +49,9 @@ class RunReports:
     message: Callable[[str], None] = lambda text: None
     started: Callable[[RunPlan], None] = lambda plan: None
     progress: Callable[[Runner], None] = lambda runner: None
+    doing: Callable[[str], None] = lambda text: None
+    """Called with what the run is at before its first clip: each takes seconds."""
+    failed: Callable[[ClipLabel], None] = lambda label: None
 
 
 def label_archive(
@@ -60,13 +63,15 @@ def label_archive(
     retry_failed: bool = False,
     stop: StopRequest | None = None,
     reports: RunReports | None = None,
-    tally: Tally | None = None,
+    tally: InputTally | None = None,
     machine: Machine | None = None,
+    begun_s: float | None = None,
 ) -> RunSummary:
     """Labels every source that has no label in `out` yet; returns when all of it is committed.
 
     `list_sources` is given the class names, because numbers in an annotation mean what the checkpoint says. `tally` is
-    where the listing counts what it meets that is no input; the summary has it.
+    where the listing counts what it meets that is no input; the summary has it. `begun_s` is
+    when the command began, by time.monotonic().
     """
     check_output(out)
     run_id = new_run_id()
@@ -79,8 +84,9 @@ def label_archive(
             retry_failed=retry_failed,
             stop=stop or StopRequest(),
             reports=reports or RunReports(),
-            tally=tally or Tally(),
+            tally=tally or InputTally(),
             log=log,
+            begun_s=time.monotonic() if begun_s is None else begun_s,
         )
         summary = _label(config, list_sources, run)
         log.note("ended", **summary.to_dict())
@@ -98,14 +104,26 @@ class _Run:
     retry_failed: bool
     stop: StopRequest
     reports: RunReports
-    tally: Tally
+    tally: InputTally
     log: RunLog
+    begun_s: float
 
     def resolve(self, config: Config, identity: Mapping[str, Any] | None) -> RunPlan:
         """The plan for going on with a table of this identity; refused where the settings are not the table's."""
-        plan = resolve(config, self.machine, remembered=settings_of_table(identity), cache=cache_folder())
+        plan = resolve(
+            config,
+            self.machine,
+            remembered=settings_of_table(identity),
+            cache=cache_folder(),
+            doing=self.reports.doing,
+        )
         check_identity(self.out, identity, plan.identity())
         return plan
+
+    def failed(self, label: ClipLabel) -> None:
+        """Logs and reports a clip that could not be labelled."""
+        self.log.failed(label)
+        self.reports.failed(label)
 
 
 def _label(
@@ -117,6 +135,8 @@ def _label(
     with SourceFeed(list_sources(plan.class_names)) as feed:
         if (summary := _without_workers(plan, run, feed)) is not None:
             return summary
+        if plan.config.run.executor == "ray":
+            run.reports.doing("starting Ray" if plan.config.run.ray_address is None else "joining the Ray cluster")
         with make_executor(plan, run.machine) as executor:
             return _label_with(executor, plan, config, feed, run, known=found)
 
@@ -183,7 +203,7 @@ def _loop(executor: Executor, plan: RunPlan, feed: SourceFeed, run: _Run, done: 
     """Labels what is not done yet, with workers that are started and a table that is begun."""
     metrics = RunMetrics(stages={stage: StageTime(workers=count) for stage, count in plan.workers.items()})
     recorder = LabelRecorder(
-        done=done, metrics=metrics, max_failed=plan.config.run.max_failed, on_failed=run.log.failed
+        done=done, metrics=metrics, max_failed=plan.config.run.max_failed, on_failed=run.failed
     )
     batcher = plan.batcher()
     scheduler = Scheduler(
@@ -207,6 +227,7 @@ def _loop(executor: Executor, plan: RunPlan, feed: SourceFeed, run: _Run, done: 
         can_kill=plan.config.run.executor != "inline",
         say=run.reports.message,
         on_progress=run.reports.progress,
+
         note=run.log.note,
     )
     begun_s = time.monotonic()
@@ -246,6 +267,8 @@ def _summarised(
         interrupted=interrupted,
         ended_early=ended_early,
         is_trained=plan.is_trained,
+        warnings=plan.warnings(),
+        total_s=time.monotonic() - run.begun_s,
         model_id=plan.model_id,
         config_id=plan.identity()["config_id"],
     )

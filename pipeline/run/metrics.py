@@ -35,6 +35,8 @@ class RunMetrics:
     duplicates: int = 0
     committed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    """How many clips have each label."""
     frames_total: int = 0
     frames_focused: int = 0
     frames_skipped: int = 0
@@ -66,6 +68,8 @@ class RunMetrics:
             self.errors[label.error_code] += 1
             return
         self.labelled += 1
+        if label.label is not None:
+            self.labels[label.label] += 1
         self.frames_total += label.frames_total or 0
         self.frames_focused += label.frames_focused or 0
         self.frames_skipped += label.frames_skipped or 0
@@ -124,12 +128,17 @@ class RunSummary:
     """How many of those have a row that says that they failed."""
     duplicates: int
     errors: dict[str, int]
+    labels_by_class: dict[str, int]
+    """How many clips of this run have each label, the most frequent first."""
     skipped_files: dict[str, int]
     unreadable: list[str]
     """The folders that could not be listed, the first hundred of them."""
     empty_patterns: list[str]
     """The globs that matched nothing."""
     wall_s: float
+    """Seconds from the first call to the last."""
+    total_s: float
+    """Seconds from the command's start to its last label, the start of processes among them."""
     clips_per_s: float
     steady_clips_per_s: float | None
     """The rate from the first label to the last."""
@@ -151,6 +160,8 @@ class RunSummary:
     interrupted: bool
     ended_early: str | None
     is_trained: bool
+    warnings: list[str]
+    """What whoever reads the labels should know of them."""
     model_id: str
     config_id: str
 
@@ -172,6 +183,8 @@ def summarise(
     metrics: RunMetrics,
     *,
     wall_s: float,
+    total_s: float | None = None,
+    warnings: Sequence[str] = (),
     skipped_files: Mapping[str, int],
     unreadable: Sequence[str] = (),
     empty_patterns: Sequence[str] = (),
@@ -188,10 +201,13 @@ def summarise(
         failed_before=metrics.failed_before,
         duplicates=metrics.duplicates,
         errors=dict(sorted(metrics.errors.items())),
+        labels_by_class=dict(metrics.labels.most_common()),
         skipped_files=dict(skipped_files),
         unreadable=list(unreadable),
         empty_patterns=list(empty_patterns),
         wall_s=wall_s,
+        total_s=wall_s if total_s is None else total_s,
+        warnings=list(warnings),
         clips_per_s=num / wall_s if wall_s > 0 else 0.0,
         steady_clips_per_s=metrics.steady_clips_per_s(),
         focused_share=metrics.frames_focused / metrics.frames_total if metrics.frames_total else None,

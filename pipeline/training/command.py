@@ -19,6 +19,7 @@ from pipeline.config.training import FULL, STAGES, Stage, TrainSettings
 from pipeline.config.training_motion import STAGES_OF_MOTION, MotionSettings
 from pipeline.families.truth import read_truth
 from pipeline.inputs import sources as inputs
+from pipeline.inputs.annotations import read_class_names
 from pipeline.plan.placement import this_machine
 from pipeline.training import sequence
 from pipeline.training.clips import FrameTruth
@@ -67,7 +68,7 @@ def train(
     torch.set_num_threads(num_threads)
     if config.model.classes is None:
         raise ConfigError("training needs the class names in the model's order: --classes FILE")
-    names = inputs.read_class_names(Path(config.model.classes))
+    names = read_class_names(Path(config.model.classes))
 
     def sources(subset: str) -> list[Source]:
         found = list(inputs.sources(listing, videos=videos, subset=subset, class_names=names))

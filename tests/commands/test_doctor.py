@@ -15,7 +15,7 @@ MACHINE = Machine(num_cores=2, memory_bytes=8 << 30)
 
 
 class Here(InlineExecutor):
-    """In the place of Ray."""
+    """Stands in the place of Ray."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.commands.terminal import label_line
+from pipeline.commands.live_display import label_line
 from pipeline.config import load
 from pipeline.families.clip import NOT_FINITE
 from pipeline.live.camera_process import Polled

@@ -13,8 +13,8 @@ from operators.errors import RefusedError
 from operators.records import Media, Source, source_id
 from operators.table.schema import summarize
 from pipeline import config as configuration
+from pipeline.plan.network_choice import Choice
 from pipeline.plan.run_plan import RunPlan
-from pipeline.plan.tuning import Choice
 from pipeline.run import archive
 from pipeline.run.archive import RunReports, label_archive
 from pipeline.run.sink_worker import SinkOpened

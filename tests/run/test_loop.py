@@ -13,7 +13,7 @@ import pytest
 
 from operators.errors import ConfigError, StageError
 from operators.records import ClipLabel, Media, Source, clip_id, source_id
-from pipeline.commands.terminal import summary_rows
+from pipeline.commands.label_display import summary_rows
 from pipeline.run.inline_executor import InlineExecutor
 from pipeline.run.label_recorder import LabelRecorder
 from pipeline.run.loop import Runner, StopRequest
@@ -325,7 +325,7 @@ def test_the_summary_says_how_long_patches_waited_and_how_much_focus_workers_idl
     facts = {"run_id": "run", "interrupted": False, "ended_early": None, "is_trained": True}
     summary = summarise(metrics, wall_s=9.0, skipped_files={}, out="out", model_id="m", config_id="c", **facts)
     assert (summary.patch_wait_s, summary.focus_idle_share) == pytest.approx((0.15, 0.2))
-    rows = dict(summary_rows(summary))
+    rows = dict(summary_rows(summary, stats=True))
     assert rows["patches waited"] == "150.0 ms on average, until their batch went"
     assert rows["focus workers idle"] == "20% of the time between their first batch and their last"
     assert rows["focus batches"] == "100.0% real patches"
