@@ -22,7 +22,7 @@ from pipeline.run.metrics import RunSummary
 if TYPE_CHECKING:
     from pipeline.live.watch import LiveSummary
     from pipeline.live.worker import CameraNews
-    from pipeline.training.journal import Progress as TrainingProgress
+    from pipeline.training.journal import StageProgress
 
 
 def _duration(seconds: float) -> str:
@@ -125,7 +125,7 @@ class TrainingNews:
 
     decoded: Callable[[str, int, int], None]
     """Subset, videos decoded, of how many."""
-    epoch: Callable[[TrainingProgress], None]
+    epoch: Callable[[StageProgress], None]
     say: Callable[[str], None]
     """A line that the user should see, with --quiet too."""
 
@@ -146,7 +146,7 @@ def training(*, quiet: bool, stream: TextIO = sys.stderr) -> Iterator[TrainingNe
     else:
         with counter("videos decoded", quiet=quiet, stream=stream) as decoded:
 
-            def say(progress: TrainingProgress) -> None:
+            def say(progress: StageProgress) -> None:
                 line = {"stage": progress.stage, "done": progress.done, "total": progress.total}
                 values = {name: round(float(value), 4) for name, value in progress.values.items()}
                 print(json.dumps({"progress": line | values}), file=stream, flush=True)
@@ -172,7 +172,7 @@ def _training_bars(stream: TextIO) -> Iterator[TrainingNews]:
                 tasks[name] = bar.add_task(name, total=total, unit=unit, values="")
             bar.update(tasks[name], completed=done, total=total, values=values)
 
-        def show_epoch(progress: TrainingProgress) -> None:
+        def show_epoch(progress: StageProgress) -> None:
             values = ", ".join(f"{name} {float(value):.4g}" for name, value in progress.values.items())
             show(f"stage {progress.stage}", "epochs", progress.done, progress.total, values)
 

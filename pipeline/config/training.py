@@ -193,7 +193,7 @@ class TrainSettings(TrainSection):
         return self.num_steps
 
     @property
-    def pad(self) -> str:
+    def pad(self) -> Literal["last", "first"]:
         """What a clip shorter than the sample repeats."""
         return "last"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,7 +42,7 @@ class MotionSettings(TrainSettings):
         return self.num_steps + self.num_focus_steps
 
     @property
-    def pad(self) -> str:
+    def pad(self) -> Literal["last", "first"]:
         return "first"
 
 

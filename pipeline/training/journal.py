@@ -18,7 +18,7 @@ from operators.table.sink import write_durably
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class StageProgress:
     """Where a stage is, for a bar."""
 
     stage: str
@@ -51,7 +51,7 @@ class Journal:
         stage: str,
         identity: str,
         clock: Callable[[], float],
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[StageProgress], None] | None = None,
     ) -> None:
         self.folder = folder
         self.stage = stage
@@ -87,7 +87,7 @@ class Journal:
             file.write(json.dumps(row) + "\n")
         if self.progress is not None:
             asked = total if asked is None else asked
-            self.progress(Progress(stage=self.stage, done=min(done, asked), total=asked, values=values))
+            self.progress(StageProgress(stage=self.stage, done=min(done, asked), total=asked, values=values))
 
     def save(self, *, done: int, **parts: Any) -> None:
         """Everything that the stage goes on from: modules and optimisers by name, each with a state_dict. What is

@@ -58,21 +58,21 @@ def train_on_patches(
     epochs = num_epochs(stage)
     if epochs == 0:
         return {}
-    course = _prepared(parts, settings, stage, train, journal, where, glance_head, train_glances)
-    start = journal.resume(**course.kept)
+    under_way = _prepared(parts, settings, stage, train, journal, where, glance_head, train_glances)
+    start = journal.resume(**under_way.kept)
     values: dict[str, float] = {}
     for epoch in range(start, epochs):
-        values = course.epoch(epoch)
+        values = under_way.epoch(epoch)
         if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == epochs:
             policy = policy_named({"random": "random", "learned": "learned", "whole": "center"}[where], parts)
             values |= score(parts, settings, val, policy, glances=val_glances).values("val_")
-        journal.save(done=epoch + 1, **course.kept)
+        journal.save(done=epoch + 1, **under_way.kept)
         journal.log(done=epoch + 1, total=epochs, asked=stage.epochs, **values)
     return values
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Course:
+class _PatchStage:
     """One stage under way."""
 
     parts: Parts
@@ -203,7 +203,7 @@ def _prepared(
     where: Where,
     glance_head: Tensor | None,
     glances: Glances | None,
-) -> _Course:
+) -> _PatchStage:
     """The stage before its first epoch: what is trained, and at which rates."""
     assert parts.header.classifier is not None
     assert parts.header.focus is not None and parts.header.focus.size_px is not None
@@ -215,7 +215,7 @@ def _prepared(
         if stage.patch_head_weight > 0:
             groups.append((head, stage.lr_focus))
     parts.freeze(*[module for module, _ in groups if module is not head])
-    return _Course(
+    return _PatchStage(
         parts=parts,
         settings=settings,
         stage=stage,

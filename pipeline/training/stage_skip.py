@@ -48,6 +48,7 @@ def train_skip(
     if stage.updates == 0:
         return {}
     head = parts.skip
+    assert head is not None
     parts.freeze(head)
     optimiser = torch.optim.Adam(head.parameters(), lr=stage.lr)
     start = journal.resume(skip=head, optimiser=optimiser)
@@ -79,6 +80,7 @@ def _updates(
 ) -> dict[str, float]:
     """An epoch's share of the updates; gives the mean loss and share of the steps focused."""
     labels = train.draw_labels(np.arange(len(train)), rng).to(parts.device)
+    assert parts.skip is not None
     parts.freeze(parts.skip)
     # The gradient goes through the classifier, which rests: cuDNN gives one only through a GRU in training mode. It
     # has no dropout of its own, so it computes the same; the dropout after it stays off.
@@ -119,7 +121,7 @@ def roll_out(
     is_seeing bool [B]: whether the head is shown the classifier's state. Sampled gates carry the gradient of their
     probability.
     """
-    assert looks.contexts is not None
+    assert looks.contexts is not None and parts.skip is not None
     head, classifier = parts.skip, parts.classifier
     contexts, glances, focuses = looks.contexts[rows], looks.glances[rows], looks.focuses[rows]
     hidden = contexts.new_zeros((len(rows), head.hidden))

@@ -12,7 +12,7 @@ import pytest
 from pipeline.commands import terminal as report
 from pipeline.live.camera_state import CameraState
 from pipeline.live.worker import CameraNews
-from pipeline.training.journal import Progress
+from pipeline.training.journal import StageProgress
 from run_pipeline import main
 
 
@@ -24,7 +24,7 @@ class Terminal(io.StringIO):
 def tell(stream: io.StringIO, *, quiet: bool = False) -> str:
     with report.training(quiet=quiet, stream=stream) as news:
         news.decoded("train", 120, 2000)
-        news.epoch(Progress(stage="1", done=2, total=5, values={"loss": 0.25, "val_accuracy": 81.0}))
+        news.epoch(StageProgress(stage="1", done=2, total=5, values={"loss": 0.25, "val_accuracy": 81.0}))
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
 
 
