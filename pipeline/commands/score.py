@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.run.archive import Told
     from pipeline.run.metrics import RunSummary
-    from pipeline.scoring.calibrate import Score
+    from pipeline.scoring.calibrate import ScoreKind
     from pipeline.scoring.evaluate import Evaluation
 
 
@@ -71,15 +71,15 @@ def evaluate(
           --truth data/truth.parquet --compare learned,center,random
     """
     from pipeline.inputs import sources as inputs
-    from pipeline.scoring import compare as comparing
+    from pipeline.scoring import evaluate_policies as judging
 
     names = None if options.classes is None else inputs.read_class_names(Path(options.classes))
-    known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
-    if len(listing.inputs) == 1 and comparing.is_labels_table(labels := Path(listing.inputs[0])):
+    known = judging.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
+    if len(listing.inputs) == 1 and judging.is_labels_table(labels := Path(listing.inputs[0])):
         if listing.dry_run:
             click.echo(json_text({}) if options.as_json else "nothing would be labelled: the labels are there")
         else:
-            found = comparing.evaluate_table(labels, out, truth=known, checkpoint=options.checkpoint)
+            found = judging.evaluate_table(labels, out, truth=known, checkpoint=options.checkpoint)
             _show_evaluations({"labels": found}, out, as_json=options.as_json)
         return 0
     config = options.config()
@@ -88,11 +88,11 @@ def evaluate(
     tally = inputs.Tally()
     list_sources = listing.lister(tally, is_read_again=len(policies) > 1)
     if listing.dry_run:
-        configs = comparing.policy_configs(config, policies, full_checkpoint=full_checkpoint)
+        configs = judging.policy_configs(config, policies, full_checkpoint=full_checkpoint)
         return _tell_estimates(configs, list_sources, as_json=options.as_json)
     stop = stop_on_signals()
     with _told(options) as told:
-        evaluations, runs = comparing.evaluate_policies(
+        evaluations, runs = judging.evaluate_policies(
             config,
             list_sources,
             policies,
@@ -147,7 +147,7 @@ def calibrate(
     resume: bool,
     allow_failures: bool,
     measure: str,
-    score: Score,
+    score: ScoreKind,
     margin: float,
     steps_per_round: int | None,
     write: Path | None,
@@ -207,12 +207,12 @@ def _told(options: RunOptions) -> Iterator[Told]:
 
 
 def _show_evaluations(evaluations: Mapping[str, Evaluation], out: Path, *, as_json: bool) -> None:
-    from pipeline.scoring.evaluate import comparison, format_table
+    from pipeline.scoring.evaluate import format_table, policy_table
 
     if as_json:
         click.echo(json_text({name: e.as_dict() for name, e in evaluations.items()}))
     elif evaluations:
-        click.echo(format_table(*comparison(evaluations)))
+        click.echo(format_table(*policy_table(evaluations)))
         for name, evaluation in evaluations.items():
             for remark in evaluation.remarks():
                 click.echo(f"{name}: {remark}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 from operators.errors import ConfigError
 from operators.media.decode import Limits
@@ -16,7 +16,7 @@ from pipeline.training.clips import Clips
 from pipeline.training.frame_cache import Read
 from pipeline.training.journal import Journal
 from pipeline.training.model import Parts
-from pipeline.training.scoring import Score
+from pipeline.training.scoring import SubsetScore
 from pipeline.training.subsets import Subsets
 from policies.base import Policy
 
@@ -29,7 +29,7 @@ class Course(ABC, Generic[Settings]):
     """What `all` trains, in the order in which the stages build on one another."""
     comparisons: tuple[Stage, ...] = ()
     """Stages that are trained only where they are asked for by name; nothing is built on them."""
-    sections_after: Mapping[Stage, tuple[str, ...]]
+    sections_after: ClassVar[Mapping[Stage, tuple[str, ...]]]
     """The sections of a checkpoint that are trained, or at least begun, when a stage is over."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Course(ABC, Generic[Settings]):
         """Everything that the resting glance network sees of the clips, to be kept for the later stages."""
 
     @abstractmethod
-    def score(self, parts: Parts, settings: Settings, clips: Clips, policy: Policy, glances: Any) -> Score:
+    def score(self, parts: Parts, settings: Settings, clips: Clips, policy: Policy, glances: Any) -> SubsetScore:
         """How good the networks are on the clips where this policy looks. `glances`: those kept, or None."""
 
     def ordered(self, stages: Iterable[str]) -> list[Stage]:

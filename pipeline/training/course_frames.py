@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from operators.media.decode import Limits
 from operators.media.view import Viewer
@@ -16,7 +17,7 @@ from pipeline.training.frame_cache import Read
 from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts, begin_from_files, glance_at_all
 from pipeline.training.read_clips import ClipReader
-from pipeline.training.scoring import Score, score
+from pipeline.training.scoring import SubsetScore, score_places
 from pipeline.training.stage_glance import load_head, train_alone
 from pipeline.training.stage_patches import Where, train_on_patches
 from pipeline.training.stage_policy import train_policy
@@ -29,7 +30,7 @@ class FramesCourse(Course[TrainSettings]):
     family = "adafocus"
     stages = STAGES
     comparisons = (FULL,)
-    sections_after = {
+    sections_after: ClassVar[Mapping[Stage, tuple[str, ...]]] = {
         "0a": ("glancer",),
         "0b": ("glancer", "focuser"),
         "1": ("glancer", "focuser", "classifier"),
@@ -116,8 +117,8 @@ class FramesCourse(Course[TrainSettings]):
 
     def score(
         self, parts: Parts, settings: TrainSettings, clips: Clips, policy: Policy, glances: Glances | None
-    ) -> Score:
-        return score(parts, settings, clips, policy, glances=glances)
+    ) -> SubsetScore:
+        return score_places(parts, settings, clips, policy, glances=glances)
 
 
 _ON_PATCHES: dict[Stage, tuple[str, Where]] = {

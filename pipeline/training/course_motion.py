@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from operators.media.decode import Limits
 from operators.media.view import Viewer
@@ -17,7 +18,7 @@ from pipeline.training.journal import Journal
 from pipeline.training.model import Parts
 from pipeline.training.motion import MotionGlances, glance_once, motion_score
 from pipeline.training.read_motion import MotionReader
-from pipeline.training.scoring import Score
+from pipeline.training.scoring import SubsetScore
 from pipeline.training.stage_motion import begin_motion, train_motion
 from pipeline.training.subsets import Subsets
 from policies.base import Policy
@@ -26,7 +27,7 @@ from policies.base import Policy
 class MotionCourse(Course[MotionSettings]):
     family = "adafocus_tsm"
     stages = STAGES_OF_MOTION
-    sections_after = {
+    sections_after: ClassVar[Mapping[Stage, tuple[str, ...]]] = {
         "0a": ("glancer",),
         # The linear layer over focused frames is the focus network's own, of stage 0b.
         "0b": ("glancer", "focuser", "classifier"),
@@ -94,7 +95,7 @@ class MotionCourse(Course[MotionSettings]):
 
     def score(
         self, parts: Parts, settings: MotionSettings, clips: Clips, policy: Policy, glances: MotionGlances | None
-    ) -> Score:
+    ) -> SubsetScore:
         return motion_score(parts, settings, clips, policy, glances=glances)
 
 

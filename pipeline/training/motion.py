@@ -17,7 +17,7 @@ from pipeline.config.training_motion import MotionSettings
 from pipeline.training.clips import Augmentation, Clips, batches, cut, load_views, normalised
 from pipeline.training.model import Parts
 from pipeline.training.optimise import half_precision
-from pipeline.training.scoring import Score, truth_of
+from pipeline.training.scoring import SubsetScore, truth_of
 from policies.base import Policy, corners
 
 
@@ -96,7 +96,7 @@ def motion_score(
     *,
     glances: MotionGlances | None = None,
     batch_size: int = 32,
-) -> Score:
+) -> SubsetScore:
     """Every clip once, at the frames that inference takes. Hits count focused frames that show the evidence."""
     parts.freeze()
     view_px, patch_px, num_glance = sizes_of(parts)
@@ -129,8 +129,8 @@ def motion_score(
             whole.append(np.all((boxes[..., :2] >= start) & (end <= stop), axis=-1)[visible])
     accuracy = 100 * float(np.mean(right))
     if not inside or not sum(map(len, inside)):
-        return Score(accuracy=accuracy, per_step=(accuracy,))
-    return Score(
+        return SubsetScore(accuracy=accuracy, per_step=(accuracy,))
+    return SubsetScore(
         accuracy=accuracy,
         per_step=(accuracy,),
         hits=100 * float(np.concatenate(inside).mean()),

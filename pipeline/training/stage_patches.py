@@ -34,7 +34,7 @@ from pipeline.training.clips import (
 from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts, glance_at
 from pipeline.training.optimise import half_precision, make_optimiser, make_scaler, num_epochs, set_rate, take_step
-from pipeline.training.scoring import blank, policy_named, score
+from pipeline.training.scoring import blank, policy_named, score_places
 from policies.base import act_all, corners
 
 Where = Literal["random", "learned", "whole"]
@@ -65,7 +65,7 @@ def train_on_patches(
         values = under_way.epoch(epoch)
         if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == epochs:
             policy = policy_named({"random": "random", "learned": "learned", "whole": "center"}[where], parts)
-            values |= score(parts, settings, val, policy, glances=val_glances).values("val_")
+            values |= score_places(parts, settings, val, policy, glances=val_glances).values("val_")
         journal.save(done=epoch + 1, **under_way.kept)
         journal.log(done=epoch + 1, total=epochs, asked=stage.epochs, **values)
     return values

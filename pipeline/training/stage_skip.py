@@ -22,7 +22,7 @@ from pipeline.training.clips import Clips, batches, seeded
 from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts
 from pipeline.training.optimise import one_thread, take_step
-from pipeline.training.scoring import Looks, look
+from pipeline.training.scoring import Looks, gather_looks
 from policies.recurrent import Sees
 
 _EPOCHS = 4
@@ -52,12 +52,12 @@ def train_skip(
     parts.freeze(head)
     optimiser = torch.optim.Adam(head.parameters(), lr=stage.lr)
     start = journal.resume(skip=head, optimiser=optimiser)
-    val_looks = look(parts, settings, val, parts.policy, glances=val_glances)
+    val_looks = gather_looks(parts, settings, val, parts.policy, glances=val_glances)
     values: dict[str, float] = {}
     for epoch in range(start, _EPOCHS):
         rng = seeded(settings.seed, journal.stage, epoch)
         torch.manual_seed(int(rng.integers(2**62)))
-        looks = look(parts, settings, train, parts.policy, glances=train_glances, draw=rng)
+        looks = gather_looks(parts, settings, train, parts.policy, glances=train_glances, draw=rng)
         with one_thread():
             values = _updates(epoch, parts, stage, train, looks, journal, optimiser, rng)
             for sees in ("classifier", "glance"):
@@ -164,7 +164,7 @@ def price_tables(
     """What the head sees -> rows of (price, share of the steps focused, accuracy), measured on validation
     clips.
     """
-    looks = look(parts, settings, val, parts.policy, glances=val_glances)
+    looks = gather_looks(parts, settings, val, parts.policy, glances=val_glances)
     tables: dict[str, list[tuple[float, float, float]]] = {}
     with one_thread():
         for sees in ("classifier", "glance"):

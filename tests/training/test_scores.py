@@ -8,7 +8,7 @@ import torch
 
 from operators.networks.classify import join_features
 from pipeline.training.clips import Clips
-from pipeline.training.scoring import Looks, policy_named, score, score_of
+from pipeline.training.scoring import Looks, policy_named, score_of, score_places
 from pipeline.training.stage_policy import _classify, _probability
 from pipeline.training.stage_skip import roll_out
 from tests.support.training_clips import CLASSES, make_data, make_settings, paint
@@ -45,13 +45,13 @@ def test_a_score_does_not_depend_on_how_clips_are_batched(tmp_path):
     stack = np.stack([paint(n).pixels for n in range(20)])[:, :, None]
     whole = Clips(pixels=stack, labels=tuple((n % 2,) for n in range(20)))
     assert data.class_names == CLASSES
-    from pipeline.training.scoring import look
+    from pipeline.training.scoring import gather_looks
 
-    one = look(parts, settings, whole, policy_named("random", parts), batch_size=20)
-    few = look(parts, settings, whole, policy_named("random", parts), batch_size=3)
+    one = gather_looks(parts, settings, whole, policy_named("random", parts), batch_size=20)
+    few = gather_looks(parts, settings, whole, policy_named("random", parts), batch_size=3)
     assert one.places.tolist() == few.places.tolist()
     torch.testing.assert_close(one.focuses, few.focuses, atol=1e-4, rtol=1e-4)
-    assert score(parts, settings, whole, policy_named("center", parts)).accuracy <= 100
+    assert score_places(parts, settings, whole, policy_named("center", parts)).accuracy <= 100
 
 
 def test_the_random_patch_is_judged_from_the_state_before_its_step():
