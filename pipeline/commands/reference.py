@@ -22,8 +22,8 @@ _HEAD = """# Configuration
 Made from the schema in pipeline/config/settings.py by `python -m pipeline.commands.reference`; a test compares the two.
 
 Settings come from flags, then `--set section.name=value`, then the `--config` file, then the checkpoint's own header,
-then the defaults below. A setting that nobody gave is taken from the checkpoint where that knows better (frame size,
-patch size, number of frames). The resolved config of a run is written to `OUT/run/config.yaml`.
+then the defaults below. Where you give no frame size, patch size or number of frames, the one that the checkpoint was
+trained with is taken in place of the default. The resolved config of a run is written to `OUT/run/config.yaml`.
 
 Presets (`--config NAME`): {presets}.
 """

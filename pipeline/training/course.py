@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from operators.errors import ConfigError
-from operators.media.decode import Limits
 from operators.weights.header import Header
 from pipeline.config.training import Settings, Stage
 from pipeline.families import NAMES, family_named
@@ -19,6 +18,9 @@ from pipeline.training.model import Parts
 from pipeline.training.scoring import SubsetScore
 from pipeline.training.subsets import Subsets
 from policies.base import Policy
+
+if TYPE_CHECKING:
+    from operators.media.decode import Limits
 
 
 class Course(ABC, Generic[Settings]):

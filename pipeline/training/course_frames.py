@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from operators.media.decode import Limits
 from operators.media.view import Viewer
 from operators.networks.backbones import facts_of
 from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, SkipSpec
@@ -24,6 +23,9 @@ from pipeline.training.stage_policy import train_policy
 from pipeline.training.stage_skip import price_tables, train_skip
 from pipeline.training.subsets import Subsets
 from policies.base import Policy
+
+if TYPE_CHECKING:
+    from operators.media.decode import Limits
 
 
 class FramesCourse(Course[TrainSettings]):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from operators.media.decode import Limits
 from operators.media.view import Viewer
 from operators.networks.backbones import facts_of
 from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec
@@ -22,6 +21,9 @@ from pipeline.training.scoring import SubsetScore
 from pipeline.training.stage_motion import begin_motion, train_motion
 from pipeline.training.subsets import Subsets
 from policies.base import Policy
+
+if TYPE_CHECKING:
+    from operators.media.decode import Limits
 
 
 class MotionCourse(Course[MotionSettings]):
