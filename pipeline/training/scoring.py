@@ -21,15 +21,15 @@ from policies.kinds import KINDS, fixed_policy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubsetScore:
-    """In percent."""
+    """How good the networks are on a subset, in percent."""
 
     accuracy: float
-    """After the last step."""
+    """The accuracy after the last step."""
     per_step: tuple[float, ...]
     hits: float | None = None
-    """Of the focused frames that show the evidence: those whose patch holds the evidence's centre."""
+    """The share of the focused frames with evidence whose patch holds the evidence's centre."""
     whole_hits: float | None = None
-    """Likewise, those whose patch holds all of the evidence's box."""
+    """The share of the same frames whose patch holds all of the evidence's box."""
 
     def values(self, prefix: str = "") -> dict[str, float]:
         out = {f"{prefix}accuracy": self.accuracy}

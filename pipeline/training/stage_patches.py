@@ -53,7 +53,7 @@ def train_on_patches(
     train_glances: Glances | None = None,
     val_glances: Glances | None = None,
 ) -> dict[str, float]:
-    """Gives the last scores. glance_head [K,C]: stage 0a's, for `salient_share`."""
+    """Trains one stage on patches and gives its last scores. glance_head [K,C]: stage 0a's, for `salient_share`."""
     parts.classifier.dropout.p = stage.dropout
     epochs = num_epochs(stage)
     if epochs == 0:
@@ -134,7 +134,7 @@ class _PatchStage:
         return values
 
     def losses(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, float, float]:
-        """Of one batch: what is minimised, the classifier's loss, and that from single patches. Every step is
+        """Computes of one batch what is minimised, the classifier's loss, and that from single patches. Every step is
         supervised."""
         augmentation = Augmentation(
             crop_px=self.settings.preprocessing.crop_px,

@@ -44,7 +44,7 @@ def train_policy(
     train_glances: Glances | None = None,
     val_glances: Glances | None = None,
 ) -> dict[str, float]:
-    """Gives the last scores."""
+    """Trains the stage and gives its last scores."""
     stage: PolicyStage = settings.policy
     if stage.epochs == 0:
         return {}

@@ -43,7 +43,7 @@ def train_skip(
     train_glances: Glances | None = None,
     val_glances: Glances | None = None,
 ) -> dict[str, float]:
-    """Gives the last scores."""
+    """Trains the stage and gives its last scores."""
     stage: SkipStage = settings.skip
     if stage.updates == 0:
         return {}
