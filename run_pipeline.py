@@ -60,7 +60,8 @@ def synth(out: Path, kind: str, workers: int | None, quiet: bool, **knobs: Any) 
     """
     from pipeline.commands.terminal import counter
     from pipeline.plan.placement import this_machine
-    from pipeline.synthetic.archive import SynthSettings, generate
+    from pipeline.synthetic.archive import generate
+    from pipeline.synthetic.video_plans import SynthSettings
 
     given = {k: v for k, v in knobs.items() if v is not None}
     settings = SynthSettings.motion(**given) if kind == "motion" else SynthSettings(**given)

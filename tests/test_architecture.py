@@ -26,6 +26,7 @@ HOMES = {
         "operators/media/stills.py",
         "pipeline/synthetic/archive.py",
         "pipeline/synthetic/scene.py",
+        "pipeline/synthetic/sheet.py",
         "pipeline/bench/plain.py",
     },
     "decord": {"pipeline/bench/readers.py"},

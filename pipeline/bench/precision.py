@@ -19,7 +19,8 @@ from pipeline.plan.placement import this_machine
 from pipeline.run.archive import label_archive
 from pipeline.scoring.read_labels import read_predictions
 from pipeline.scoring.scores import Predictions
-from pipeline.synthetic.archive import SynthSettings, generate
+from pipeline.synthetic.archive import generate
+from pipeline.synthetic.video_plans import SynthSettings
 
 Say = Callable[[str], None]
 SEED = 606

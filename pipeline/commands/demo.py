@@ -14,7 +14,8 @@ from pipeline.run.archive import RunReports, label_archive
 from pipeline.run.loop import StopRequest
 from pipeline.run.metrics import RunSummary
 from pipeline.scoring.evaluate import Evaluation, evaluate_labels
-from pipeline.synthetic.archive import SynthSettings, generate
+from pipeline.synthetic.archive import generate
+from pipeline.synthetic.video_plans import SynthSettings
 
 SEED = 2026
 """Not a seed that any weights were trained on."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.run.archive import RunReports
     from pipeline.run.metrics import RunSummary
-    from pipeline.scoring.calibrate import Score
+    from pipeline.scoring.calibrate import ScoreKind
     from pipeline.scoring.evaluate import Evaluation
 
 
@@ -72,15 +72,15 @@ def evaluate(
     """
     from pipeline.inputs.annotations import read_class_names
     from pipeline.inputs.tally import InputTally
-    from pipeline.scoring import compare as comparing
+    from pipeline.scoring import evaluate_policies as judging
 
     names = None if options.classes is None else read_class_names(Path(options.classes))
-    known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
-    if len(listing.inputs) == 1 and comparing.is_labels_table(labels := Path(listing.inputs[0])):
+    known = judging.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
+    if len(listing.inputs) == 1 and judging.is_labels_table(labels := Path(listing.inputs[0])):
         if listing.dry_run:
             click.echo(json_text({}) if options.as_json else "nothing would be labelled: the labels are there")
         else:
-            found = comparing.evaluate_table(labels, out, truth=known, checkpoint=options.checkpoint)
+            found = judging.evaluate_table(labels, out, truth=known, checkpoint=options.checkpoint)
             _show_evaluations({"labels": found}, out, as_json=options.as_json)
         return 0
     config = options.config()
@@ -89,11 +89,11 @@ def evaluate(
     tally = InputTally()
     list_sources = listing.lister(tally, is_read_again=len(policies) > 1)
     if listing.dry_run:
-        configs = comparing.policy_configs(config, policies, full_checkpoint=full_checkpoint)
+        configs = judging.policy_configs(config, policies, full_checkpoint=full_checkpoint)
         return _print_estimates(configs, list_sources, as_json=options.as_json)
     stop = stop_on_signals()
     with _reports(options) as reports:
-        evaluations, runs = comparing.evaluate_policies(
+        evaluations, runs = judging.evaluate_policies(
             config,
             list_sources,
             policies,
@@ -148,7 +148,7 @@ def calibrate(
     resume: bool,
     allow_failures: bool,
     measure: str,
-    score: Score,
+    score: ScoreKind,
     margin: float,
     steps_per_round: int | None,
     write: Path | None,
@@ -208,12 +208,12 @@ def _reports(options: RunOptions) -> Iterator[RunReports]:
 
 
 def _show_evaluations(evaluations: Mapping[str, Evaluation], out: Path, *, as_json: bool) -> None:
-    from pipeline.scoring.evaluate import comparison, format_table
+    from pipeline.scoring.evaluate import format_table, policy_table
 
     if as_json:
         click.echo(json_text({name: e.as_dict() for name, e in evaluations.items()}))
     elif evaluations:
-        click.echo(format_table(*comparison(evaluations)))
+        click.echo(format_table(*policy_table(evaluations)))
         for name, evaluation in evaluations.items():
             for remark in evaluation.remarks():
                 click.echo(f"{name}: {remark}")

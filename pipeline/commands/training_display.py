@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from pipeline.commands.terminal import counter
 
 if TYPE_CHECKING:
-    from pipeline.training.journal import Progress as TrainingProgress
+    from pipeline.training.journal import StageProgress
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TrainingDisplay:
 
     decoded: Callable[[str, int, int], None]
     """Shows how many videos of a subset are decoded, of how many."""
-    epoch: Callable[[TrainingProgress], None]
+    epoch: Callable[[StageProgress], None]
     """Shows how far a stage is."""
     say: Callable[[str], None]
     """Prints a line that the user should see, with --quiet too."""
@@ -47,7 +47,7 @@ def training(*, quiet: bool, stream: TextIO | None = None) -> Iterator[TrainingD
     else:
         with counter("videos decoded", quiet=quiet, stream=stream) as decoded:
 
-            def print_epoch(progress: TrainingProgress) -> None:
+            def print_epoch(progress: StageProgress) -> None:
                 line = {"stage": progress.stage, "done": progress.done, "total": progress.total}
                 values = {name: round(float(value), 4) for name, value in progress.values.items()}
                 print_line(json.dumps({"progress": line | values}))
@@ -75,7 +75,7 @@ def _training_bars(stream: TextIO) -> Iterator[TrainingDisplay]:
                 tasks[name] = bar.add_task(name, total=total, unit=unit, values="")
             bar.update(tasks[name], completed=done, total=total, values=values)
 
-        def show_epoch(progress: TrainingProgress) -> None:
+        def show_epoch(progress: StageProgress) -> None:
             values = ", ".join(f"{name} {float(value):.4g}" for name, value in progress.values.items())
             show(f"stage {progress.stage}", "epochs", progress.done, progress.total, values)
 

@@ -26,6 +26,9 @@ class Family(ABC):
     name: str
     may_be_live: bool = False
     """Whether its clips can be cut out of a camera's stream, whose frames come one by one."""
+    training: str | None = None
+    """Where the course is by which the family is trained, "module:attribute"; None where it cannot be trained here. It
+    is loaded by its name when a training asks for it: training imports families, and never the reverse."""
 
     @abstractmethod
     def read_published(self, content: Mapping[str, Any], path: str) -> tuple[Header, Sections] | None:

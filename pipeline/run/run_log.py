@@ -1,4 +1,7 @@
-"""The log of a run: OUT/run/log-RUN.jsonl, one event a line as it happens. It is for people; no code reads it back."""
+"""The log of a run: OUT/run/log-RUN.jsonl, one event a line as it happens. It is for people; no code reads it back.
+
+Its cousin `pipeline/training/journal.py` keeps the metrics of a training, with a state to go on from.
+"""
 
 from __future__ import annotations
 

@@ -101,9 +101,9 @@ class ReadInProcesses:
                     busy[-1].begin(*item)
                 if not busy:
                     return
-                wait([reader.call for reader in busy], timeout=_LOOK_S, return_when=FIRST_COMPLETED)
+                wait([reader.call for reader in busy], timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 for reader in list(busy):
-                    result = reader.look()
+                    result = reader.result_so_far()
                     if result is not None:
                         found[reader.number] = result
                         busy.remove(reader)
@@ -147,8 +147,8 @@ class _Reader:
             self.call = Future()
             self.call.set_exception(exc)
 
-    def look(self) -> ClipFrames | SourceError | None:
-        """What became of the video; None while it is being read."""
+    def result_so_far(self) -> ClipFrames | SourceError | None:
+        """The frames of the video, or why there are none; None while it is being read."""
         assert self._process is not None
         if self.call.done():
             try:
@@ -198,10 +198,10 @@ class _Reader:
             self._process = None
 
 
-_LOOK_S = 0.2
-"""How often is looked whether a reader is late."""
+_POLL_S = 0.2
+"""The time between two checks whether a reader is late."""
 _SLICE_S = 1.0
-"""A reader comes back so often, or it hangs."""
+"""A reader that makes progress comes back after this time."""
 
 
 _under_way: Iterator[ClipFrames | None] = iter(())

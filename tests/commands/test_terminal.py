@@ -14,7 +14,7 @@ from pipeline.commands.terminal import print_rows
 from pipeline.commands.training_display import training
 from pipeline.live.camera_state import CameraState
 from pipeline.live.worker import CameraNews
-from pipeline.training.journal import Progress
+from pipeline.training.journal import StageProgress
 from run_pipeline import main
 from tests.support.terminals import Terminal, plain
 
@@ -22,7 +22,7 @@ from tests.support.terminals import Terminal, plain
 def shown_training(stream: io.StringIO, *, quiet: bool = False) -> str:
     with training(quiet=quiet, stream=stream) as display:
         display.decoded("train", 120, 2000)
-        display.epoch(Progress(stage="1", done=2, total=5, values={"loss": 0.25, "val_accuracy": 81.0}))
+        display.epoch(StageProgress(stage="1", done=2, total=5, values={"loss": 0.25, "val_accuracy": 81.0}))
     return plain(stream.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""`eval`: labels with all that scores need, under one policy or several side by side, and their worth."""
+"""`eval`: scores of labels that are there, or of labels made for it under one policy or several side by side."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ def policy_configs(
 
 
 def _scored(labels: Path, truth: Truth, checkpoint: str | None) -> tuple[Predictions, Evaluation]:
-    told = load_checkpoint_file(checkpoint).header.training if checkpoint is not None else {}
+    training = load_checkpoint_file(checkpoint).header.training if checkpoint is not None else {}
     return evaluate_labels(
         labels,
         class_names=truth.class_names,
         truth_boxes=truth.boxes,
         is_per_video=truth.is_per_video,
         search=truth.search,
-        published=told.get("published", {}).get("dynamic_threshold"),
+        published=training.get("published", {}).get("dynamic_threshold"),
     )
