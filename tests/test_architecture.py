@@ -13,6 +13,7 @@ OURS = ("operators", "policies", "pipeline")
 HOMES = {
     "av": {
         "operators/media/camera.py",
+        "operators/media/camera_connection.py",
         "operators/media/encode.py",
         "operators/media/container.py",
         "operators/media/indexing.py",

@@ -1,7 +1,8 @@
-"""What the networks see of a frame: upright, resized once, centre cropped; and patches cut out of views.
+"""A frame becomes the view that networks see: upright, resized once, centre cropped. Patches are cut out of views.
 
-The resize is the published preprocessing's: antialiased, equal to Pillow's within one grey level. Only what
-the crop shows is resized.
+The resize is the published preprocessing's: antialiased, equal to Pillow's within one grey level. Bicubic weights are
+negative in part, so there Pillow's order counts too: along the rows of the displayed frame first, rounded and clipped
+to 0..255 in between. Only what the crop shows is resized.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ _BLOCK = 8
 """Output pixels per block of a resize: the weights are a band, and short blocks skip its zeros. 1280x720 to a view
 on one AVX-512 core: 0.7 ms with blocks of 8, 1.9 ms with 32, 11 ms with the whole matrix."""
 
+_ROWS = 128
+"""Rows per pass of a resize along rows: as floats they stay in a core's cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How the coded picture is shown: mirrored left to right or not, then turned clockwise."""
+    """The way in which a coded picture is shown: mirrored left to right or not, then turned clockwise."""
 
     rotation: int = 0
     """Degrees clockwise: 0, 90, 180, 270."""
@@ -67,6 +71,8 @@ class _Geometry:
     columns: _Band
     column_blocks: tuple[tuple[slice, slice, np.ndarray], ...] | None
     """The column weights over interleaved RGB, transposed: one matrix product does three channels."""
+    is_turned: bool
+    """Whether the rows of the displayed frame are the columns of the coded one."""
     box_yxhw: tuple[float, float, float, float]
 
 
@@ -130,6 +136,37 @@ def _over_rgb(band: _Band) -> tuple[tuple[slice, slice, np.ndarray], ...] | None
     )
 
 
+def _rows(x: np.ndarray, geometry: _Geometry) -> np.ndarray:
+    """[H,W*3] -> [crop,W*3], float32 where anything is resized"""
+    rows = geometry.rows
+    if rows.blocks is None:
+        return x
+    result = np.empty((rows.size, x.shape[1]), np.float32)
+    for source, output, matrix in rows.blocks:
+        np.matmul(matrix, x[source].astype(np.float32), out=result[output])
+    return result
+
+
+def _columns(x: np.ndarray, geometry: _Geometry) -> np.ndarray:
+    """[H,W*3] -> [H,crop*3], float32 where anything is resized"""
+    if geometry.column_blocks is None:
+        return x
+    result = np.empty((x.shape[0], geometry.columns.size * 3), np.float32)
+    for top in range(0, x.shape[0], _ROWS):
+        part = x[top : top + _ROWS].astype(np.float32)
+        for source, output, matrix in geometry.column_blocks:
+            np.matmul(part[:, source], matrix, out=result[top : top + _ROWS, output])
+    return result
+
+
+def _rounded(x: np.ndarray) -> np.ndarray:
+    """To the nearest grey level, halves up, as Pillow rounds."""
+    if x.dtype == np.uint8:
+        return x
+    x += 0.5
+    return np.clip(x, 0.0, 255.5, out=x).astype(np.uint8)
+
+
 class Viewer:
     """Makes views out of full-size RGB frames. Any number of threads may share one."""
 
@@ -169,7 +206,7 @@ class Viewer:
         return self._geometry(height, width, orientation).box_yxhw
 
     def region(self, height: int, width: int, orientation: Orientation = UPRIGHT) -> Region:
-        """The part of the coded frame that the view depends on: what `view_region` wants."""
+        """The part of the coded frame that the view depends on, and that `view_region` takes."""
         return self._geometry(height, width, orientation).region
 
     def __call__(self, frame: np.ndarray, orientation: Orientation = UPRIGHT) -> np.ndarray:
@@ -181,7 +218,7 @@ class Viewer:
     def view_region(
         self, pixels: np.ndarray, height: int, width: int, orientation: Orientation = UPRIGHT
     ) -> np.ndarray:
-        """As a call with the whole frame [height,width,3], from its `region` alone."""
+        """The view that a call with the whole frame [height,width,3] gives, made from its `region` alone."""
         geometry = self._geometry(height, width, orientation)
         at = geometry.region
         if pixels.shape != (at.bottom - at.top, at.right - at.left, 3) or pixels.dtype != np.uint8:
@@ -194,30 +231,19 @@ class Viewer:
         return np.ascontiguousarray(view)
 
     def _resized(self, pixels: np.ndarray, geometry: _Geometry) -> np.ndarray:
-        rows, columns = geometry.rows, geometry.columns
-        if rows.blocks is None and geometry.column_blocks is None:
+        if geometry.rows.blocks is None and geometry.column_blocks is None:
             return pixels
-        # Rows first: the intermediate is then [crop, region width], the smaller of the two. It stays float32, so
-        # the result differs from Pillow's, which rounds between the passes, by one level at most.
-        flat = pixels.reshape(pixels.shape[0], -1)
-        if rows.blocks is not None:
-            middle = np.empty((rows.size, flat.shape[1]), np.float32)
-            for source, output, matrix in rows.blocks:
-                np.matmul(matrix, flat[source].astype(np.float32), out=middle[output])
-        else:
-            middle = flat.astype(np.float32)
+        x = pixels.reshape(pixels.shape[0], -1)
         if self.interpolation == "bicubic":
-            np.clip(middle, 0.0, 255.0, out=middle)
-        if geometry.column_blocks is not None:
-            result = np.empty((rows.size, columns.size * 3), np.float32)
-            for source, output, matrix in geometry.column_blocks:
-                np.matmul(middle[:, source], matrix, out=result[:, output])
+            for resize in (_rows, _columns) if geometry.is_turned else (_columns, _rows):
+                x = _rounded(resize(x, geometry))
         else:
-            result = middle
-        result += 0.5
-        if self.interpolation == "bicubic":
-            np.clip(result, 0.0, 255.5, out=result)
-        return result.astype(np.uint8).reshape(rows.size, columns.size, 3)
+            # The order and the rounding in between change one level at most. Rows first is faster: what lies between
+            # is then [crop, region width], the smaller of the two.
+            x = _columns(_rows(x, geometry), geometry)
+            x += 0.5
+            x = x.astype(np.uint8)
+        return x.reshape(geometry.rows.size, geometry.columns.size, 3)
 
     def _geometry(self, height: int, width: int, orientation: Orientation) -> _Geometry:
         return _geometry(
@@ -258,6 +284,7 @@ def _geometry(
         rows=rows,
         columns=columns,
         column_blocks=_over_rgb(columns),
+        is_turned=orientation.rotation in (90, 270),
         box_yxhw=box,
     )
 

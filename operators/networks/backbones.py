@@ -10,28 +10,38 @@ import torch
 from torch import Tensor
 
 from operators.errors import CheckpointError
+from operators.networks import densenet, efficientnet, efficientnet_lite, regnet
 from operators.networks.mobilenet import MobileNetV2, MobileNetV3Large
 from operators.networks.network import Network, of_zeros
 from operators.networks.resnet import ResNet50
 from operators.networks.small import small_focus, small_glance
-
-
-def _mobilenet_v3_large_100(*, num_segments: int = 0, num_classes: int = 0) -> Network:
-    return MobileNetV3Large(width=1.0, num_segments=num_segments, num_classes=num_classes)
-
-
-def _mobilenet_v3_large_125(*, num_segments: int = 0, num_classes: int = 0) -> Network:
-    return MobileNetV3Large(width=1.25, num_segments=num_segments, num_classes=num_classes)
-
+from operators.networks.tensors import IMAGENET, Normalisation
 
 BACKBONES: dict[str, Callable[..., Network]] = {
     "mobilenet_v2": MobileNetV2,
     "resnet50": ResNet50,
-    "mobilenetv3_large_100": _mobilenet_v3_large_100,
-    "mobilenetv3_large_125": _mobilenet_v3_large_125,
+    "mobilenetv3_large_100": functools.partial(MobileNetV3Large, width=1.0),
+    "mobilenetv3_large_125": functools.partial(MobileNetV3Large, width=1.25),
+    **{name: functools.partial(densenet.DenseNet, name=name) for name in densenet.BLOCKS},
+    **{name: functools.partial(efficientnet.EfficientNet, name=name) for name in efficientnet.SCALES},
+    **{name: functools.partial(efficientnet_lite.EfficientNetLite, name=name) for name in efficientnet_lite.SCALES},
+    **{name: functools.partial(regnet.RegNetY, name=name) for name in regnet.FORMS},
     "small_glance": small_glance,
     "small_focus": small_focus,
 }
+
+
+_WITHOUT_WEIGHTS = ("small_glance", "small_focus")
+_LITE = Normalisation(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+
+
+def normalisation_of(*names: str) -> Normalisation | None:
+    """What the published weights of all these backbones want of pixels; None where one wants another than the rest.
+    Those that are not published with weights take any."""
+    wanted = {
+        _LITE if name in efficientnet_lite.SCALES else IMAGENET for name in names if name not in _WITHOUT_WEIGHTS
+    }
+    return next(iter(wanted or {IMAGENET})) if len(wanted) < 2 else None
 
 
 def build(name: str, *, num_segments: int = 0, num_classes: int = 0) -> Network:

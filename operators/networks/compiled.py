@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from operators.networks.network import Network, TemporalShift
+from operators.networks.network import Network, SameConv2d, TemporalShift, same_padding
 from operators.networks.tensors import Normalisation, mean_and_scale, normalise, ready, to_dtype
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ _ACTIVATIONS: dict[type, tuple[str, list[float]]] = {
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.Hardswish: ("hardswish", []),
     nn.Hardsigmoid: ("hardsigmoid", []),
+    nn.SiLU: ("swish", []),
+    nn.Sigmoid: ("sigmoid", []),
 }
 
 
@@ -125,6 +127,7 @@ class FusedConvolution(nn.Module):
         bias_dtype = dtype if has_residual else torch.float32
         self._bias = None if conv.bias is None else conv.bias.detach().to(bias_dtype)
         assert not isinstance(conv.padding, str)
+        self._padded = conv.padded if isinstance(conv, SameConv2d) else None
         self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self._max_batch = max_batch
         self._activation = activation
@@ -132,6 +135,8 @@ class FusedConvolution(nn.Module):
         self._packed: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self._padded is not None:
+            x = self._padded(x)
         weight = self._packed.get(x.shape[1:])
         if weight is None:
             weight = self._packed[x.shape[1:]] = self._pack(x)
@@ -156,7 +161,7 @@ class FusedNetwork:
 
     def __init__(self, network: Network, *, normalisation: Normalisation, dtype: torch.dtype, max_batch: int) -> None:
         self._dtype = dtype
-        self._border, self._border_px = fold_normalisation(network, normalisation, dtype)
+        self._border, self._edges = fold_normalisation(network, normalisation, dtype)
         self._graph = fuse(network, dtype=dtype, max_batch=max_batch)
         self._buffers: dict[torch.Size, Tensor] = {}
 
@@ -168,23 +173,26 @@ class FusedNetwork:
         """The pixels in the middle of a buffer whose border looks like the mean, in the network's precision."""
         _, _, height, width = pixels[0].shape
         num_rows = sum(map(len, pixels))
-        edge = self._border_px
+        (above, below), (left, right) = self._edges(height), self._edges(width)
         buffer = self._buffers.get(pixels[0].shape[1:])
         if buffer is None or len(buffer) < num_rows:
-            buffer = torch.empty((num_rows, height + 2 * edge, width + 2 * edge, 3), dtype=self._dtype)
+            buffer = torch.empty((num_rows, above + height + below, left + width + right, 3), dtype=self._dtype)
             buffer[...] = self._border
             self._buffers[pixels[0].shape[1:]] = buffer
         start = 0
         for part in pixels:
             rows = buffer[start : start + len(part)]
-            rows[:, edge : edge + height, edge : edge + width] = part.permute(0, 2, 3, 1)
+            rows[:, above : above + height, left : left + width] = part.permute(0, 2, 3, 1)
             start += len(part)
         return buffer[:num_rows].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
-def fold_normalisation(network: Network, normalisation: Normalisation, dtype: torch.dtype) -> tuple[Tensor, int]:
-    """Makes the first convolution take pixels of 0..255, in place; gives the border [3] that they need, and its width.
+def fold_normalisation(
+    network: Network, normalisation: Normalisation, dtype: torch.dtype
+) -> tuple[Tensor, Callable[[int], tuple[int, int]]]:
+    """Makes the first convolution take pixels of 0..255, in place; gives the border [3] that they need, and from the
+    length of a side its width before and behind.
 
     0..255 are exact in bfloat16, so nothing is rounded before the weights. What zeros were around a normalised image
     is the mean around one that is not: the convolution pads no more, the caller puts a border there.
@@ -200,14 +208,18 @@ def fold_normalisation(network: Network, normalisation: Normalisation, dtype: to
         bias += conv.bias
     conv.weight = nn.Parameter(weight, requires_grad=False)
     conv.bias = nn.Parameter(bias.float(), requires_grad=False)
+    if isinstance(conv, SameConv2d):
+        conv.pads = False
+        edges = functools.partial(same_padding, kernel=conv.kernel_size[0], stride=conv.stride[0])
+        return mean.to(dtype), edges
     border_px = int(conv.padding[0])
     conv.padding = (0, 0)
-    return mean.to(dtype), border_px
+    return mean.to(dtype), lambda size: (border_px, border_px)
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, TemporalShift) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, TemporalShift | SameConv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def fuse(network: Network, *, dtype: torch.dtype, max_batch: int) -> fx.GraphModule:

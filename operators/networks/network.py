@@ -11,6 +11,7 @@ import math
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -51,6 +52,31 @@ def shift_for(num_segments: int) -> nn.Module:
     return TemporalShift(num_segments=num_segments) if num_segments else nn.Identity()
 
 
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Pixels before and behind a side of `size` so that one in `stride` is left: TensorFlow's SAME, which puts the odd
+    one behind."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution that pads its input as TensorFlow's SAME does: by its size, and not always equally."""
+
+    pads: bool = True
+    """False where the input comes with its border."""
+
+    def padded(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] with the zeros around it that the convolution reads"""
+        if not self.pads:
+            return x
+        above, below = same_padding(x.shape[2], self.kernel_size[0], self.stride[0])
+        left, right = same_padding(x.shape[3], self.kernel_size[1], self.stride[1])
+        return F.pad(x, (left, right, above, below))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.padded(input))
+
+
 class Network(nn.Module):
     """A backbone with an optional linear head of its own: `head` is None or Linear(num_features, num_classes)."""
 
@@ -77,16 +103,17 @@ class Network(nn.Module):
         return feature_map, self.pool(feature_map)
 
 
-def initialise(network: nn.Module) -> None:
-    """He initialisation for training from nothing: convolutions by fan-out, batch norm as identity.
+def initialise(network: nn.Module, *, by_inputs: bool = False) -> None:
+    """He initialisation for training from nothing: batch norm as identity, convolutions by fan-out, or by fan-in for
+    networks without residuals whose convolutions read more and more channels.
 
     A network on the meta device is about to be given weights; drawing none for it there would load torch's compiler.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             # A depthwise convolution's outputs each see one channel; counting all of them would silence it.
-            fan_out = module.weight.shape[0] // module.groups * math.prod(module.kernel_size)
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            num_channels = module.weight.shape[1] if by_inputs else module.weight.shape[0] // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2 / (num_channels * math.prod(module.kernel_size))))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 

@@ -150,7 +150,7 @@ def _ray(machine: Machine) -> Finding:
 def try_writing(executor: Executor) -> Finding:
     """A worker of this executor writes a part of one row, and it is read."""
     from operators.records import ClipLabel, clip_id
-    from operators.table.sink import summarize
+    from operators.table.schema import summarize
     from pipeline.run.session import call_worker
 
     label = ClipLabel(video_id="doctor", clip_id=clip_id("doctor", 0.0), source_uri="doctor")

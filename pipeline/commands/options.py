@@ -77,7 +77,7 @@ class Listing:
 
         config: None where the weights come from elsewhere.
         """
-        from operators.table.sink import check_output
+        from operators.table.output import check_output
         from pipeline.config import check_weights
         from pipeline.inputs.sources import check_names
 

@@ -1,7 +1,7 @@
 """Every setting, where it may come from, and how wrong ones are refused."""
 
 from pipeline.config.cameras import Camera, load_cameras
-from pipeline.config.files import CONFIGS, check_weights, load, presets, read_yaml
+from pipeline.config.files import CONFIGS, check_weights, load, presets, presets_with_weights, read_yaml
 from pipeline.config.settings import Config, Decode, Skip, known_settings, parse
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "load_cameras",
     "parse",
     "presets",
+    "presets_with_weights",
     "read_yaml",
 ]

@@ -57,7 +57,8 @@ class Networks(TrainSection):
     """Places on the policy's grid, a square number."""
     skip_hidden: int = Field(64, ge=1)
     glance_weights: str | None = None
-    """A file of weights to begin from, of any form that checkpoints have; None begins from nothing."""
+    """A file of weights to begin from, torchvision's and timm's among them; None begins from nothing. Where it wants
+    pixels normalised in its own way, so does the model."""
     focus_weights: str | None = None
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from operators.errors import ErrorCode
-from operators.records import Decision, FrameBatch, Kind, PatchFeatures, Window
+from operators.records import Decision, FrameBatch, PatchFeatures, StepKind, Window
 
 NOT_FINITE = (
     "the networks gave scores that are not finite numbers: look for NaN in the checkpoint, or, where the precision "
@@ -49,12 +49,12 @@ class OpenClip:
         side = self.frames.pixels.shape[1]
         y, x = corner
         box = (y / side, x / side, (y + patch_px) / side, (x + patch_px) / side)
-        self.decisions.append(Decision(step=step, kind=Kind.FOCUS, box_yxyx=box, row=row))
+        self.decisions.append(Decision(step=step, kind=StepKind.FOCUS, box_yxyx=box, row=row))
         self.rows.append(row)
         self.corners.append(corner)
 
     def skip(self, step: int) -> None:
-        self.decisions.append(Decision(step=step, kind=Kind.SKIP))
+        self.decisions.append(Decision(step=step, kind=StepKind.SKIP))
 
 
 class Gaze(Protocol):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from operators.errors import ConfigError
+from operators.networks.backbones import normalisation_of
+from operators.networks.tensors import IMAGENET
 from operators.weights.checkpoints import Checkpoint
 from operators.weights.header import Header, NetworkSpec, Preprocessing
 from operators.weights.published import Sections
@@ -103,11 +105,15 @@ def network_specs(config: Config, *, glance_segments: int = 0, focus_segments: i
 
 
 def untrained_preprocessing(config: Config, *, glance_resize: str) -> Preprocessing:
-    view = config.view
+    view, model = config.view, config.model
+    # Random weights take any; those that are trained from here on may replace published ones.
+    wanted = normalisation_of(model.glance_backbone, model.focus_backbone) or IMAGENET
     return Preprocessing(
         resize_px=view.resize_px,
         crop_px=view.crop_px,
         interpolation=view.interpolation,
         square_pixels=view.square_pixels,
         glance_resize=glance_resize,  # type: ignore[arg-type]
+        mean=wanted.mean,
+        std=wanted.std,
     )

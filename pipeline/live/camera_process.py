@@ -287,7 +287,8 @@ def _die_with(parent: int) -> None:
 def _read_camera(spec: CameraSpec, outbox: _Outbox) -> tuple[str, bool]:
     """Reads until the camera is lost; why, and whether that is final."""
     # Here, not above: the parent has no use for PyAV.
-    from operators.media.camera import CameraKind, CameraReader, camera_kind
+    from operators.media.camera import CameraReader
+    from operators.media.camera_connection import CameraKind, camera_kind
     from operators.media.view import Viewer
     from pipeline.live.clock_repair import ClockRepair
     from pipeline.live.frames_and_windows import FrameSampler

@@ -24,7 +24,7 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
     started later would inherit them. Those of a file are named there; into an argument the shell has put them.
     A file that is not there is refused: it is over for good, while a camera or a device may come.
     """
-    from operators.media.camera import camera_kind
+    from operators.media.camera_connection import camera_kind
 
     cameras: list[Camera] = []
     secrets: set[str] = set()
@@ -59,7 +59,7 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
 
 
 def is_file(camera: Camera) -> bool:
-    from operators.media.camera import CameraKind, camera_kind
+    from operators.media.camera_connection import CameraKind, camera_kind
 
     return camera_kind(camera.url) is CameraKind.FILE
 

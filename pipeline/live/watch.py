@@ -14,7 +14,8 @@ from typing import Any
 from operators.errors import ConfigError, StageError
 from operators.passwords import without_password
 from operators.records import ClipLabel
-from operators.table.sink import check_identity, check_output, table_identity
+from operators.table.identity import check_identity, table_identity
+from operators.table.output import check_output
 from pipeline.config import Camera, Config
 from pipeline.families import every_family, family_named
 from pipeline.live.cameras import camera_plans

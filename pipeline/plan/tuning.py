@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from operators.durable import write_durably
 from operators.errors import ConfigError
 from operators.networks.backbones import empty
 from operators.networks.compiled import CudaGraphs, can_compile
@@ -232,12 +233,10 @@ def _recall(path: Path) -> Choice | None:
 
 def _remember(path: Path, question: dict[str, Any], choice: Choice) -> None:
     text = json.dumps({"question": question, "choice": asdict(choice)}, indent=1)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     # The next run measures again where this one could not write.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
-        part.replace(path)
+        write_durably(path, text.encode())
 
 
 def _whole_clips(rows: int, segments: int) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from operators.records import Source, clip_id
-from operators.table.sink import check_identity, check_output, look_at, table_identity
+from operators.table.identity import check_identity, table_identity
+from operators.table.output import check_output, inspect_table
 from pipeline.config import Config
 from pipeline.inputs.sources import Tally
 from pipeline.plan.placement import Machine
@@ -141,7 +142,7 @@ def _done_without_lock(plan: RunPlan, run: _Run) -> DoneSet:
     """The clips that need no run, as far as that can be known without the lock and without opening the sources."""
     if not run.resume or plan.limits.stride_s > 0:
         return DoneSet()
-    seen = look_at(run.out)
+    seen = inspect_table(run.out)
     if not seen.is_settled:
         return DoneSet()
     if run.retry_failed:

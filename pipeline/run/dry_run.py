@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from operators.records import ClipLabel, Source, clip_id
-from operators.table.sink import look_at
+from operators.table.output import inspect_table
 from pipeline.config import Config
 from pipeline.plan.placement import Machine, Placement, this_machine
 from pipeline.plan.resolve import resolve
@@ -114,7 +114,7 @@ def estimate(
     run here: the first inputs are labelled on what this machine has.
     """
     machine = machine_of(config)
-    seen = look_at(out) if out is not None and resume else None
+    seen = inspect_table(out) if out is not None and resume else None
     plan = resolve(config, machine, remembered=settings_of_table(seen.identity) if seen else None, cache=cache_folder())
     if seen is not None:
         seen.check(plan.identity())

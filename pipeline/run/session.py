@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from operators.durable import write_durably
 from operators.errors import PipelineError, SinkError, StageError
 from operators.json_text import json_text
-from operators.table.sink import disk_told, write_durably
+from operators.table.output import translate_disk_errors
 from pipeline.config import Config
 from pipeline.plan.placement import Machine, this_machine
 from pipeline.plan.run_plan import RunPlan
@@ -88,14 +89,14 @@ def make_executor(plan: RunPlan, machine: Machine) -> Iterator[Executor]:
 def write_run(out: Path, plan: RunPlan, run_id: str) -> None:
     """Writes the resolved config and the placement of workers beside the labels."""
     placement = json.dumps({"run_id": run_id, **vars(plan.placement)}, indent=1)
-    with disk_told(out, "written"):
+    with translate_disk_errors(out, "written"):
         write_durably(out / "run" / "config.yaml", plan.config.to_yaml().encode())
         write_durably(out / "run" / f"placement-{run_id}.json", placement.encode())
 
 
 def write_summary(out: Path, run_id: str, summary: Mapping[str, Any]) -> None:
     """Writes the summary of a run beside the labels."""
-    with disk_told(out, "written"):
+    with translate_disk_errors(out, "written"):
         write_durably(out / "run" / f"summary-{run_id}.json", json_text(summary, indent=1).encode())
 
 

@@ -154,12 +154,11 @@ def file_worker(
     num_threads: int,
 ) -> SourceWorker:
     """The source worker of an archive, made of plain values, so that its process needs neither pydantic nor torch."""
-    from operators.media.decode import FileReader
-    from operators.media.decode import Limits as ReadLimits
-    from operators.media.frame_plan import Sampling
+    from operators.media.decode import FileReader, ReadLimits
+    from operators.media.sampling import SamplingRule
     from operators.media.view import Viewer
 
-    wanted = Sampling(**sampling)
+    wanted = SamplingRule(**sampling)
     viewer = Viewer(**view)
     read_limits = ReadLimits(**limits)
 

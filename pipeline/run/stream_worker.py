@@ -17,10 +17,10 @@ from operators.media.view import crop_patches, place_in_frame
 from operators.records import (
     ClipLabel,
     FrameBatch,
-    Kind,
     PatchBatch,
     PatchFeatures,
     PatchPlace,
+    StepKind,
 )
 from pipeline.families.clip import Gaze, LabelForm, OpenClip, generator_of
 from pipeline.steering.messages import Advance, CallCost, OpenRequest, Reply, StepRequest
@@ -123,8 +123,8 @@ class StreamWorker:
             **self._form.answer(answers),
             frames_total=clip.num_frames,
             # Many looks at one image are still one frame.
-            frames_focused=min(sum(d.kind is Kind.FOCUS for d in clip.decisions), clip.num_frames),
-            frames_skipped=sum(d.kind is Kind.SKIP for d in clip.decisions),
+            frames_focused=min(sum(d.kind is StepKind.FOCUS for d in clip.decisions), clip.num_frames),
+            frames_skipped=sum(d.kind is StepKind.SKIP for d in clip.decisions),
             stopped_at=len(clip.step_logits),
             patches=tuple(_places(clip)),
             gmacs=clip.gmacs,

@@ -20,7 +20,7 @@ import numpy as np
 
 from operators.errors import ConfigError
 from operators.records import Source
-from operators.table.sink import check_output
+from operators.table.output import check_output
 from operators.weights import checkpoints
 from pipeline.config import Config
 from pipeline.families.calibrated import calibrated_for, made_for
@@ -33,9 +33,9 @@ from pipeline.run.session import machine_of
 from pipeline.scoring.plots import draw_curves
 from pipeline.scoring.read_labels import read_predictions
 from pipeline.scoring.scores import Predictions, mean_average_precision, softmax
-from policies.stopping import (
+from policies.stopping import OperatingPoint
+from policies.thresholds import (
     NEVER_STOPS,
-    OperatingPoint,
     accuracy_at,
     direct_for_budget,
     exit_steps,

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from operators.durable import replaced_durably, write_durably
 from operators.errors import ConfigError, SinkError, StageError
 from operators.media.encode import write_video
 from operators.media.view import Viewer
@@ -290,14 +289,6 @@ def _taxonomy(names: Iterable[str]) -> list[dict[str, Any]]:
     ]
 
 
-@contextmanager
-def _appears_whole(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` when all is written."""
-    beside = path.with_name(f".{path.name}.part")
-    yield beside
-    os.replace(beside, path)
-
-
 def _tile(image: np.ndarray, caption: str, *, is_pixelated: bool = False) -> np.ndarray:
     """uint8 [_TILE_PX + _CAPTION_PX, _TILE_PX, 3]: the image, fitted, over a line of text."""
     tile = np.full((_TILE_PX + _CAPTION_PX, _TILE_PX, 3), 255, np.uint8)
@@ -348,13 +339,11 @@ def _write_png(path: Path, rgb: np.ndarray) -> None:
     done, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     if not done:
         raise SinkError(f"cannot encode the contact sheet {path}")
-    with _appears_whole(path) as beside:
-        beside.write_bytes(data.tobytes())
+    write_durably(path, data.tobytes())
 
 
 def _write_text(path: Path, text: str) -> None:
-    with _appears_whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    write_durably(path, text.encode())
 
 
 def _settings_text(settings: SynthSettings) -> str:
@@ -414,7 +403,7 @@ def _generate(
     rows: list[np.ndarray] = []
     tables: list[pa.Table] = []
     num_frames = 0
-    with _appears_whole(out / "truth.parquet") as beside, pq.ParquetWriter(beside, TRUTH_SCHEMA) as writer:
+    with replaced_durably(out / "truth.parquet") as aside, pq.ParquetWriter(aside, TRUTH_SCHEMA) as writer:
         for done, made in enumerate(_results(out, settings, workers), start=1):
             label = names[made.plan.label_id]
             database[made.plan.name] = _annotation(made, label)

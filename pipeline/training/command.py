@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from operators.errors import ConfigError, NoSubsetError
-from operators.media.decode import Limits
+from operators.media.decode import ReadLimits
 from operators.media.view import Viewer
 from operators.records import Source
 from pipeline.config import Config, Decode
@@ -100,7 +100,7 @@ def train(
 def _reader(settings: TrainSettings, decode: Decode) -> Read:
     """What reads a video, as these settings sample it."""
     viewer = Viewer(**settings.cached_view)
-    limits = Limits(**decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"}))
+    limits = ReadLimits(**decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"}))
     if isinstance(settings, MotionSettings):
         return MotionReader(
             num_glance=settings.num_steps,

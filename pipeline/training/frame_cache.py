@@ -6,7 +6,6 @@ while it is made, it goes on where it was; a second process that wants the same 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from operators.durable import write_durably
 from operators.errors import ConfigError, SourceError, StageError
+from operators.file_lock import take_lock
 from operators.records import Source
 
 _SYNC_EVERY = 64
@@ -136,12 +137,14 @@ def open_cache(
     max_bytes: int = 64 << 30,
     read_many: ReadMany | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> FrameCache:
     """The cache of these sources below `folder`: as it is there, or made now.
 
     A video that cannot be read is left out and told in `errors`. `look`: whatever else the pixels depend on, so
     that trainings share a cache only where `read` gives both the same. `read_many` gives the sources' frames in
-    order, or the error of each; None reads one after the other here.
+    order, or the error of each; None reads one after the other here. `on_wait` is called once where another process
+    makes the same cache, with a message that names it.
     """
     if candidates < 1 or num_steps < 1:
         raise ValueError(f"{num_steps} steps, {candidates} candidates")
@@ -159,12 +162,13 @@ def open_cache(
     home.mkdir(parents=True, exist_ok=True)
     shape = (len(sources), num_steps, candidates, size_px, size_px, 3)
     if not (home / "done.json").exists():
-        with open(home / "lock", "w") as lock:
-            # Whoever comes second waits here, and then finds the cache finished. The lock goes with the
-            # process.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Whoever comes second waits here, and then finds the cache finished.
+        lock = take_lock(home / "lock", folder=home, on_wait=on_wait)
+        try:
             if not (home / "done.json").exists():
                 _fill(home, sources, read, read_many or _one_by_one, shape, pad, progress)
+        finally:
+            os.close(lock)
     return _open(home, shape, fingerprint)
 
 
@@ -249,12 +253,7 @@ def _sync(maps: dict[str, np.ndarray]) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_durably(path, json.dumps(value).encode())
 
 
 def _open(home: Path, shape: tuple[int, ...], fingerprint: str) -> FrameCache:

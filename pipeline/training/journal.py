@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import Any
 
 import torch
 
+from operators.durable import replaced_durably, write_durably
 from operators.errors import CheckpointError, StageError
-from operators.table.sink import write_durably
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,13 +101,9 @@ class Journal:
                     )
         state = {name: part.state_dict() for name, part in parts.items()}
         saved = {"done": done, "identity": self.identity, "seconds": self.seconds, "state": state}
-        aside = self.state_path.with_name("state.pt.part")
         try:
-            with open(aside, "wb") as file:
+            with replaced_durably(self.state_path) as aside, open(aside, "wb") as file:
                 torch.save(saved, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self.state_path)
         except OSError as exc:
             raise StageError(f"cannot write {self.state_path}: {exc.strerror}") from exc
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from operators.errors import CheckpointError, ConfigError
-from operators.networks.backbones import build, fill
+from operators.networks.backbones import build, fill, normalisation_of
 from operators.networks.classify import GRUClassifier
 from operators.networks.glance import resize_views
 from operators.networks.network import Network
-from operators.networks.tensors import Normalisation
+from operators.networks.tensors import IMAGENET, Normalisation
 from operators.weights import checkpoints
 from operators.weights.checkpoints import Checkpoint
-from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, SkipSpec
+from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, Preprocessing, SkipSpec
 from pipeline.config.training import Settings, TrainSettings
 from pipeline.training.clips import Clips, batches, normalised
 from policies.recurrent import RecurrentPolicy, SkipHead
@@ -142,10 +142,27 @@ def _new_header(
             hidden=sizes.skip_hidden,
             price=settings.skip.price,
         ),
-        preprocessing=settings.preprocessing,
+        preprocessing=preprocessing_of(settings),
         num_steps=settings.num_steps,
         class_names=tuple(class_names),
     )
+
+
+def preprocessing_of(settings: TrainSettings) -> Preprocessing:
+    """The settings' preprocessing. Where its normalisation is the usual one, it becomes what the weights to begin from
+    want."""
+    form, networks = settings.preprocessing, settings.networks
+    if (form.mean, form.std) != (IMAGENET.mean, IMAGENET.std):
+        return form
+    pairs = ((networks.glance, networks.glance_weights), (networks.focus, networks.focus_weights))
+    names = [name for name, path in pairs if path is not None]
+    wanted = normalisation_of(*names)
+    if wanted is None:
+        raise ConfigError(
+            f"the weights of {' and '.join(names)} want different normalisations, and a model has one: begin with "
+            "the weights of one of them, or with two networks of one kind"
+        )
+    return dataclasses.replace(form, mean=wanted.mean, std=wanted.std)
 
 
 def place_on(module: nn.Module, device: torch.device) -> None:
@@ -174,7 +191,9 @@ def begin_from_files(parts: Parts, settings: TrainSettings) -> None:
     for path, section in ((settings.networks.glance_weights, "glancer"), (settings.networks.focus_weights, "focuser")):
         if path is None:
             continue
-        weights = checkpoints.load_backbone(path)
+        spec = parts.header.glance if section == "glancer" else parts.header.focus
+        assert spec is not None
+        weights = checkpoints.load_backbone(path, spec.name)
         wanted = parts.module(section).state_dict()
         fill(parts.module(section), {k: v for k, v in weights.items() if k in wanted}, f"the {section} of {path}")
         place_on(parts.module(section), parts.device)

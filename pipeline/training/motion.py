@@ -20,7 +20,7 @@ from operators.weights import checkpoints
 from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec
 from pipeline.config.training_motion import MotionSettings
 from pipeline.training.clips import Augmentation, Clips, batches, cut, load_views, normalised
-from pipeline.training.model import Parts, place_on
+from pipeline.training.model import Parts, place_on, preprocessing_of
 from pipeline.training.optimise import half_precision
 from pipeline.training.scoring import Score, truth_of
 from policies.base import Policy, corners
@@ -64,7 +64,7 @@ def new_motion_parts(settings: MotionSettings, class_names: tuple[str, ...]) -> 
         focus=NetworkSpec(name=sizes.focus, size_px=sizes.patch_px, num_segments=segments[1]),
         classifier=ClassifierSpec(kind="average", num_classes=num_classes, in_features=focuser.num_features),
         policy=spec,
-        preprocessing=settings.preprocessing,
+        preprocessing=preprocessing_of(settings),
         num_steps=settings.num_steps,
         num_focus_steps=settings.num_focus_steps,
         pad="first",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from operators.errors import ErrorCode, PipelineError, SourceError, StageError
-from operators.media.frame_plan import Sampling
+from operators.media.sampling import SamplingRule
 from operators.media.view import Viewer
 from operators.records import FrameBatch, Source
 from pipeline.run.pools import KillableProcess
@@ -21,7 +21,7 @@ from pipeline.steering.read_queue import MAX_DEATHS
 from pipeline.training.frame_cache import ClipFrames, Read, StepReader
 
 if TYPE_CHECKING:
-    from operators.media.decode import Limits
+    from operators.media.decode import ReadLimits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,7 @@ class ClipReader:
     candidates: int
     viewer: Viewer
     pad: str = "last"
-    limits: Limits | None = None
+    limits: ReadLimits | None = None
     clock: Callable[[], float] = time.time
 
     def __call__(self, source: Source) -> ClipFrames:
@@ -44,7 +44,7 @@ class ClipReader:
 
         # Two samples cost one decode: inference's frames, and a denser one to draw from.
         dense = self.num_steps * self.candidates if self.candidates > 1 else None
-        sampling = Sampling(num_frames=self.num_steps, num_focus_frames=dense, pad=self.pad)
+        sampling = SamplingRule(num_frames=self.num_steps, num_focus_frames=dense, pad=self.pad)
         with FileReader(
             source=source, sampling=sampling, viewer=self.viewer, clock=self.clock, limits=self.limits
         ) as reader:

@@ -6,12 +6,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from operators.durable import replaced_durably
 from operators.errors import ConfigError, StageError
 from operators.records import Source
 from operators.weights import checkpoints
@@ -144,6 +144,7 @@ def _open(settings: TrainSettings, data: TrainingData, setting: Setting) -> _Dat
             max_bytes=int(settings.max_cache_gb * 1e9),
             read_many=setting.read_many,
             progress=None if report is None else lambda done, total: report(name, done, total),
+            on_wait=setting.say,
         )
         return make_clips(cache, sources, data.class_names, data.truth), cache
 
@@ -381,7 +382,6 @@ def _scores(stage: Stage, parts: Parts, settings: TrainSettings, ready: _Data) -
 
 def _draw(out: Path) -> None:
     rows = {stage: read_metrics(out / f"stage_{stage}" / "metrics.jsonl") for stage in _BEFORE}
-    aside = out / ".curves.part.png"
-    draw_training(aside, [(f"{stage}: {TITLES[stage]}", found) for stage, found in rows.items()])
-    if aside.exists():
-        os.replace(aside, out / "curves.png")
+    if any(rows.values()):
+        with replaced_durably(out / "curves.png", suffix=".png") as aside:
+            draw_training(aside, [(f"{stage}: {TITLES[stage]}", found) for stage, found in rows.items()])

@@ -4,7 +4,6 @@ checkpoint."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from operators.durable import replaced_durably
 from operators.errors import CheckpointError
 from operators.networks.network import Network
 from pipeline.config.training import Supervised, TrainSettings
@@ -82,9 +82,8 @@ def train_alone(
 
 def save_head(path: Path, head: nn.Linear) -> None:
     """Beside the checkpoint: inference has no use for it, but stage 1 may ask it where a class is seen."""
-    aside = path.with_name(f".{path.name}.part")
-    torch.save({k: v.detach().cpu() for k, v in head.state_dict().items()}, aside)
-    os.replace(aside, path)
+    with replaced_durably(path) as aside:
+        torch.save({k: v.detach().cpu() for k, v in head.state_dict().items()}, aside)
 
 
 def load_head(path: Path) -> Tensor:

@@ -18,6 +18,7 @@ from operators.records import Observation
 from operators.weights import checkpoints
 from pipeline.config.training import Supervised
 from pipeline.config.training_motion import MotionSettings
+from pipeline.families.files import load_checkpoint_file
 from pipeline.training.clips import (
     Augmentation,
     Clips,
@@ -51,10 +52,12 @@ def begin_motion(parts: Parts, settings: MotionSettings) -> None:
         if path is None:
             continue
         try:
-            found = checkpoints.load(path).sections
+            found = load_checkpoint_file(path).sections
         except CheckpointError:
             # No form of a whole model: an image classifier's file, or one that is refused here with its reason.
-            found = {section: checkpoints.load_backbone(path)}
+            spec = parts.header.glance if section == "glancer" else parts.header.focus
+            assert spec is not None
+            found = {section: checkpoints.load_backbone(path, spec.name)}
         if section not in found:
             raise CheckpointError(f"{path} has no weights of a {section}; it holds {', '.join(found)}")
         wanted = parts.module(section).state_dict()
@@ -345,7 +348,7 @@ class _Course:
     def policy_loss(self, maps: Tensor, actions: Actions, returns: Tensor) -> PpoLoss:
         stage = self.settings.policy
         assert actions.choice is not None and actions.log_prob is not None
-        log_prob, entropy, value = self.parts.policy.evaluate(maps[:, None], actions.choice[:, None])
+        log_prob, entropy, value = self.parts.policy.evaluate_choices(maps[:, None], actions.choice[:, None])
         return ppo_loss(
             log_prob=log_prob,
             old_log_prob=actions.log_prob[:, None],

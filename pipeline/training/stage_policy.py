@@ -162,7 +162,7 @@ def _rewards(
 
 def _loss(parts: Parts, stage: PolicyStage, rolled: _RollOut) -> PpoLoss:
     """The advantage follows in the loss, from the value as it is now."""
-    log_prob, entropy, value = parts.policy.evaluate(rolled.maps, rolled.choice)
+    log_prob, entropy, value = parts.policy.evaluate_choices(rolled.maps, rolled.choice)
     return ppo_loss(
         log_prob=log_prob,
         old_log_prob=rolled.log_prob,

@@ -88,7 +88,9 @@ class Canned:
 
 def rig_of_canned(small: configuration.Config, order: list[str], sizes: Sizes | None = None) -> Rig:
     files = Files(long=[Path(f"L{i}") for i in range(6)], short=[Path(f"s{i}") for i in range(30)])
-    plans = {kind: resolve(small.replaced({"policy.kind": kind}), MACHINE) for kind in ("learned", "full")}
+    # The canned sessions are those of Ray: stages side by side.
+    on_ray = small.replaced({"run.executor": "ray"})
+    plans = {kind: resolve(on_ray.replaced({"policy.kind": kind}), MACHINE) for kind in ("learned", "full")}
     made: dict[str, Any] = {
         name: Canned(name, order, plans["learned"], seconds)
         for name, seconds in (("exact", 0.25), ("near", 0.1), ("inline", 0.5), ("aside", 0.0))

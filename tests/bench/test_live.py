@@ -63,7 +63,8 @@ def watched() -> tuple[Watch, LiveSummary]:
     counts = CameraCounts(num_behind=2, num_corrupt=1, num_after_loss=3, num_before_keyframe=1, num_joining=5)
     cam0 = CameraNews(dropped=4, counts=counts, num_connects=3, num_misses=7)
     news = {"cam0": cam0, "cam1": CameraNews(num_connects=1)}
-    return watch, LiveSummary({name: CameraSummary(len(news), one, deque()) for name, one in news.items()})
+    labelled = {name: CameraSummary(labels=len(news), news=one, latencies_s=deque()) for name, one in news.items()}
+    return watch, LiveSummary(labelled)
 
 
 def test_figures_are_of_all_cameras_together():

@@ -18,8 +18,8 @@ from typing import IO
 import pytest
 
 from pipeline.commands.options import StoppedAtOnce, stop_on_signals
+from tests.support.numbered_h264 import write_numbered
 from tests.support.processes import Command
-from tests.support.scripted_rtsp import write_numbered
 
 QUICK = ("--executor", "inline", "--set", "live.window_s=1", "--set", "live.stride_s=0.5", "--set", "run.threads=1")
 

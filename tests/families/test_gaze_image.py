@@ -43,6 +43,17 @@ def cascaded_config() -> Config:
     )
 
 
+def regnet_config() -> Config:
+    """Its first answer is that of the glance network's own head."""
+    return image_config(
+        model__glance_backbone="regnety_600m",
+        model__focus_backbone="regnety_600m",
+        model__num_looks=3,
+        glance__size_px=32,
+        focus__patch_px=32,
+    )
+
+
 def image(seed: int = 0) -> FrameBatch:
     return make_frames(1, seed=seed)
 
@@ -63,6 +74,8 @@ def by_hand(config: Config, checkpoint: Checkpoint, pixels: np.ndarray) -> tuple
     with torch.no_grad():
         for number in range(config.model.num_looks):
             state, logits = classifier.step(state, feature)
+            if number == 0 and glance.logits is not None:
+                logits = glance.logits
             step_logits.append(logits[0].numpy())
             if number == config.model.num_looks - 1:
                 break
@@ -75,7 +88,7 @@ def by_hand(config: Config, checkpoint: Checkpoint, pixels: np.ndarray) -> tuple
     return places, np.stack(step_logits)
 
 
-@pytest.mark.parametrize("make", [image_config, cascaded_config])
+@pytest.mark.parametrize("make", [image_config, cascaded_config, regnet_config])
 def test_each_patch_is_where_the_look_before_says(make):
     config = make()
     checkpoint = make_checkpoint(config)
@@ -147,6 +160,16 @@ def test_fewer_looks_than_the_checkpoint_was_made_for_are_its_first_ones():
     fewer = look(image_config(model__num_looks=2), [image()], checkpoint=checkpoint).only
     assert fewer.stopped_at == 2
     np.testing.assert_allclose(fewer.step_logits, full.step_logits[:2], atol=1e-5)
+
+
+def test_the_first_answer_of_a_regnet_is_its_glance_networks_own_and_no_later_one_is():
+    config = regnet_config()
+    checkpoint = make_checkpoint(config)
+    before = look(config, [image()], checkpoint=checkpoint).only
+    checkpoint.sections["glancer"]["head.bias"] += 1000 * torch.eye(1, 7)[0]
+    after = look(config, [image()], checkpoint=checkpoint).only
+    assert after.step_logits[0].argmax() == 0
+    np.testing.assert_allclose(after.step_logits[1:], before.step_logits[1:], atol=1e-4)
 
 
 def test_the_whole_view_is_looked_at_once_and_costs_what_labels_compare_themselves_with():

@@ -11,7 +11,7 @@ import torch
 
 from operators.media.view import crop_patches
 from operators.networks.backbones import fill
-from operators.networks.classify import AverageClassifier, GRUClassifier, join_features
+from operators.networks.classify import AverageClassifier, CascadedClassifier, GRUClassifier, join_features
 from operators.networks.cost import cost_model, module_macs
 from operators.networks.focus import Focuser
 from operators.networks.glance import Glancer
@@ -41,10 +41,13 @@ def adafocus(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def gfnet(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    path = tmp_path_factory.mktemp("gfnet") / "resnet50_patch_size_96_T_5.pth.tar"
-    write_gfnet(path)
-    return load(path)
+def gfnet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Of the backbone that the test is for."""
+    path = tmp_path_factory.mktemp("gfnet") / "checkpoint.pth.tar"
+    write_gfnet(path, request.param)
+    checkpoint = load(path)
+    path.unlink()
+    return checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -103,22 +106,37 @@ def test_adafocus_gives_the_published_actions_and_logits_at_every_step(adafocus:
     np.testing.assert_allclose(logits[0, -1:], expected["pred"], atol=TOLERANCE, rtol=0)
 
 
+GFNETS = {
+    # backbone: file of what is expected, side and seed of the images
+    "resnet50": ("gfnet_resnet50_p96", 224, 5),
+    "densenet121": ("gfnet_densenet121_p96", 224, 62),
+    "efficientnet_b2": ("gfnet_efficientnet_b2_p128", 272, 65),
+    "regnety_600m": ("gfnet_regnety_600m_p96", 224, 63),
+}
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["layer by layer", "compiled"])
+@pytest.mark.parametrize("gfnet", GFNETS, indirect=True)
 def test_gfnet_gives_the_published_places_and_logits_after_every_look(gfnet: Checkpoint, compiled: bool):
-    expected = np.load(EXPECTED / "gfnet_resnet50_p96.npz")
-    views = frames(4, 224, 224, seed=5)
+    assert gfnet.header.focus is not None and gfnet.header.focus.size_px is not None
+    file, side, seed = GFNETS[gfnet.header.focus.name]
+    expected = np.load(EXPECTED / f"{file}.npz")
+    patch_px, num_looks = gfnet.header.focus.size_px, len(expected["logits"])
+    views = centre(frames(4, side, side, seed=seed), gfnet.header.preprocessing.crop_px)
     glance = make_glancer(gfnet, compiled=compiled)(views)
     focuser = Focuser(network=gfnet.focus_network(), feature_maps=True, compiled=compiled)
     policy = make_policy(gfnet)
     classifier = gfnet.classifier_module()
-    assert isinstance(classifier, GRUClassifier)
+    assert isinstance(classifier, GRUClassifier | CascadedClassifier)
     state, logits = classifier.step(classifier.initial_state(4), glance.feature)
-    step_logits, places, policy_state = [logits], [], policy.initial_state(4)
+    # RegNet's first answer is that of the glance network's own head.
+    step_logits = [logits if glance.logits is None else glance.logits]
+    places, policy_state = [], policy.initial_state(4)
     feature_map = glance.feature_map
-    for step in range(4):
+    for step in range(num_looks - 1):
         actions, policy_state = policy.act(Observation(feature_map=feature_map, step=step), policy_state)
         places.append(actions.offsets)
-        seen = focuser(cut(views, actions.offsets, 96))
+        seen = focuser(cut(views, actions.offsets, patch_px))
         assert seen.feature_map is not None
         feature_map = torch.from_numpy(seen.feature_map)
         state, logits = classifier.step(state, torch.from_numpy(seen.feature))
@@ -165,8 +183,21 @@ def test_adafocus_tsm_costs_what_was_published(adafocus_tsm: Checkpoint, patch_p
     assert model.gmacs(glanced=8, focused=12, classified=1, decided=1) == pytest.approx(gmacs, abs=5e-4)
 
 
+def costs_of_looks(checkpoint: Checkpoint) -> list[float]:
+    policy, focus = checkpoint.header.policy, checkpoint.header.focus
+    assert policy is not None and focus is not None and focus.size_px is not None
+    maps = (1, 1, policy.map_channels, policy.map_side, policy.map_side)
+    decide = module_macs(make_policy(checkpoint), maps, method="logits")
+    model = cost_model(checkpoint.header, patch_px=focus.size_px, decide=decide)
+    looks = range(1, checkpoint.header.num_steps + 1)
+    return [model.gmacs(glanced=1, focused=k - 1, decided=k - 1, classified=k) for k in looks]
+
+
+@pytest.mark.parametrize("gfnet", GFNETS, indirect=True)
 def test_gfnet_costs_what_was_published_after_every_look(gfnet: Checkpoint):
-    decide = module_macs(make_policy(gfnet), (1, 1, 2048, 3, 3), method="logits")
-    model = cost_model(gfnet.header, patch_px=96, decide=decide)
-    costs = [model.gmacs(glanced=1, focused=k - 1, decided=k - 1, classified=k) for k in range(1, 6)]
-    assert costs == pytest.approx([0.761, 1.569, 2.376, 3.183, 3.990], abs=5e-4)
+    assert gfnet.header.glance is not None
+    expected = np.load(EXPECTED / f"{GFNETS[gfnet.header.glance.name][0]}.npz")
+    if "gmacs" in expected:
+        assert costs_of_looks(gfnet) == pytest.approx(expected["gmacs"], rel=1e-6)
+    else:
+        assert costs_of_looks(gfnet) == pytest.approx([0.761, 1.569, 2.376, 3.183, 3.990], abs=5e-4)

@@ -14,6 +14,7 @@ from operators.errors import ConfigError
 from operators.weights.checkpoints import Checkpoint, save
 from pipeline.config import Config, load, presets
 from pipeline.families.calibrated import skip_price
+from pipeline.families.gfnet.family import GFNET
 from pipeline.families.parts import build_cost
 from pipeline.families.untrained import untrained
 from pipeline.plan.placement import Machine
@@ -23,6 +24,25 @@ from pipeline.steering.scheduler import STREAM
 
 ROOT = Path(__file__).parents[2]
 MACHINE = Machine(num_cores=2, memory_bytes=8 << 30)
+GFNETS = {
+    "resnet50": 96,
+    "mobilenetv3_large_100": 96,
+    "mobilenetv3_large_125": 128,
+    "densenet121": 96,
+    "densenet169": 96,
+    "densenet201": 96,
+    "efficientnet_b2": 128,
+    "efficientnet_b3": 144,
+    "regnety_600m": 96,
+    "regnety_800m": 96,
+    "regnety_1600m": 96,
+}
+"""By backbone: the patch size."""
+VIEWS = {
+    "gfnet_imagenet_efficientnet_b2": (297, 260, "bicubic"),
+    "gfnet_imagenet_efficientnet_b3": (331, 300, "bicubic"),
+}
+"""By preset, where it is another than that of all others."""
 PUBLISHED = {
     # family, glance and focus backbone, classes, patch, frames glanced at, frames focused on where they are others
     "adafocus_activitynet": ("adafocus", "mobilenet_v2", "resnet50", 200, 128, 16, None),
@@ -30,13 +50,10 @@ PUBLISHED = {
     "adafocus_minikinetics": ("adafocus", "mobilenet_v2", "resnet50", 200, 128, 16, None),
     "adafocus_tsm_something_v1": ("adafocus_tsm", "mobilenet_v2", "resnet50", 174, 144, 8, 12),
     "adafocus_tsm_something_v2": ("adafocus_tsm", "mobilenet_v2", "resnet50", 174, 144, 8, 12),
-    "gfnet_imagenet_resnet50": ("gfnet", "resnet50", "resnet50", 1000, 96, 1, None),
-    "gfnet_imagenet_mobilenetv3_large_100": (
-        "gfnet", "mobilenetv3_large_100", "mobilenetv3_large_100", 1000, 96, 1, None
-    ),
-    "gfnet_imagenet_mobilenetv3_large_125": (
-        "gfnet", "mobilenetv3_large_125", "mobilenetv3_large_125", 1000, 128, 1, None
-    ),
+    **{
+        f"gfnet_imagenet_{backbone}": ("gfnet", backbone, backbone, 1000, patch_px, 1, None)
+        for backbone, patch_px in GFNETS.items()
+    },
 }  # fmt: skip
 
 
@@ -60,7 +77,9 @@ def test_every_preset_becomes_a_run(name: str):
     assert (header.family, header.glance.name, header.focus.name) == (family, glance, focus)
     assert (len(plan.class_names), config.focus.patch_px) == (classes, patch_px)
     assert (config.sampling.num_frames, config.sampling.num_focus_frames) == (num_frames, num_focus)
-    assert (config.view.resize_px, config.view.crop_px, config.view.square_pixels) == (256, 224, False)
+    view = config.view
+    assert (view.resize_px, view.crop_px, view.interpolation) == VIEWS.get(name, (256, 224, "bilinear"))
+    assert not view.square_pixels
 
 
 def test_without_a_checkpoint_a_published_preset_says_what_it_needs():
@@ -96,6 +115,30 @@ def test_gfnet_at_128_px_takes_one_setting_and_costs_what_was_published_after_ev
     cost = build_cost(plan.config, plan.header)
     spent = [cost.gmacs(glanced=1, focused=k - 1, decided=k - 1, classified=k) for k in range(1, 6)]
     assert spent == pytest.approx([1.345, 2.766, 4.186, 5.607, 7.027], abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "patch_px", "gmacs"),
+    [
+        ("densenet121", 96, [0.5277, 1.0827, 1.6377, 2.1927, 2.7477]),
+        ("densenet169", 96, [0.6262, 1.2914, 1.9566, 2.6219, 3.2871]),
+        ("densenet201", 96, [0.7980, 1.6399, 2.4817, 3.3235, 4.1653]),
+        ("efficientnet_b2", 128, [0.2170, 0.4367, 0.6578, 0.8803]),
+        ("efficientnet_b3", 144, [0.4325, 0.8683, 1.3057, 1.7447]),
+        ("regnety_600m", 96, [0.1177, 0.2354, 0.3531, 0.4708, 0.5885]),
+        ("regnety_800m", 96, [0.1543, 0.3084, 0.4626, 0.6168, 0.7710]),
+        ("regnety_1600m", 96, [0.3050, 0.6098, 0.9146, 1.2194, 1.5242]),
+        ("mobilenetv3_large_100", 96, [0.0431, 0.0882, 0.1345]),
+        ("mobilenetv3_large_125", 128, [0.1195, 0.2415, 0.3647]),
+    ],
+)
+def test_the_gfnet_presets_cost_what_was_published_after_every_look(backbone: str, patch_px: int, gmacs: list[float]):
+    config = load(f"gfnet_imagenet_{backbone}", settings=[f"glance.size_px={patch_px}"])
+    assert config.patch_px == patch_px
+    cost = build_cost(config, GFNET.untrained_header(config))
+    spent = [cost.gmacs(glanced=1, focused=k - 1, decided=k - 1, classified=k) for k in range(1, len(gmacs) + 1)]
+    assert config.model.num_looks == len(gmacs)
+    assert spent == pytest.approx(gmacs, abs=6e-5)
 
 
 @pytest.mark.parametrize("family", ["adafocus", "gfnet", "adafocus_tsm"])

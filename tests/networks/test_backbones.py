@@ -11,6 +11,13 @@ from operators.networks.mobilenet import divisible
 from operators.networks.network import TemporalShift
 from tests.parity.files import keys
 
+ONE_OF_EACH = sorted(
+    {*BACKBONES}
+    - {"densenet169", "densenet201", "efficientnet_b3", "regnety_800m", "regnety_1600m"}
+    - {"efficientnet_lite1", "efficientnet_lite2"}
+)
+"""Without those that are the same networks larger."""
+
 
 @pytest.fixture(autouse=True)
 def one_seed():
@@ -46,6 +53,17 @@ def test_resnet50_is_named_as_the_published_focuser():
         ("resnet50", 144, (2048, 5, 5), 2048),
         ("mobilenetv3_large_100", 96, (960, 3, 3), 1280),
         ("mobilenetv3_large_125", 128, (1200, 4, 4), 1280),
+        ("densenet121", 96, (1024, 3, 3), 1024),
+        ("densenet169", 96, (1664, 3, 3), 1664),
+        ("densenet201", 96, (1920, 3, 3), 1920),
+        ("efficientnet_b2", 128, (1408, 4, 4), 1408),
+        ("efficientnet_b3", 144, (1536, 5, 5), 1536),
+        ("efficientnet_lite0", 75, (1280, 3, 3), 1280),
+        ("efficientnet_lite1", 240, (1280, 8, 8), 1280),
+        ("efficientnet_lite2", 260, (1280, 9, 9), 1280),
+        ("regnety_600m", 96, (608, 3, 3), 608),
+        ("regnety_800m", 96, (768, 3, 3), 768),
+        ("regnety_1600m", 96, (888, 3, 3), 888),
         ("small_glance", 32, (48, 8, 8), 48),
         ("small_focus", 40, (128, 5, 5), 128),
     ],
@@ -67,6 +85,15 @@ def test_maps_and_features_have_the_sizes_that_policies_and_classifiers_expect(n
         ("resnet50", 0, 23_508_032),
         ("resnet50", 1000, 25_557_032),
         ("mobilenetv3_large_100", 1000, 5_483_032),
+        ("densenet121", 1000, 7_978_856),
+        ("densenet169", 1000, 14_149_480),
+        ("densenet201", 1000, 20_013_928),
+        ("efficientnet_b2", 1000, 9_109_994),
+        ("efficientnet_b3", 1000, 12_233_232),
+        ("efficientnet_lite0", 1000, 4_652_008),
+        ("regnety_600m", 1000, 6_055_160),
+        ("regnety_800m", 1000, 6_263_168),
+        ("regnety_1600m", 1000, 11_202_430),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, num_classes, num_parameters):
@@ -79,6 +106,16 @@ def test_width_rounds_channels_to_eights_and_never_down_by_more_than_a_tenth():
     assert [divisible(c * 1.25) for c in (16, 24, 40, 80, 112, 160, 960)] == [24, 32, 48, 104, 144, 200, 1200]
     # 10 would round down to 8, which is less than 9.
     assert divisible(10) == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "num_shifts"),
+    [("densenet121", 58), ("efficientnet_b2", 16), ("regnety_600m", 15)],
+)
+def test_every_layer_block_or_residual_block_of_the_other_families_is_shifted(name: str, num_shifts: int):
+    # DenseNet: 6 + 12 + 24 + 16 layers; EfficientNet-B2: 23 blocks, less the first of each of 7 stages; RegNetY:
+    # 1 + 3 + 7 + 4.
+    assert sum(isinstance(module, TemporalShift) for module in on_meta(name, num_segments=8).modules()) == num_shifts
 
 
 def test_the_temporal_shift_takes_the_first_eighth_from_the_next_frame_and_the_second_from_the_last():
@@ -114,7 +151,7 @@ def test_the_shift_has_no_parameters_so_weights_fit_both_ways(name):
     assert shapes(on_meta(name, num_segments=4)) == shapes(on_meta(name))
 
 
-@pytest.mark.parametrize("name", ["small_glance", "small_focus", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["small_glance", "small_focus", "mobilenet_v2", "regnety_600m", "densenet121"])
 def test_with_the_shift_frames_of_a_clip_see_their_neighbours_and_without_they_do_not(name):
     x = torch.randn(4, 3, 32, 32)
     other = x.clone()
@@ -125,7 +162,9 @@ def test_with_the_shift_frames_of_a_clip_see_their_neighbours_and_without_they_d
         torch.testing.assert_close(alone(x)[1][:3], alone(other)[1][:3])
 
 
-@pytest.mark.parametrize("name", ["small_glance", "small_focus", "mobilenet_v2", "mobilenetv3_large_100"])
+@pytest.mark.parametrize(
+    "name", ["small_glance", "small_focus", "mobilenet_v2", "mobilenetv3_large_100", "efficientnet_b2"]
+)
 def test_a_batch_equals_its_rows_one_by_one(name):
     network = build(name).eval()
     x = torch.randn(3, 3, 64, 64)
@@ -136,7 +175,7 @@ def test_a_batch_equals_its_rows_one_by_one(name):
             torch.testing.assert_close(whole[part], rows, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_fresh_weights_neither_silence_a_picture_nor_blow_it_up(name):
     with torch.no_grad():
         feature_map, _ = build(name).eval()(torch.randn(1, 3, 64, 64))

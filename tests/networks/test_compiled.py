@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from operators.networks import compiled
-from operators.networks.backbones import BACKBONES, build
+from operators.networks.backbones import build
 from operators.networks.compiled import (
     CudaGraphs,
     FusedConvolution,
@@ -27,6 +27,7 @@ from operators.networks.network import Network
 from operators.networks.tensors import IMAGENET, Normalisation, fold_batchnorm, normalise
 from operators.records import PatchBatch
 from pipeline.commands import doctor
+from tests.networks.test_backbones import ONE_OF_EACH
 
 needs_onednn = pytest.mark.skipif(not can_compile("cpu", torch.float32), reason="this torch has no oneDNN")
 needs_bf16 = pytest.mark.skipif(not can_compile("cpu", torch.bfloat16), reason="oneDNN has no bfloat16 here")
@@ -71,7 +72,7 @@ class Chain(Network):
 
 
 @needs_onednn
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_compiled_network_gives_what_it_gives_layer_by_layer(name):
     network = used(name)
     plain = Focuser(network=copy.deepcopy(network), feature_maps=True)(patches(2))
@@ -81,7 +82,7 @@ def test_a_compiled_network_gives_what_it_gives_layer_by_layer(name):
 
 
 @needs_bf16
-@pytest.mark.parametrize("name", ["small_focus", "mobilenet_v2", "resnet50"])
+@pytest.mark.parametrize("name", ["small_focus", "mobilenet_v2", "resnet50", "efficientnet_b2", "regnety_600m"])
 def test_half_precision_is_no_further_from_full_precision_when_compiled(name):
     network = used(name)
     full = Focuser(network=copy.deepcopy(network))(patches(4)).feature
@@ -151,8 +152,8 @@ def test_pixels_take_the_place_of_normalised_images_up_to_the_edge():
     x = torch.randint(0, 256, (1, 3, 5, 5)).float()
     norm = Normalisation(mean=(0.1, 0.5, 0.9), std=(0.3, 0.2, 0.1))
     expected = network.first(normalise(x, norm))
-    border, border_px = fold_normalisation(network, norm, torch.float32)
-    assert border_px == 1 and network.first.padding == (0, 0)
+    border, edges = fold_normalisation(network, norm, torch.float32)
+    assert edges(5) == (1, 1) and network.first.padding == (0, 0)
     # 0.1, 0.5 and 0.9 of 255: a border of these is a border of zeros once it is normalised.
     np.testing.assert_allclose(border, [25.5, 127.5, 229.5], rtol=1e-6)
     framed = border[None, :, None, None].expand(1, 3, 7, 7).clone()

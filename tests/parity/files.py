@@ -1,5 +1,6 @@
 """Full-size checkpoint files in the published forms, filled with the weights that the expected outputs belong to."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -12,6 +13,14 @@ HERE = Path(__file__).parent
 
 def keys(name: str) -> dict:
     return json.loads((HERE / f"keys_{name}.json").read_text())
+
+
+def gfnet_keys(backbone: str) -> dict:
+    """A GFNet's file: `model_name`, `patch_size`, `num_steps`, and the shapes of its sections."""
+    if backbone == "resnet50":
+        shapes = keys("gfnet_resnet50") | {"model_name": "resnet50", "patch_size": 96, "num_steps": 5}
+        return shapes | {"network": shapes["model_state_dict"]}
+    return json.loads(gzip.decompress((HERE / "keys_gfnet_others.json.gz").read_bytes()))[backbone]
 
 
 def filled(section: str, shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
@@ -47,8 +56,9 @@ def write_adafocus_tsm(path: Path) -> None:
     torch.save({"epoch": 50, **sections, "acc": torch.tensor(47.0), "best_acc": torch.tensor(47.0)}, path)
 
 
-def write_gfnet(path: Path) -> None:
-    shapes = keys("gfnet_resnet50")
-    names = ("model_prime_state_dict", "model_state_dict", "fc", "policy")
-    sections = {name: filled(name, shapes[name]) for name in names}
-    torch.save({"model_name": "resnet50", "patch_size": 96, "flops": [1.0, 2.0, 3.0, 4.0, 5.0], **sections}, path)
+def write_gfnet(path: Path, backbone: str = "resnet50") -> None:
+    form = gfnet_keys(backbone)
+    sections = {name: filled(name, form["network"]) for name in ("model_prime_state_dict", "model_state_dict")}
+    sections |= {name: filled(name, form[name]) for name in ("fc", "policy")}
+    facts = {"model_name": form["model_name"], "patch_size": form["patch_size"]}
+    torch.save({**facts, "flops": [float(k) for k in range(form["num_steps"])], **sections}, path)

@@ -20,11 +20,20 @@ def value(name: str, shape: tuple[int, ...] | list[int]) -> np.ndarray:
         return rng.uniform(0.7, 1.3, shape).astype(np.float32)
     if name.endswith("weight") and len(shape) == 1:
         return rng.uniform(0.6, 1.0, shape).astype(np.float32)
+    # EfficientNet and MobileNetV3: their gates halve what passes, so without this nothing of the image would reach the
+    # end.
+    gated = ".blocks." in name or "conv_stem" in name or "conv_head" in name
     if len(shape) == 1:
-        return rng.normal(0, 0.05, shape).astype(np.float32)
+        return rng.normal(0, 0.5 if gated and ".bn" in name else 0.05, shape).astype(np.float32)
     fan = int(np.prod(shape[1:]))
     weight = rng.standard_normal(shape, dtype=np.float32) * math.sqrt(2.0 / fan)
     if "state_encoder" in name or "actor" in name:
         # What all inputs share is cancelled, so that the chosen action moves from frame to frame.
-        weight = (weight - weight.mean(axis=tuple(range(1, weight.ndim)), keepdims=True)) * 8
-    return weight.astype(np.float32)
+        gain = 2 if shape == (2, 256) else 8
+        weight = (weight - weight.mean(axis=tuple(range(1, weight.ndim)), keepdims=True)) * gain
+    for part, gain in (("spatial_policy.", 1.5), ("temporal_policy.", 2), ("policy_stn.", 3)):
+        if part in name:
+            # AdaFocus's successors, for the same reason; the last layer keeps its size.
+            gain = 1 if shape[0] == 2 else gain
+            weight = (weight - weight.mean(axis=tuple(range(1, weight.ndim)), keepdims=True)) * gain
+    return (weight * np.float32(1.15) if gated else weight).astype(np.float32)

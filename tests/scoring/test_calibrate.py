@@ -14,7 +14,8 @@ from pipeline.config import Config, parse
 from pipeline.families.calibrated import calibrated_for, read_calibration, stop_rule
 from pipeline.scoring.calibrate import MARGIN, Table, search, table_of
 from pipeline.scoring.scores import Predictions
-from policies.stopping import Confidence, exit_steps, for_budget
+from policies.stopping import Confidence, for_budget
+from policies.thresholds import exit_steps
 from run_pipeline import cli
 
 HEADER = Header(family="adafocus", glance=None, focus=None, classifier=None)

@@ -176,6 +176,13 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path):
         begin_motion(new_motion_parts(settings, CLASSES), settings)
 
 
+def test_weights_of_another_backbone_are_refused_by_name(tmp_path):
+    torch.save(build("small_focus").state_dict(), tmp_path / "x.pth")
+    settings = make_settings(**{"networks.glance_weights": str(tmp_path / "x.pth")})
+    with pytest.raises(CheckpointError, match=r"x\.pth holds the weights of small_focus, but the backbone is small_gl"):
+        begin_motion(new_motion_parts(settings, CLASSES), settings)
+
+
 def test_the_small_preset_is_whole():
     s = train_synth_motion()
     assert (s.cached_steps, s.pad, s.preprocessing.crop_px, s.networks.patch_px) == (20, "first", 96, 32)

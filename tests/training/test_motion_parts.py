@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from operators.media.encode import write_video
-from operators.media.frame_plan import sample_indices
+from operators.media.sampling import sample_indices
 from operators.media.view import Viewer
 from operators.records import Source
 from operators.weights import checkpoints

@@ -38,7 +38,7 @@ from pipeline.live.gaze import LiveGaze
 from pipeline.live.watch import LiveTold, watch_cameras
 from pipeline.live.worker import CameraNews, LiveWorker
 from pipeline.run.loop import StopRequest
-from tests.support.scripted_rtsp import shown_number
+from tests.support.numbered_h264 import shown_number
 from tests.ways.fault_checks import FPS, MAX_BACKOFF_S, OPEN_S, SILENCE_S, STRIDE_S, WINDOW_S, Log, check, num_children
 from tests.ways.faulty_cameras import NUM_FAULTY
 

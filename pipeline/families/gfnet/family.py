@@ -86,7 +86,7 @@ class GFNet(Family):
         hidden = 0 if kind == "cascaded" else 128 if is_small else 1024
         return Header(
             family=self.name,
-            **network_specs(config),
+            **network_specs(config, num_classes=model.num_classes if form.glance_answers else 0),
             classifier=ClassifierSpec(
                 kind=kind, num_classes=model.num_classes, in_features=facts.num_features, hidden=hidden
             ),

@@ -54,7 +54,7 @@ class ImageGaze:
                 stop_state=self._stop.initial_state(1),
             )
         glance = self._glancer(runs_of((clip.frames.pixels, _row(clip)) for clip in clips))
-        self._hear(clips, glance.feature, glance.feature_map)
+        self._hear(clips, glance.feature, glance.feature_map, answer=glance.logits)
 
     @torch.inference_mode()
     def step(self, clips: Sequence[OpenClip], features: Sequence[PatchFeatures]) -> None:
@@ -69,10 +69,19 @@ class ImageGaze:
     def _tensor(self, rows: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(rows, dtype=np.float32)).to(self._glancer.device)
 
-    def _hear(self, clips: Sequence[OpenClip], feature: torch.Tensor, feature_map: torch.Tensor) -> None:
-        """A look of clips that have had equally many: feature [B,D] and map [B,C,h,w]."""
+    def _hear(
+        self,
+        clips: Sequence[OpenClip],
+        feature: torch.Tensor,
+        feature_map: torch.Tensor,
+        *,
+        answer: torch.Tensor | None = None,
+    ) -> None:
+        """A look of clips that have had equally many: feature [B,D] and map [B,C,h,w]. `answer`: logits [B,K] in place
+        of the classifier's, which remembers the look all the same."""
         state = torch.cat([clip.memory.classifier_state for clip in clips])
         state, logits = self._classifier.step(state, feature)
+        logits = logits if answer is None else answer
         stops, stop_state = self._stop.stop(logits, torch.cat([clip.memory.stop_state for clip in clips]))
         is_stopped = stops.tolist()
         going_on = []

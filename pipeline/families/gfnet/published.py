@@ -10,12 +10,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from operators.errors import CheckpointError
-from operators.networks.backbones import BACKBONES
 from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, Preprocessing
 from operators.weights.published import (
     Sections,
     bears,
     gru_classifier,
+    head_of,
     policy_spec,
     published_facts,
     shape_of,
@@ -42,6 +42,9 @@ class Form:
     """Of the policy's first layer."""
     classifier: Literal["gru", "cascaded"]
     """A cascade's first layer is the glance network's own head."""
+    glance_answers: bool = False
+    """Whether the first answer is that of the glance network's own head although the classifier is a GRU, which hears
+    the glance all the same."""
     glance_resize: Literal["bilinear", "bicubic"]
     resize_px: int = 256
     crop_px: int = 224
@@ -70,7 +73,8 @@ _MOBILENET = Form(
 )
 _DENSENET = replace(_RESNET, glance_resize="bilinear")
 _EFFICIENTNET = replace(_MOBILENET, num_looks=4, interpolation="bicubic")
-_NORM, _HEAD = "features.norm5.weight", "conv_head.weight"
+_REGNET = replace(_RESNET, encoder="conv", hidden=256, width=32, glance_answers=True, glance_resize="bilinear")
+_NORM, _HEAD, _LAST = "features.norm5.weight", "conv_head.weight", "s4.b1.f.c.weight"
 FORMS = {
     "resnet50": _RESNET,
     "densenet121": replace(_DENSENET, mark=(_NORM, (1024,)), map_channels=1024),
@@ -84,9 +88,12 @@ FORMS = {
     "efficientnet_b3": replace(
         _EFFICIENTNET, mark=(_HEAD, (1536, 384, 1, 1)), map_channels=1536, resize_px=331, crop_px=300
     ),
+    "regnety_600m": replace(_REGNET, mark=(_LAST, (608, 608, 1, 1)), map_channels=608),
+    "regnety_800m": replace(_REGNET, mark=(_LAST, (768, 768, 1, 1)), map_channels=768),
+    "regnety_1600m": replace(_REGNET, mark=(_LAST, (888, 888, 1, 1)), map_channels=888),
 }
-"""By backbone. One that BACKBONES lacks is read as soon as it is there. RegNet is left out: its first answer is that of
-the glance network's own head although its classifier is a GRU, and no classifier here is of that form."""
+_SIZES = {3: 96, 4: 128, 5: 144}
+"""Cells along a side of the map -> the published size that has as many: a network halves its input five times."""
 
 
 def read(content: Mapping[str, Any], path: str) -> tuple[Header, Sections] | None:
@@ -97,17 +104,20 @@ def read(content: Mapping[str, Any], path: str) -> tuple[Header, Sections] | Non
     glancer = without_prefix(weights_in(content["model_prime_state_dict"]), "module.")
     focuser = without_prefix(weights_in(content.get("model_state_dict")), "module.")
     classifier_weights, policy = weights_in(content.get("fc")), weights_in(content.get("policy"))
-    known = {name: form for name, form in FORMS.items() if name in BACKBONES}
-    name = next((name for name, form in known.items() if bears(glancer, form.mark)), None)
+    name = next((name for name, form in FORMS.items() if bears(glancer, form.mark)), None)
     if name is None:
         raise CheckpointError(
             f"{path} is a GFNet of backbone {content.get('model_name', '?')}, which is not known; "
-            f"known are {', '.join(known)}"
+            f"known are {', '.join(FORMS)}"
         )
-    form = known[name]
+    form = FORMS[name]
     flops = content.get("flops")
     num_steps = len(flops) if isinstance(flops, list | tuple | Tensor) else form.num_looks
     sections: Sections = {"glancer": without_heads(glancer)}
+    glance_classes = 0
+    if form.glance_answers:
+        sections["glancer"] |= head_of(glancer, "fc")
+        glance_classes = shape_of(glancer, "fc.weight")[0]
     spec: ClassifierSpec | None = None
     if classifier_weights and form.classifier == "gru":
         sections["classifier"] = {re.sub(r"^rnn\.", "gru.", key): v for key, v in classifier_weights.items()}
@@ -124,12 +134,11 @@ def read(content: Mapping[str, Any], path: str) -> tuple[Header, Sections] | Non
     if policy:
         sections["policy"] = policy
         policy_form = policy_spec(policy, map_channels=form.map_channels, path=path, reads="patch", std=0.1)
-        # A network halves its input five times. Published sizes are multiples of 32, so the map tells the size.
-        patch_px = patch_px or 32 * policy_form.map_side
+        patch_px = patch_px or _SIZES.get(policy_form.map_side, 32 * policy_form.map_side)
     size = int(patch_px) if patch_px else None
     header = Header(
         family="gfnet",
-        glance=NetworkSpec(name=name, size_px=size),
+        glance=NetworkSpec(name=name, size_px=size, num_classes=glance_classes),
         focus=NetworkSpec(name=name, size_px=size) if focuser else None,
         classifier=spec,
         policy=policy_form,
