@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from operators.media.decode import Limits
+from operators.media.decode import ReadLimits
 from operators.media.encode import write_video
 from operators.media.sampling import sample_indices
 from operators.media.view import Viewer
@@ -64,7 +64,7 @@ def test_candidates_are_kept_for_training_and_held_back_videos_have_none(tmp_pat
         write_video(path, [np.full((VIEW, VIEW, 3), 8 * t, np.uint8) for t in range(30)], fps=10)
         sources.append(Source(source_id=f"{n:032x}", uri=str(path), video_id=str(n), truth=(CLASSES[n],)))
     settings = make_settings(**{"candidates": 3, "glance.epochs": 0, "preprocessing.square_pixels": True})
-    reader = partial(COURSE.reader, settings, Limits())
+    reader = partial(COURSE.reader, settings, ReadLimits())
     data = TrainingData(train=sources, val=sources, class_names=CLASSES)
     run(("0a",), settings=settings, data=data, around=make_surroundings(tmp_path, reader=reader))
     sizes = sorted(path.stat().st_size for path in (tmp_path / "cache").glob("*/frame_index.i4"))
