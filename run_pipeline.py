@@ -97,7 +97,7 @@ def demo(out: Path, videos: int, settings: tuple[str, ...], quiet: bool) -> int:
             videos=videos,
             settings=settings,
             stop=stop,
-            told=archive.RunReports(
+            reports=archive.RunReports(
                 message=say, progress=display.progress, doing=display.doing, failed=display.failed
             ),
             made=made,

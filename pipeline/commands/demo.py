@@ -39,7 +39,7 @@ def run_demo(
     videos: int,
     settings: tuple[str, ...],
     stop: StopRequest,
-    told: RunReports,
+    reports: RunReports,
     made: Callable[[int, int], None],
 ) -> DemoResult | None:
     """Makes OUT/archive, labels it into OUT/labels, scores it. What is there already is not made again.
@@ -69,7 +69,7 @@ def run_demo(
         lambda names: inputs.sources(listing, videos=archive / "videos", class_names=names),
         out=out,
         stop=stop,
-        reports=told,
+        reports=reports,
     )
     if run.interrupted:
         return None

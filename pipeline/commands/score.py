@@ -101,7 +101,7 @@ def evaluate(
             resume=resume,
             truth=known,
             stop=stop,
-            told=reports,
+            reports=reports,
             full_checkpoint=full_checkpoint,
         )
     if stop.is_set:
@@ -185,7 +185,7 @@ def calibrate(
             steps_per_round=steps_per_round,
             write=write,
             stop=stop,
-            told=reports,
+            reports=reports,
         )
     if stop.is_set:
         return 128 + stop.signal_number

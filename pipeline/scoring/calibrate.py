@@ -267,7 +267,7 @@ def run_calibration(
     steps_per_round: int | None,
     write: Path | None,
     stop: StopRequest,
-    told: RunReports,
+    reports: RunReports,
 ) -> tuple[Calibration | None, RunSummary]:
     """Labels the set once with all steps, searches, and writes what was found: nothing where it was stopped, or no
     label was made. Says how the labelling went, too.
@@ -280,7 +280,7 @@ def run_calibration(
     machine = machine_of(config)
     plan = resolve(labels_as.replaced({"stop.steps_per_round": every}), machine)
     run = label_archive(
-        labels_as, list_sources, out=out, resume=resume, stop=stop, reports=told, machine=machine
+        labels_as, list_sources, out=out, resume=resume, stop=stop, reports=reports, machine=machine
     )
     if stop.is_set or not run.has_labels:
         return None, run

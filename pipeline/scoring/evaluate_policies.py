@@ -53,7 +53,7 @@ def evaluate_policies(
     out: Path,
     truth: Truth,
     stop: StopRequest,
-    told: RunReports,
+    reports: RunReports,
     full_checkpoint: str | None = None,
     resume: bool = True,
 ) -> tuple[dict[str, Evaluation], list[RunSummary]]:
@@ -73,7 +73,7 @@ def evaluate_policies(
 
     for name, labels_as in configs.items():
         folder = out / name
-        runs.append(label_archive(labels_as, listed, out=folder, resume=resume, stop=stop, reports=told))
+        runs.append(label_archive(labels_as, listed, out=folder, resume=resume, stop=stop, reports=reports))
         if stop.is_set or not runs[-1].has_labels:
             break
         # Of few labels not all classes are among the answers; the checkpoint knows them.
