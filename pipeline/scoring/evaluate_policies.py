@@ -97,9 +97,9 @@ def policy_configs(
     configs = {}
     for name in policies:
         settings = {"policy.kind": name, "output.logits": True, "output.step_logits": True}
-        if name != "learned" and config.skip.kind == "learned":
+        if not KINDS[name].is_learned and config.skip.kind == "learned":
             settings["skip.kind"] = "none"
-        if name == "full" and full_checkpoint is not None:
+        if KINDS[name].patch == "whole" and full_checkpoint is not None:
             settings["model.checkpoint"] = full_checkpoint
         configs[name] = config.replaced(settings)
     return configs

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from operators.durable import replaced_durably
 from operators.errors import StageError
 from operators.weights import checkpoints
 from pipeline.config.training import TITLES, Stage, TrainSettings
@@ -55,6 +55,9 @@ def run(
     course = course_of(settings.family)
     wanted = course.ordered(stages)
     settings = with_device(settings)
+    for stage in wanted:
+        # A network that is not known is refused before hours of decoding.
+        course.new_header(settings, data.class_names, stage)
     subsets = open_subsets(settings, data, around)
     records: dict[str, dict[str, Any]] = {}
     for stage in wanted:
@@ -204,7 +207,6 @@ def _test_scores(
 
 def _draw(out: Path) -> None:
     rows = {stage: read_metrics(out / f"stage_{stage}" / "metrics.jsonl") for stage in _BEFORE}
-    aside = out / ".curves.part.png"
-    draw_training(aside, [(f"{stage}: {TITLES[stage]}", found) for stage, found in rows.items()])
-    if aside.exists():
-        os.replace(aside, out / "curves.png")
+    if any(rows.values()):
+        with replaced_durably(out / "curves.png", suffix=".png") as aside:
+            draw_training(aside, [(f"{stage}: {TITLES[stage]}", found) for stage, found in rows.items()])

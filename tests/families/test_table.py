@@ -10,8 +10,12 @@ import pytest
 from operators.errors import CheckpointError, ConfigError
 from operators.weights.checkpoints import save
 from pipeline.config import parse
+from pipeline.config.training import PRESETS
+from pipeline.config.training_motion import MOTION_PRESETS
+from pipeline.config.training_presets import settings_of
 from pipeline.families import NAMES, every_family, family_named
 from pipeline.families.files import load_checkpoint_file
+from pipeline.training.course import course_of
 from policies.kinds import KINDS, fixed_policy
 from tests.support.looking import make_checkpoint, make_config
 
@@ -19,6 +23,13 @@ from tests.support.looking import make_checkpoint, make_config
 def test_every_family_of_the_table_is_there_under_its_name():
     assert [family.name for family in every_family()] == list(NAMES)
     assert all(family_named(name) is family for name, family in zip(NAMES, every_family(), strict=True))
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, *MOTION_PRESETS])
+def test_every_training_preset_is_trained_by_the_course_of_its_family(preset: str):
+    settings = settings_of({"preset": preset})
+    assert course_of(settings.family).family == settings.family
+    assert family_named(settings.family).training is not None
 
 
 @pytest.mark.parametrize(("setting", "table"), [("model.family", NAMES), ("policy.kind", KINDS)])

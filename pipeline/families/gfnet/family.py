@@ -68,7 +68,8 @@ class GFNet(Family):
         return config.model.num_looks
 
     def num_patches(self, config: Config, header: Header) -> int:
-        return header.num_steps
+        # The first look is the glance.
+        return config.model.num_looks - 1
 
     def always_in_rounds(self) -> bool:
         return True
