@@ -11,7 +11,7 @@ from pipeline.live.record import LiveRecord
 from pipeline.live.sink import LabelWriter
 from pipeline.live.watchers import Watchers
 from pipeline.live.worker import CameraPlan
-from pipeline.run.loop import StopRequest
+from pipeline.run.loop import StopRequest, rescued
 from pipeline.steering.executor import Executor
 from pipeline.steering.messages import WriteRequest
 
@@ -64,9 +64,9 @@ class LiveLoop:
         """Watches cameras for so long, or with None until they are over or the run is stopped."""
         try:
             self._run(for_s)
-        except ClusterGone:
+        except ClusterGone as gone:
             if parts := self._writer.unwritten():
-                self._rescue(parts)
+                rescued(gone, self._rescue, parts)
             raise
 
     def _run(self, for_s: float | None) -> None:

@@ -144,9 +144,15 @@ def _label(
 def _without_workers(plan: RunPlan, run: _Run, feed: SourceFeed) -> RunSummary | None:
     """The summary of a run that needs no worker: it is asked to stop, has no input, or all inputs have their row."""
     done = _done_without_lock(plan, run)
-    has_work = feed.has_work(
-        is_done=lambda source: done.meet(clip_id(source.source_id, 0.0)), should_stop=lambda: run.stop.is_set
-    )
+    given_twice = 0
+
+    def is_done(source: Source) -> bool:
+        nonlocal given_twice
+        clip = clip_id(source.source_id, 0.0)
+        given_twice += done.is_given(clip)
+        return done.meet(clip)
+
+    has_work = feed.has_work(is_done=is_done, should_stop=lambda: run.stop.is_set)
     if run.stop.is_set:
         return _summarised(plan, run, RunMetrics(), wall_s=0.0, interrupted=True)
     if has_work:
@@ -154,7 +160,9 @@ def _without_workers(plan: RunPlan, run: _Run, feed: SourceFeed) -> RunSummary |
     if not feed.num_seen:
         return _summarised(plan, run, RunMetrics(), wall_s=0.0)
     run.log.begin(plan.opening_line(), model_id=plan.model_id, config_id=plan.identity()["config_id"])
-    metrics = RunMetrics(done_before=feed.num_seen, failed_before=done.num_failed_met)
+    metrics = RunMetrics(
+        done_before=feed.num_seen - given_twice, duplicates=given_twice, failed_before=done.num_failed_met
+    )
     return _ended(plan, run, metrics, wall_s=0.0)
 
 
@@ -227,7 +235,6 @@ def _loop(executor: Executor, plan: RunPlan, feed: SourceFeed, run: _Run, done: 
         can_kill=plan.config.run.executor != "inline",
         say=run.reports.message,
         on_progress=run.reports.progress,
-
         note=run.log.note,
     )
     begun_s = time.monotonic()

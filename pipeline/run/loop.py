@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from operators.errors import ClusterGone, SinkError, StageError
+from operators.errors import ClusterGone, PipelineError, SinkError, StageError
 from operators.records import Source, clip_id
 from pipeline.run.label_recorder import LabelRecorder
 from pipeline.run.metrics import RunMetrics
@@ -30,6 +30,14 @@ class StopRequest:
 
     is_set: bool = False
     signal_number: int = 2
+
+
+def rescued(gone: ClusterGone, rescue: Callable[[Sequence[WriteRequest]], None], parts: Sequence[WriteRequest]) -> None:
+    """Commits what is labelled after the cluster's head is gone; where that fails, both are said in one line."""
+    try:
+        rescue(parts)
+    except PipelineError as exc:
+        raise ClusterGone(f"{gone}; the last labels are not committed: {exc}") from exc
 
 
 class Runner:
@@ -89,10 +97,10 @@ class Runner:
     def run(self) -> None:
         try:
             self._run()
-        except ClusterGone:
+        except ClusterGone as gone:
             parts = self._scheduler.unwritten()
             if self._rescue is not None and parts:
-                self._rescue(parts)
+                rescued(gone, self._rescue, parts)
                 self.metrics.committed += sum(len(part.labels) for part in parts)
             raise
 
@@ -126,7 +134,9 @@ class Runner:
             if self._drained_s is not None and self._can_kill and self._is_stuck(now_s):
                 self._note("given_up", why="what is under way does not come back")
                 if not self.sink_is_here:
-                    self._say("the process that writes the labels is not there: the last of them are not committed")
+                    text = "the process that writes the labels is not there: the last of them are not committed"
+                    self._note("message", text=text)
+                    self._say(text)
                     return
                 self._scheduler.give_up()
             while (planned := self._scheduler.next_call(now_s)) is not None:

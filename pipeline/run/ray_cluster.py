@@ -96,8 +96,15 @@ def _start_ray(**options: Any) -> None:
             ray_worker.print_to_stdstream = _PRINT_TO_STDSTREAM
 
 
+_is_abandoned = False
+"""Whether the head of the cluster that this process has joined is gone."""
+
+
 def leave() -> None:
-    """Ends Ray on this machine, or this process's part in a cluster; does nothing where that has been done."""
+    """Ends Ray on this machine, or this process's part in a cluster; does nothing where that has been done, or where
+    the cluster was abandoned."""
+    if _is_abandoned:
+        return
     ray.shutdown()
     ray_worker.print_to_stdstream = _PRINT_TO_STDSTREAM
 
@@ -105,6 +112,8 @@ def leave() -> None:
 def abandon() -> None:
     """Gives a cluster up whose head is gone: leaving would wait a minute for it, and then end this process with a text
     of Ray's own."""
+    global _is_abandoned
+    _is_abandoned = True
     atexit.unregister(ray_worker.shutdown)
 
 
@@ -117,10 +126,8 @@ def joined(address: str) -> Iterator[dict[str, float]]:
     except ClusterGone:
         abandon()
         raise
-    except BaseException:
+    finally:
         leave()
-        raise
-    leave()
 
 
 def free_resources(address: str) -> dict[str, float]:
@@ -139,6 +146,8 @@ def join(address: str) -> None:
 
 
 def _join(address: str, **options: Any) -> None:
+    global _is_abandoned
+    _is_abandoned = False
     if "://" in address:
         raise ConfigError(f"--ray-address {address}: give HOST:PORT of the cluster's head, or auto")
     host, _, port = address.rpartition(":")

@@ -101,6 +101,8 @@ def write_run(out: Path, plan: RunPlan, run_id: str) -> None:
 def write_summary(out: Path, run_id: str, summary: Mapping[str, Any]) -> None:
     """Writes the summary of a run beside the labels."""
     with translate_disk_errors(out, "written"):
+        # A run that had nothing to do has opened no sink, which would have made the folder.
+        (out / "run").mkdir(parents=True, exist_ok=True)
         write_durably(out / "run" / f"summary-{run_id}.json", json_text(summary, indent=1).encode())
 
 

@@ -29,7 +29,7 @@ from pipeline.plan.resolve import resolve
 from pipeline.run.archive import RunReports, label_archive
 from pipeline.run.loop import StopRequest
 from pipeline.run.metrics import RunSummary
-from pipeline.run.session import machine_of
+from pipeline.run.session import open_cluster
 from pipeline.scoring.plots import draw_curves
 from pipeline.scoring.read_labels import read_predictions
 from pipeline.scoring.scores import Predictions, mean_average_precision, softmax
@@ -277,11 +277,11 @@ def run_calibration(
     every = steps_per_round or config.stop.steps_per_round or 1
     # Rounds that the model cannot go in are refused before anything is labelled.
     check_output(out)
-    machine = machine_of(config)
-    plan = resolve(labels_as.replaced({"stop.steps_per_round": every}), machine)
-    run = label_archive(
-        labels_as, list_sources, out=out, resume=resume, stop=stop, reports=reports, machine=machine
-    )
+    with open_cluster(config) as machine:
+        plan = resolve(labels_as.replaced({"stop.steps_per_round": every}), machine)
+        run = label_archive(
+            labels_as, list_sources, out=out, resume=resume, stop=stop, reports=reports, machine=machine
+        )
     if stop.is_set or not run.has_labels:
         return None, run
     predictions = read_predictions(out, class_names=plan.header.class_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,17 @@ def asked(monkeypatch, tmp_path) -> list[Mapping[str, Any] | None]:
     return given
 
 
-def label(out: Path, *settings: str, missing: int = 1, **options: Any) -> str:
+def newest_summary(out: Path) -> dict[str, Any]:
+    path = max((out / "run").glob("summary-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return json.loads(path.read_text())
+
+
+def label(out: Path, *settings: str, missing: int = 1, times: int = 1, **options: Any) -> str:
     """Labels so many files that are not there, which costs nothing, and gives what the run says of itself."""
     lines: list[str] = []
     reports = RunReports(started=lambda plan: lines.append(plan.opening_line()))
     config = configuration.load("demo", settings=("run.executor=inline", *settings))
-    paths = [f"/nowhere/{number}.mp4" for number in range(missing)]
+    paths = [f"/nowhere/{number}.mp4" for number in range(missing)] * times
     sources = [
         Source(source_id=source_id(path), uri=path, video_id=path, media=Media.VIDEO, truth=None) for path in paths
     ]
@@ -117,9 +123,24 @@ def test_where_every_input_has_its_row_no_worker_is_made(asked, tmp_path, reques
     label(tmp_path, missing=3)
     request.getfixturevalue("no_worker")
     label(tmp_path, missing=2)
-    newest = max((tmp_path / "run").glob("summary-*.json"), key=lambda path: path.stat().st_mtime_ns)
-    summary = json.loads(newest.read_text())
+    summary = newest_summary(tmp_path)
     assert (summary["clips"], summary["done_before"], summary["failed_before"]) == (0, 2, 2)
+
+
+def test_an_input_given_twice_is_counted_so_where_nothing_is_left_to_do_too(asked, tmp_path, request):
+    label(tmp_path, missing=2)
+    request.getfixturevalue("no_worker")
+    label(tmp_path, missing=2, times=2)
+    summary = newest_summary(tmp_path)
+    assert (summary["done_before"], summary["duplicates"]) == (2, 2)
+
+
+def test_a_table_of_which_only_the_labels_were_copied_needs_no_worker_either(asked, tmp_path, request):
+    label(tmp_path / "first", missing=2)
+    shutil.copytree(tmp_path / "first" / "labels", tmp_path / "copy" / "labels")
+    request.getfixturevalue("no_worker")
+    label(tmp_path / "copy", missing=2)
+    assert newest_summary(tmp_path / "copy")["done_before"] == 2
 
 
 @pytest.mark.parametrize(
