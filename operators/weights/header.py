@@ -45,9 +45,10 @@ class PolicySpec:
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     kind: Literal["grid", "continuous"]
-    encoder: Literal["conv", "mlp", "clip"]
+    encoder: Literal["conv", "mlp", "clip", "tanh"]
     """conv: 1x1 convolution, linear (AdaFocus, GFNet's small families). mlp: two linear layers on the flat map
-    (GFNet's ResNet). clip: like conv with batch norms, over the maps of all of a clip's frames (AdaFocus-TSM)."""
+    (GFNet's ResNet). clip: like conv with batch norms, over the maps of all of a clip's frames (AdaFocus-TSM). tanh:
+    like conv with batch norms and tanh, without a critic (AdaFocusV2)."""
     map_channels: int
     """Of the map; of all of a clip's maps together for `clip`."""
     map_side: int
@@ -85,12 +86,12 @@ class SkipSpec:
 class ClassifierSpec:
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
-    kind: Literal["gru", "cascaded", "average"]
+    kind: Literal["gru", "cascaded", "average", "max"]
     num_classes: int
     in_features: int
     """Of one step: glance and focus together for AdaFocus, of one look for GFNet, of one patch for `average`."""
     hidden: int = 0
-    """State of the GRU; 0 for the others."""
+    """State of the GRU, or features whose maximum `max` keeps; 0 for the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

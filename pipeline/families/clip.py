@@ -34,8 +34,8 @@ class OpenClip:
     decisions: list[Decision] = field(default_factory=list)
     step_logits: list[torch.Tensor] = field(default_factory=list)
     """[K] of every classified step"""
-    corners: list[tuple[int, int]] = field(default_factory=list)
-    """Of the patches that it waits for, (row, column)."""
+    corners: list[tuple[float, float]] = field(default_factory=list)
+    """Of the patches that it waits for, (row, column): all whole pixels, as integers, or all real-valued."""
     rows: list[int] = field(default_factory=list)
     """Of its FrameBatch, likewise."""
     is_finished: bool = False
@@ -44,7 +44,7 @@ class OpenClip:
     step_gmacs: list[float] = field(default_factory=list)
     """Up to each classified step."""
 
-    def focus(self, *, step: int, row: int, corner: tuple[int, int], patch_px: int) -> None:
+    def focus(self, *, step: int, row: int, corner: tuple[float, float], patch_px: int) -> None:
         """Asks for a patch."""
         side = self.frames.pixels.shape[1]
         y, x = corner
