@@ -108,7 +108,9 @@ class MaxClassifier(nn.Module):
     The state is those largest values. All clips of one call are at the same step.
     """
 
-    def __init__(self, *, in_features: int, hidden: int, num_steps: int, num_classes: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, *, in_features: int, hidden: int, num_steps: int, num_classes: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.in_features = in_features
         self.hidden = hidden

@@ -108,7 +108,7 @@ def test_the_presets_cost_what_was_published(settings: list[str], patch_px: int,
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"sampling__num_frames": 8}, "published for 16 of them, but sampling.num_frames=8: set sampling.num_frames=16"),
+        ({"sampling__num_frames": 8}, "for 16 of them, but sampling.num_frames=8: set sampling.num_frames=16"),
         ({"sampling__num_focus_frames": 12}, "sampling.num_focus_frames=12"),
         ({"skip__kind": "random"}, "skip.kind=random does not apply, leave it at none"),
         (

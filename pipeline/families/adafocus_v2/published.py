@@ -79,7 +79,7 @@ def _policy_weights(weights: Weights) -> Weights:
 
 
 def _classifier_weights(weights: Weights) -> Weights:
-    """In our names: in the published ones a dropout comes before each step's linear layer and counts as its first part."""
+    """The weights in our names; in the published ones each step's linear layer is counted after a dropout."""
     renamed = {key.replace("mlp.layers.", "mlp."): value for key, value in weights.items()}
     return {re.sub(r"^classifiers\.(\d+)\.1\.", r"heads.\1.", key): value for key, value in renamed.items()}
 
