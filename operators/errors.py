@@ -1,4 +1,4 @@
-"""The error tree. A PipelineError is the world's fault and is told in one line; a ValueError is a bug."""
+"""The error tree. A PipelineError is the world's fault and is shown in one line; a ValueError is a bug."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class ErrorCode(enum.StrEnum):
-    """What `error_code` of a row may be; docs/errors.md says what helps."""
+    """The values that `error_code` of a row may have; docs/errors.md has what helps against each."""
 
     MISSING = "missing"
     EMPTY = "empty"
@@ -40,7 +40,7 @@ class SourceError(PipelineError):
     """A source cannot be read."""
 
     def __init__(self, message: str, code: ErrorCode = ErrorCode.INTERNAL) -> None:
-        # Both go into args: an exception is pickled as its class and its args, and it crosses processes.
+        # Both go into args: an exception is pickled as its class and its args when it crosses processes.
         super().__init__(message, code)
         self.message = message
         self.code = code

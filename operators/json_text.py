@@ -1,4 +1,4 @@
-"""JSON as every reader takes it: a number that is not finite has no form in JSON and becomes null."""
+"""Writes JSON that every reader accepts: a number that is not finite has no form in JSON and becomes null."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """The value as JSON text, with null for every float that is not finite."""
+    """Returns the value as JSON text, with null for every float that is not finite."""
     return json.dumps(json_value(value), allow_nan=False, **options)
 
 
 def json_value(value: Any) -> Any:
-    """The value with None for every float that is not finite."""
+    """Returns the value with None for every float that is not finite."""
     match value:
         case float():
             return value if math.isfinite(value) else None

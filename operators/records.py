@@ -1,4 +1,4 @@
-"""The records that travel, and with them the glossary. Read this file and you know the system.
+"""The records that travel through the system, and the glossary. Read this file first.
 
 source   a file, a folder of numbered images, a still image or a camera
 frame    one picture of a source, numbered from 0 in the order in which the decoder gives them
@@ -30,7 +30,7 @@ from operators.passwords import without_password
 
 
 class Media(enum.StrEnum):
-    """What kind of thing a source is."""
+    """The kinds of sources."""
 
     VIDEO = "video"
     IMAGE = "image"
@@ -38,8 +38,8 @@ class Media(enum.StrEnum):
     """A folder of numbered images: one video."""
 
 
-class Kind(enum.StrEnum):
-    """What a decision says of a step."""
+class StepKind(enum.StrEnum):
+    """Whether a step is focused or skipped."""
 
     FOCUS = "focus"
     SKIP = "skip"
@@ -47,12 +47,12 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Source:
-    """Something to read frames from."""
+    """A source: something that frames are read from."""
 
     source_id: str
     """32 hex digits of a hash of the absolute path, or of the URI without its password."""
     uri: str = field(repr=False)
-    """An absolute path or a URL, with its password: what is opened. Everything shown uses `shown_uri`."""
+    """The absolute path or URL that is opened, with its password. Messages and tables use `shown_uri` instead."""
     video_id: str
     media: Media = Media.VIDEO
     truth: tuple[str, ...] | None = None
@@ -65,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SourceFacts:
-    """What is known of a source once it has been read."""
+    """The facts that are known of a source once it has been read."""
 
     width: int
     height: int
@@ -73,13 +73,13 @@ class SourceFacts:
     rotation: int = 0
     """Degrees clockwise by which the coded picture is turned for display: 0, 90, 180, 270."""
     num_frames: int = 0
-    """Frames that the decoder gives for the whole source, as far as known."""
+    """The number of frames that the decoder gives for the whole source, as far as known."""
     num_corrupt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Window:
-    """The range of a stream that makes one clip, and which rows of a FrameBatch its steps show."""
+    """A range of a stream that makes one clip, and the rows of a FrameBatch that its steps show."""
 
     clip_id: str
     """32 hex digits: a hash of source_id and the clip's start."""
@@ -92,7 +92,7 @@ class Window:
 
     The same array as `glance_rows` where a frame is focused where it was glanced at."""
     coverage: float = 1.0
-    """Share of the wanted frames that were really there."""
+    """The share of the wanted frames that were really there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -145,30 +145,30 @@ class CameraFrame:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraCounts:
-    """What became of a camera's packets and frames since it was joined."""
+    """Counts of what became of a camera's packets and frames since it was joined."""
 
     num_packets: int = 0
     num_decoded: int = 0
     num_analysed: int = 0
     """Frames that were made into views."""
     num_before_keyframe: int = 0
-    """Packets and frames dropped while waiting for the first keyframe, after joining in the middle."""
+    """The packets and frames that were dropped before the first keyframe, after joining in the middle."""
     num_after_loss: int = 0
-    """Frames dropped while waiting for the next keyframe, after something was lost on the way."""
+    """The frames that were dropped before the next keyframe, after something was lost on the way."""
     num_corrupt: int = 0
     num_joining: int = 0
-    """Frames that had been waiting somewhere when the camera was joined: their arrival says nothing of their time."""
+    """The frames that had been waiting somewhere when the camera was joined: their arrival does not show their time."""
     num_behind: int = 0
-    """Views dropped, oldest first, because nobody fetched them."""
+    """The views that were dropped, oldest first, because nobody fetched them."""
     num_restamped: int = 0
-    """Frames whose own time stamp was missing or wrong."""
+    """The frames whose own time stamp was missing or wrong."""
     num_timelines: int = 0
-    """How often the camera's clock began anew."""
+    """The number of times that the camera's clock began anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Glance:
-    """What the light network saw. Never leaves the stream worker. Tensors."""
+    """The light network's answer for N views, as tensors. It never leaves the stream worker."""
 
     feature_map: Any
     """[N,C,h,w]"""
@@ -180,10 +180,10 @@ class Glance:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Observation:
-    """All that a policy may look at, for one step of B clips. Tensors."""
+    """All that a policy may look at, for one step of B clips, as tensors."""
 
     feature_map: Any
-    """[B,C,h,w]: of the glance at this step's frame, or of the last patch (GFNet)."""
+    """[B,C,h,w]: the map of the glance at this step's frame, or of the last patch (GFNet)."""
     classifier_state: Any = None
     """[B,D] after the step before; None where the policy acts before anything is classified."""
     step: int = 0
@@ -193,10 +193,10 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Decision:
-    """What was decided for one step of one clip."""
+    """The decision for one step of one clip."""
 
     step: int
-    kind: Kind
+    kind: StepKind
     box_yxyx: tuple[float, float, float, float] | None = None
     """In [0,1] of the view; None unless the step is focused."""
     row: int | None = None
@@ -216,7 +216,7 @@ class PatchBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PatchFeatures:
-    """What the heavy network saw, row by row as in the PatchBatch."""
+    """The heavy network's answer, row by row as in the PatchBatch."""
 
     feature: np.ndarray
     """float32 [N,D]"""
@@ -226,7 +226,7 @@ class PatchFeatures:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PatchPlace:
-    """Where a patch lay, for the output."""
+    """The place of a patch, for the output."""
 
     frame: int
     pts_s: float
@@ -267,7 +267,7 @@ class ClipLabel:
     gmacs: float | None = None
     gmacs_full: float | None = None
     step_gmacs: tuple[float, ...] | None = None
-    """What the clip had cost after each classified step; with step_logits."""
+    """The cost of the clip up to each classified step; it is there together with step_logits."""
     decode_s: float | None = None
     latency_s: float | None = None
     width: int | None = None
@@ -284,10 +284,10 @@ class ClipLabel:
 
 
 def source_id(uri: str) -> str:
-    """The id of a source: 32 hex digits of a hash of its absolute path, or of its URI without the password."""
+    """Returns the id of a source: 32 hex digits of a hash of its absolute path, or of its URI without the password."""
     return hashlib.sha256(without_password(uri).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def clip_id(source: str, start_s: float) -> str:
-    """The id of the clip of a source that starts at `start_s`: 32 hex digits. It is what resume goes by."""
+    """Returns the id of the clip of a source that starts at `start_s`: 32 hex digits. Resume goes by this id."""
     return hashlib.sha256(f"{source}@{start_s:.6f}".encode()).hexdigest()[:32]

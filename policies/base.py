@@ -1,9 +1,9 @@
-"""What a policy is: observation and state in, actions and state out. Nothing here knows Ray, files or
+"""The interface of policies: observation and state in, actions and state out. Nothing here knows Ray, files or
 settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -21,9 +21,7 @@ _READS_ORDER: tuple[Reads, ...] = ("glance", "classifier", "patch")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Actions:
-    """What was decided for one step of B clips. Tensors; a whole clip's steps have the shape [B,T,...]
-    instead.
-    """
+    """The decisions for one step of B clips, as tensors; those for all steps of the clips have the shape [B,T,...]."""
 
     offsets: torch.Tensor
     """float32 [B,2]: (row, column) in [0,1]; 0 is the top or left edge and 1 the bottom or right one."""
@@ -44,21 +42,20 @@ class Actions:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PolicyState:
-    """The recurrent state of B clips: named tensors whose first axis is the clip. A value: acting makes a new
-    one.
-    """
+    """The recurrent state of B clips: named tensors whose first axis is the clip. It is a value: acting makes a new
+    one."""
 
     num_clips: int
     tensors: Mapping[str, torch.Tensor]
 
     def row(self, number: int) -> PolicyState:
-        """The state of one clip, as a view: the number of a row would have to be sent to a GPU first."""
+        """Returns the state of one clip, as a view: an index would have to be sent to a GPU first."""
         rows = slice(number, number + 1)
         return PolicyState(num_clips=1, tensors={k: v[rows] for k, v in self.tensors.items()})
 
 
 def join(states: Sequence[PolicyState]) -> PolicyState:
-    """One state from several of the same policy, clips in the order given."""
+    """Makes one state from several of the same policy; the clips keep the order given."""
     if not states:
         raise ValueError("join needs at least one state")
     if any(s.tensors.keys() != states[0].tensors.keys() for s in states):
@@ -70,7 +67,7 @@ def join(states: Sequence[PolicyState]) -> PolicyState:
 
 
 Generators = Sequence[torch.Generator] | None
-"""One per clip, on the CPU, so that a clip's draws do not depend on its neighbours; None draws from torch's
+"""One generator per clip, on the CPU, so that a clip's draws do not depend on its neighbours; None draws from torch's
 own."""
 
 
@@ -82,15 +79,14 @@ class Policy(Protocol):
 
     @property
     def scope(self) -> Literal["step", "clip"]:
-        """`clip`: acts once, on the maps of all steps joined along channels, and its one place serves every
-        step.
-        """
+        """Whether the policy acts at every step, or once per clip: `clip` acts on the maps of all steps joined along
+        channels, and its one place serves every step."""
         ...
 
     def initial_state(self, num_clips: int) -> PolicyState: ...
 
     def encode(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """[N,C,h,w] -> [N,...]: the work that needs no state, so that a clip's steps share one call."""
+        """Does the work that needs no state, so that a clip's steps share one call: [N,C,h,w] -> [N,...]."""
         ...
 
     def act(
@@ -102,7 +98,7 @@ class Policy(Protocol):
         generators: Generators = None,
         code: torch.Tensor | None = None,
     ) -> tuple[Actions, PolicyState]:
-        """`code` is this step's row of `encode`; None encodes `observation.feature_map` here."""
+        """Decides one step. `code` is this step's row of `encode`; None encodes `observation.feature_map` here."""
         ...
 
 
@@ -123,12 +119,12 @@ class SkipRule(Protocol):
         greedy: bool = True,
         generators: Generators = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, PolicyState]:
-        """-> focus bool [B], its log-probability [B] or None, state."""
+        """Returns focus, bool [B], its log-probability, [B] or None, and the new state."""
         ...
 
 
 class Skipping:
-    """A policy for the place and a rule for skipping, together one policy."""
+    """A policy that is made of a policy for the place and a rule for skipping."""
 
     def __init__(self, *, place: Policy, skip: SkipRule) -> None:
         if place.reads == "patch" or place.scope == "clip":
@@ -187,7 +183,7 @@ class ActsAhead(Protocol):
     """A policy whose greedy actions need not take turns, because nothing that is chosen comes back in."""
 
     def act_ahead(self, codes: torch.Tensor, state: PolicyState) -> tuple[Actions, PolicyState]:
-        """codes [B,T,...] of `encode` -> actions [B,T,...], without what only learning reads."""
+        """Returns the actions [B,T,...] for codes [B,T,...] of `encode`, without what only learning reads."""
         ...
 
 
@@ -200,7 +196,7 @@ def act_all(
     generators: Generators = None,
     truth_yx: torch.Tensor | None = None,
 ) -> tuple[Actions, PolicyState]:
-    """Every step of B clips at once, for policies that read glances only.
+    """Decides every step of B clips at once, for policies that read glances only.
 
     feature_maps [B,T,C,h,w], truth_yx [B,T,2]; the actions' tensors are [B,T,...].
     """
@@ -221,7 +217,7 @@ def act_all(
 
 
 def stack(steps: Sequence[Actions]) -> Actions:
-    """The actions of T steps, each [B,...], as one [B,T,...]."""
+    """Returns the actions of T steps, each [B,...], as one [B,T,...]."""
 
     def column(name: str) -> torch.Tensor | None:
         values = [getattr(a, name) for a in steps]
@@ -240,39 +236,38 @@ def stack(steps: Sequence[Actions]) -> Actions:
 
 
 def corners(offsets: torch.Tensor, *, view_px: int, patch_px: int) -> torch.Tensor:
-    """Top left pixel of each patch: int64 [...,2], (row, column).
+    """Returns the top left pixel of each patch: int64 [...,2], (row, column).
 
-    The product is rounded to float32 before the floor, as published: float64 gives other pixels for some
-    cells.
+    The product is rounded to float32 before the floor, as published: float64 gives other pixels for some cells.
     """
     return torch.floor(real_corners(offsets, view_px=view_px, patch_px=patch_px)).long()
 
 
 def real_corners(offsets: torch.Tensor, *, view_px: int, patch_px: int) -> torch.Tensor:
-    """Top left corner of each patch, which may lie between pixels: float32 [...,2], (row, column)."""
+    """Returns the top left corner of each patch, which may lie between pixels: float32 [...,2], (row, column)."""
     if not 0 < patch_px <= view_px:
         raise ValueError(f"a patch of {patch_px} px does not fit a view of {view_px} px")
-    # A network whose numbers are not finite looks somewhere: that it has no answer is said when the clip is labelled.
+    # A network whose numbers are not finite looks somewhere: its clip is reported as not_finite when it is labelled.
     return torch.nan_to_num(offsets.float(), nan=0.0) * (view_px - patch_px)
 
 
 def uniform(shape: tuple[int, ...], generators: Generators, device: torch.device) -> torch.Tensor:
-    """Draws from [0,1), float32. The first axis is the clip; each clip draws from its own generator."""
-    if generators is None:
-        return torch.rand(shape, device=device)
-    if len(generators) != shape[0]:
-        raise ValueError(f"{shape[0]} clips, {len(generators)} generators")
-    if not generators:
-        return torch.empty(shape, device=device)
-    return torch.stack([torch.rand(shape[1:], generator=g) for g in generators]).to(device)
+    """Draws uniformly from [0,1), float32. The first axis is the clip; each clip draws from its own generator."""
+    return _draw(torch.rand, shape, generators, device)
 
 
 def normal(shape: tuple[int, ...], generators: Generators, device: torch.device) -> torch.Tensor:
-    """Standard normal draws, likewise."""
+    """Draws from the standard normal distribution, float32; each clip, the first axis, from its own generator."""
+    return _draw(torch.randn, shape, generators, device)
+
+
+def _draw(
+    source: Callable[..., torch.Tensor], shape: tuple[int, ...], generators: Generators, device: torch.device
+) -> torch.Tensor:
     if generators is None:
-        return torch.randn(shape, device=device)
+        return source(shape, device=device)
     if len(generators) != shape[0]:
         raise ValueError(f"{shape[0]} clips, {len(generators)} generators")
     if not generators:
         return torch.empty(shape, device=device)
-    return torch.stack([torch.randn(shape[1:], generator=g) for g in generators]).to(device)
+    return torch.stack([source(shape[1:], generator=g) for g in generators]).to(device)

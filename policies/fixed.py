@@ -11,7 +11,7 @@ from policies.base import Actions, Generators, PolicyState, Reads, uniform
 
 
 class _Fixed:
-    """What the fixed policies share: no state, no map read."""
+    """The part that the fixed policies share: they have no state and read no map."""
 
     reads: Reads = "glance"
     scope: Literal["step", "clip"] = "step"
@@ -20,12 +20,12 @@ class _Fixed:
         return PolicyState(num_clips=num_clips, tensors={})
 
     def encode(self, feature_map: torch.Tensor) -> torch.Tensor:
-        # Nothing is read of the maps: one empty row each keeps the number of rows and the device.
+        # The maps are not read: one empty row for each keeps the number of rows and the device.
         return feature_map.new_empty((feature_map.shape[0], 0))
 
 
 class Center(_Fixed):
-    """The middle of every frame."""
+    """Looks at the middle of every frame."""
 
     def act(
         self,
@@ -40,7 +40,7 @@ class Center(_Fixed):
 
 
 class Random(_Fixed):
-    """A place drawn uniformly for every frame. Greedy or not: there is nothing to be greedy about."""
+    """Looks at a place that is drawn uniformly for every frame, whether it is asked to be greedy or not."""
 
     def act(
         self,
@@ -55,7 +55,7 @@ class Random(_Fixed):
 
 
 class Full(_Fixed):
-    """Every frame, whole: the patch is as large as the view, so its offset is zero."""
+    """Looks at every frame as a whole: the patch is as large as the view, so its offset is zero."""
 
     def act(
         self,
@@ -70,7 +70,7 @@ class Full(_Fixed):
 
 
 class GlanceOnly(_Fixed):
-    """No patch at all."""
+    """Looks at no patch at all."""
 
     def act(
         self,
@@ -88,11 +88,9 @@ class GlanceOnly(_Fixed):
 
 
 class Oracle(_Fixed):
-    """The truth's position: the nearest cell of the grid of `num_actions`, or the exact place where that is
-    None.
+    """Looks where the truth is: at the nearest cell of the grid of `num_actions`, or at the exact place for None.
 
-    `patch_share` is the patch's side in units of the view's. Where the truth is unknown (NaN) it looks at the
-    middle.
+    `patch_share` is the patch's side in units of the view's. Where the truth is unknown (NaN) it looks at the middle.
     """
 
     def __init__(self, *, patch_share: float, num_actions: int | None = 49) -> None:
@@ -150,7 +148,7 @@ class SkipRandom:
 class SkipUniform:
     """Focuses evenly spaced steps, `share` of them; half a gap comes before the first.
 
-    Counts the clip's own steps, so that clips at different steps can share a batch.
+    It counts the clip's own steps, so that clips at different steps can share a batch.
     """
 
     reads: Reads = "glance"

@@ -1,4 +1,4 @@
-"""The table of policies: what each is called and what it needs. Nothing heavy is imported here.
+"""The table of policies: the name of each and what it needs. Nothing heavy is imported here.
 
 A policy's name is a value of the setting `policy.kind`.
 """
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyKind:
-    """What a run has to know of a policy before it is made."""
+    """The facts that a run needs of a policy before it is made."""
 
     patch: Literal["part", "whole", "none"] = "part"
     """Whether the focus network sees a part of the view, all of it, or nothing."""
     is_learned: bool = False
-    """It has weights in the checkpoint, and its work is counted."""
+    """Whether it has weights in the checkpoint; its work is then counted."""
     needs_truth: bool = False
-    """It is given the place of the evidence."""
+    """Whether it is given the place of the evidence."""
     place: str | None = None
     """The class of a policy that is not learned, as "module:name"."""
 
@@ -39,10 +39,10 @@ FIXED = tuple(name for name, kind in KINDS.items() if not kind.is_learned)
 
 
 def fixed_policy(name: str, *, patch_share: float, num_actions: int | None = None) -> Policy:
-    """A policy that is not learned. The oracle alone reads the arguments.
+    """Makes a policy that is not learned. The oracle alone reads the arguments.
 
-    `patch_share`: side of a patch in units of the view's. `num_actions`: cells of the grid that places are taken from;
-    None takes the exact place.
+    `patch_share` is the side of a patch in units of the view's, and `num_actions` the number of cells of the grid that
+    places are taken from; None takes the exact place.
     """
     kind = KINDS[name]
     if kind.place is None:

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: mathematics only. Time runs along the second axis: [B,T]."""
+"""The mathematics of proximal policy optimisation. Time runs along the second axis: [B,T]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def discounted_returns(rewards: torch.Tensor, *, gamma: float) -> torch.Tensor:
-    """R_t = r_t + gamma R_{t+1}. [B,T] -> [B,T]"""
+    """Returns R_t = r_t + gamma R_{t+1}: [B,T] -> [B,T]."""
     out = torch.empty_like(rewards)
     running = torch.zeros_like(rewards[:, 0])
     for t in range(rewards.shape[1] - 1, -1, -1):
@@ -19,7 +19,7 @@ def discounted_returns(rewards: torch.Tensor, *, gamma: float) -> torch.Tensor:
 
 
 def normalise(returns: torch.Tensor) -> torch.Tensor:
-    """Zero mean, unit spread over all values. The spread is the unbiased one, as published."""
+    """Shifts and scales the returns to zero mean and unit spread over all values; the spread is the unbiased one."""
     if returns.numel() < 2:
         raise ValueError("the unbiased spread of fewer than two returns does not exist")
     return (returns - returns.mean()) / (returns.std(unbiased=True) + 1e-5)
@@ -27,7 +27,7 @@ def normalise(returns: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PpoLoss:
-    """The loss and what it was made of, each a scalar."""
+    """The loss and its parts, each a scalar."""
 
     total: torch.Tensor
     policy: torch.Tensor
@@ -46,9 +46,9 @@ def ppo_loss(
     value_weight: float = 0.5,
     entropy_weight: float = 0.01,
 ) -> PpoLoss:
-    """Clipped surrogate, squared error of the value, entropy bonus. All of one shape; returns already
-    normalised.
+    """Returns the loss: clipped surrogate, squared error of the value, entropy bonus.
 
+    All tensors have one shape, and the returns are normalised already.
     The advantage is the return less the value, and carries no gradient.
     """
     advantage = (returns - value).detach()
@@ -62,20 +62,20 @@ def ppo_loss(
 
 
 def categorical_log_prob(logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
-    """logits [...,A], choice int64 [...] -> [...]"""
+    """Returns the log-probability of the chosen actions: logits [...,A], choice int64 [...] -> [...]."""
     return torch.log_softmax(logits, dim=-1).gather(-1, choice.unsqueeze(-1)).squeeze(-1)
 
 
 def categorical_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """logits [...,A] -> [...], in nats"""
+    """Returns the entropy in nats: logits [...,A] -> [...]."""
     log_probability = torch.log_softmax(logits, dim=-1)
     return -(log_probability.exp() * log_probability).sum(dim=-1)
 
 
 def gaussian_log_prob(mean: torch.Tensor, action: torch.Tensor, *, std: float) -> torch.Tensor:
-    """[...,2] -> [...]: independent normals of the same spread; `std` is a standard deviation, not a
-    variance.
+    """Returns the log-density of independent normals of the same spread: [...,2] -> [...].
 
+    `std` is a standard deviation, not a variance.
     The action is the clipped one, as published, although the density is that of the unclipped draw.
     """
     distance = ((action - mean) / std) ** 2
@@ -83,6 +83,6 @@ def gaussian_log_prob(mean: torch.Tensor, action: torch.Tensor, *, std: float) -
 
 
 def gaussian_entropy(mean: torch.Tensor, *, std: float) -> torch.Tensor:
-    """[...,2] -> [...]: it depends on the spread alone, so it only shifts the loss."""
+    """Returns the entropy, [...,2] -> [...]: it depends on the spread alone, so it only shifts the loss."""
     each = 0.5 + 0.5 * math.log(2 * math.pi) + math.log(std)
     return torch.full_like(mean[..., 0], each * mean.shape[-1])

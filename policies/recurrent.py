@@ -1,7 +1,7 @@
-"""The learned policy: where to look, and whether a frame is worth looking at. State in, state out.
+"""The learned policy: it decides where to look, and whether a frame is worth looking at. State in, state out.
 
-The place policy's parameters carry the published names. The decision to skip is this project's own design: of
-AdaFocus+ the idea was published, the network was not.
+The place policy's parameters carry the published names. The decision to skip is this project's own design: AdaFocus+
+published the idea, but not the network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from operators.records import Observation
 from policies.base import Actions, Generators, PolicyState, Reads, normal, uniform
 from policies.ppo import categorical_entropy, categorical_log_prob, gaussian_entropy, gaussian_log_prob
 
-PolicyKind = Literal["grid", "continuous"]
+PlaceKind = Literal["grid", "continuous"]
+"""How a place is chosen: a cell of a grid, or any place of the view."""
 Encoder = Literal["conv", "mlp", "clip", "tanh"]
 """`conv`: 1x1 convolution and one linear layer (AdaFocus, and GFNet on its efficient networks). `mlp`: two linear
 layers on the flattened map (GFNet on ResNet and DenseNet). `clip`: as `conv` with batch norms, over the maps of all
@@ -27,7 +28,10 @@ learns by gradients through its patches and has no critic)."""
 
 
 def grid_offsets(num_actions: int) -> torch.Tensor:
-    """float32 [A,2]: cell k of an n x n grid lies at row floor(k/n)/(n-1), column (k mod n)/(n-1)."""
+    """Returns the places of a grid's cells, float32 [A,2].
+
+    Cell k of an n x n grid lies at row floor(k/n)/(n-1), column (k mod n)/(n-1).
+    """
     n = round(num_actions**0.5)
     if n * n != num_actions or n < 2:
         raise ValueError(f"{num_actions} actions are no square grid")
@@ -35,7 +39,10 @@ def grid_offsets(num_actions: int) -> torch.Tensor:
 
 
 def make_encoder(*, encoder: Encoder, map_channels: int, map_side: int, hidden: int, width: int) -> nn.Sequential:
-    """[N,C,h,w] -> [N,hidden]. `width` is the 1x1 convolution's channels, or the first linear layer's."""
+    """Makes the layers from maps [N,C,h,w] to codes [N,hidden].
+
+    `width` is the number of channels of the 1x1 convolution, or of outputs of the first linear layer.
+    """
     cells = map_side * map_side
     match encoder:
         case "conv":
@@ -72,10 +79,10 @@ def make_encoder(*, encoder: Encoder, map_channels: int, map_side: int, hidden: 
 
 
 class RecurrentPolicy(nn.Module):
-    """Reads one map per step, keeps a GRU's state, and says where to look.
+    """A policy that reads one map per step, keeps a GRU's state, and decides where to look.
 
-    `reads`: `glance` for AdaFocus, `patch` for GFNet. With the encoder `clip` it acts once per clip. `std` is
-    the spread with which continuous places are drawn when not greedy.
+    `reads`: `glance` for AdaFocus, `patch` for GFNet. With the encoder `clip` it acts once per clip. `std` is the
+    spread with which continuous places are drawn when not greedy.
     """
 
     offsets: torch.Tensor
@@ -83,7 +90,7 @@ class RecurrentPolicy(nn.Module):
     def __init__(
         self,
         *,
-        kind: PolicyKind,
+        kind: PlaceKind,
         encoder: Encoder,
         map_channels: int,
         map_side: int,
@@ -125,7 +132,7 @@ class RecurrentPolicy(nn.Module):
         return PolicyState(num_clips=num_clips, tensors={"hidden": zeros})
 
     def encode(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """[N,C,h,w] -> [N,hidden]"""
+        """Returns the codes [N,hidden] of maps [N,C,h,w]."""
         if self.encoder == "mlp":
             feature_map = feature_map.flatten(1)
         return self.state_encoder(feature_map)
@@ -157,8 +164,8 @@ class RecurrentPolicy(nn.Module):
         return actions, PolicyState(num_clips=state.num_clips, tensors={"hidden": hidden})
 
     def act_ahead(self, codes: torch.Tensor, state: PolicyState) -> tuple[Actions, PolicyState]:
-        """One call of the GRU for all steps: its input products then share one pass over its weights, which at 1024
-        units are 12.6 MB and else are read anew for every frame."""
+        """Decides all steps with one call of the GRU: its input products then share one pass over its weights, which at
+        1024 units are 12.6 MB and else are read anew for every frame."""
         hidden = self._states(codes, state.tensors["hidden"])
         choice = self._choose(self.actor(hidden), greedy=True, generators=None).transpose(0, 1)
         actions = Actions(
@@ -169,10 +176,10 @@ class RecurrentPolicy(nn.Module):
         )
         return actions, PolicyState(num_clips=state.num_clips, tensors={"hidden": hidden[-1]})
 
-    def evaluate(
+    def evaluate_choices(
         self, feature_maps: torch.Tensor, choices: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """How likely past choices are now, from a zero state: log-probability, entropy, value, each [B,T].
+        """Returns how likely past choices are now, from a zero state: log-probability, entropy, value, each [B,T].
 
         feature_maps [B,T,C,h,w]; choices int64 [B,T] or float32 [B,T,2].
         """
@@ -185,14 +192,16 @@ class RecurrentPolicy(nn.Module):
         return log_prob, entropy, self.critic(hidden).squeeze(-1)
 
     def logits(self, feature_maps: torch.Tensor) -> torch.Tensor:
-        """[B,T,C,h,w] -> the actor's output before softmax or sigmoid, [B,T,A] or [B,T,2]."""
+        """Returns the actor's output before softmax or sigmoid, [B,T,A] or [B,T,2], for maps [B,T,C,h,w]."""
         clips, steps = feature_maps.shape[:2]
         codes = self.encode(feature_maps.flatten(0, 1)).unflatten(0, (clips, steps))
         return self.actor(self._states(codes)).transpose(0, 1)
 
     def _states(self, codes: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """[B,T,hidden] -> the GRU's state after each step, [T,B,hidden]. Steps lie first: only then does torch
-        multiply those of all clips by the input's weights at once."""
+        """Returns the GRU's state after each step, [T,B,hidden], for codes [B,T,hidden].
+
+        Steps lie first: only then does torch multiply those of all clips by the input's weights at once.
+        """
         before = None if hidden is None else hidden.unsqueeze(0)
         return self.gru(codes.transpose(0, 1).contiguous(), before)[0]
 
@@ -222,11 +231,11 @@ Sees = Literal["glance", "classifier"]
 
 
 class SkipHead(nn.Module):
-    """Decides before any patch is cut whether a frame is worth one; a skipped frame costs its glance only.
+    """A head that decides before any patch is cut whether a frame is worth one; a skipped frame costs its glance only.
 
-    Reads the place policy's recurrent state, its own previous decision and the price of a focus, and as far as
-    `sees` is `classifier` also the classifier's state after the step before: about half the focuses for the same
-    accuracy, but a clip then goes step by step. Price and `sees` are inputs, and the head is trained with many
+    It reads the place policy's recurrent state, its own previous decision and the price of a focus. Where `sees` is
+    `classifier` it also reads the classifier's state after the step before: that takes about half the focuses for the
+    same accuracy, but a clip then goes step by step. Price and `sees` are inputs, and the head is trained with many
     prices and both ways of seeing: one checkpoint serves every budget and both kinds of run.
     """
 
@@ -248,7 +257,7 @@ class SkipHead(nn.Module):
         self.inputs = nn.Linear(policy_hidden + classifier_hidden + 3, hidden)
         self.gru = nn.GRU(hidden, hidden)
         self.out = nn.Linear(hidden + 2, 1)
-        # Begins by focusing on most frames: what a skipped one would have shown can still be learned from.
+        # The head begins by focusing on most frames: it cannot learn what a frame is worth that it skips.
         nn.init.constant_(self.out.bias, 1.0)
         self.register_buffer("price", torch.tensor(float(price)), persistent=False)
 
@@ -257,7 +266,7 @@ class SkipHead(nn.Module):
         return self.sees
 
     def with_price(self, price: float) -> SkipHead:
-        """This head, deciding at another price per focus from now on."""
+        """Returns this head, which decides at another price per focus from now on."""
         if not price > 0:
             raise ValueError(f"the price of a focus is {price}, not above 0")
         self.price.fill_(price)
@@ -283,8 +292,10 @@ class SkipHead(nn.Module):
         *,
         is_seeing: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """context [B,policy_hidden], classifier_state [B,classifier_hidden], price [B], hidden [B,hidden], previous
-        [B,1] -> logit of focusing [B], hidden. is_seeing bool [B]: where False, the classifier's state is not seen.
+        """Returns the logit of focusing [B] and the new hidden state.
+
+        context [B,policy_hidden], classifier_state [B,classifier_hidden], price [B], hidden [B,hidden], previous [B,1].
+        is_seeing bool [B]: where False, the classifier's state is not seen.
         """
         shown = is_seeing.to(context.dtype)
         # ln(price) is between about -6 and -2 for prices that matter: moved and scaled to about -1..1.
@@ -292,7 +303,7 @@ class SkipHead(nn.Module):
         seen = classifier_state * shown.unsqueeze(-1)
         code = torch.relu(self.inputs(torch.cat((context, seen, previous, scalars), dim=-1)))
         hidden = self.gru(code.unsqueeze(0), hidden.unsqueeze(0))[0].squeeze(0)
-        # Price and `is_seeing` reach the last layer too: so that they shift the decision from the first update on.
+        # Price and `is_seeing` reach the last layer too, so that they shift the decision from the first update on.
         return self.out(torch.cat((hidden, scalars), dim=-1)).squeeze(-1), hidden
 
     def decide(
@@ -328,9 +339,10 @@ class SkipHead(nn.Module):
 
 
 def price_for_share(table: Mapping[float, float], share: float) -> float | None:
-    """The price at which a head focuses on `share` of the frames, from a measured table price -> share.
+    """Returns the price at which a head focuses on `share` of the frames, from a measured table price -> share.
 
-    Between two measured prices it goes along the logarithm of the price; None outside the table, to a thousandth.
+    Between two measured prices the logarithm of the price is interpolated; a share that is outside the table by more
+    than a thousandth gives None.
     """
     rows = sorted(table.items())
     if not rows:

@@ -1,4 +1,4 @@
-"""Rewards of the location policy: each a function of the true class's probability. [B,T] in, [B,T] out."""
+"""The rewards of the location policy: each is a function of the true class's probability, [B,T] -> [B,T]."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ RewardKind = Literal["random", "previous", "confidence"]
 
 
 def random_reward(probability: torch.Tensor, random_probability: torch.Tensor) -> torch.Tensor:
-    """By how much the chosen patch beats one drawn at random in the same frame, from the same state before
-    it.
-    """
+    """Rewards a patch by how much it beats one drawn at random in the same frame, from the same state before it."""
     return probability - random_probability
 
 
 def previous_reward(probability: torch.Tensor) -> torch.Tensor:
-    """By how much a step raised the probability; the first step is measured against zero."""
+    """Rewards a step by how much it raised the probability; the first step is measured against zero."""
     before = torch.cat([torch.zeros_like(probability[:, :1]), probability[:, :-1]], dim=1)
     return probability - before
 
 
 def confidence_reward(probability: torch.Tensor) -> torch.Tensor:
-    """The probability itself."""
+    """Rewards a step with the probability itself."""
     return probability

@@ -13,6 +13,7 @@ OURS = ("operators", "policies", "pipeline")
 HOMES = {
     "av": {
         "operators/media/camera.py",
+        "operators/media/camera_connection.py",
         "operators/media/encode.py",
         "operators/media/container.py",
         "operators/media/indexing.py",
@@ -25,13 +26,14 @@ HOMES = {
         "operators/media/stills.py",
         "pipeline/synthetic/archive.py",
         "pipeline/synthetic/scene.py",
+        "pipeline/synthetic/sheet.py",
         "pipeline/bench/plain.py",
     },
     "decord": {"pipeline/bench/readers.py"},
     "torchcodec": {"pipeline/bench/readers.py"},
     "pyarrow": {
         "operators/table/schema.py",
-        "pipeline/inputs/sources.py",
+        "pipeline/inputs/lists.py",
         "pipeline/families/truth.py",
         "pipeline/scoring/read_labels.py",
         "pipeline/synthetic/archive.py",
@@ -39,13 +41,21 @@ HOMES = {
     "yaml": {"pipeline/config/files.py", "pipeline/config/settings.py"},
     "click": {
         "run_pipeline.py",
+        "pipeline/commands/label.py",
+        "pipeline/commands/live.py",
         "pipeline/commands/options.py",
         "pipeline/commands/score.py",
+        "pipeline/commands/train.py",
         "pipeline/bench/commands.py",
     },
-    "ray": {"pipeline/run/ray_executor.py"},
+    "ray": {"pipeline/run/ray_calls.py", "pipeline/run/ray_cluster.py", "pipeline/run/ray_executor.py"},
     "prometheus_client": {"pipeline/live/prometheus.py"},
-    "rich": {"pipeline/commands/terminal.py"},
+    "rich": {
+        "pipeline/commands/label_display.py",
+        "pipeline/commands/live_display.py",
+        "pipeline/commands/terminal.py",
+        "pipeline/commands/training_display.py",
+    },
     "safetensors": {"operators/weights/checkpoints.py"},
     "matplotlib": {"pipeline/scoring/plots.py"},
     "pydantic": {
@@ -80,6 +90,7 @@ LIGHT = (
     "operators/media/view.py",
     "operators/media/camera.py",
     "pipeline/run/source_worker.py",
+    "pipeline/run/focus_worker.py",
 )
 
 
@@ -110,7 +121,9 @@ def place(path: Path) -> str:
 @pytest.mark.parametrize("path", sorted((ROOT / "pipeline").glob("*/**/*.py")), ids=place)
 def test_rooms_import_only_the_rooms_below_them(path: Path) -> None:
     room = room_of(place(path).removesuffix(".py").replace("/", "."))
-    seen = {room_of(name) for name in imported(path) if name.startswith("pipeline.")}
+    names = (name for name in imported(path) if name.startswith("pipeline."))
+    # What stands in the package's own first file is no room, and is there for all of them.
+    seen = {room_of(name) for name in names} & set(MAY_IMPORT)
     wrong = seen - {room, *MAY_IMPORT[room]}
     assert not wrong, f"{place(path)} may not import pipeline.{sorted(wrong)}"
 

@@ -1,4 +1,4 @@
-"""What records promise of themselves."""
+"""Records: ids go by place and start, errors cross processes, and a password is never shown."""
 
 from __future__ import annotations
 

@@ -1,16 +1,12 @@
-"""What bytes say by themselves, before anything is decoded: packets, images, containers. Pure; every function takes
-bytes, or a path whose headers it reads."""
+"""A packet of coded video is looked at before it is decoded: whether decoding can begin at it, and whether it gives a
+frame that others need. Every function is pure: it takes the codec's name and bytes."""
 
 from __future__ import annotations
 
-import os
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from operators.media.frame_plan import Restart
+from operators.media.packet_table import Restart
 
-_IMAGES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png"}
 _INTRA_ONLY = frozenset(
     [
         "prores",
@@ -37,180 +33,17 @@ MAY_SKIP = {
     "mpeg1video": True,
     "mpeg2video": True,
     "mpeg4": True,
-    "libdav1d": False,  # It is asked once, when it is opened, and then leaves out the wanted frames too.
+    "libdav1d": False,  # It reads the request once, when it is opened, and then leaves out the wanted frames too.
     "vp8": False,  # Such a frame may still bring the map of segments that later frames go on with.
     "vp9": False,  # FFmpeg's decoder leaves nothing out.
 }
-"""Codecs whose decoder may be asked, packet by packet, to leave out frames that nothing refers to: only those of which
-the tests' frame oracle has shown that all other frames stay exact. False for codecs that are not named."""
+"""Whether a codec's decoder may be set, packet by packet, to leave out frames that nothing refers to. True only where
+the tests' frame oracle has shown that all other frames stay exact; False for codecs that are not named."""
 _SEARCHED_BYTES = 65536
 _SAYS_NOTHING = frozenset((9, 12))
 """H.264 units without which nothing is missed: delimiter, filler. SEI may hold film grain for later pictures too."""
 _TINY_VOP_BYTES = 32
 """MPEG-4 pictures below this size may be "not coded": packets that give no frame."""
-
-
-def image_kind(head: bytes) -> str | None:
-    """jpeg or png by the first bytes of a file; None for everything else."""
-    return next((kind for magic, kind in _IMAGES.items() if head.startswith(magic)), None)
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, stop) of the segments before the picture's own bytes; the last is the start of scan."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        yield marker, at + 4, at + 2 + length
-        if marker == 0xDA:
-            return
-        at += 2 + length
-
-
-def image_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) as coded, from the header alone; None where there is none."""
-    if image_kind(data) == "png":
-        if len(data) < 24:
-            return None
-        width, height = struct.unpack_from(">II", data, 16)
-        return width, height
-    for marker, start, stop in _jpeg_segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and stop <= len(data) and stop - start >= 5:
-            height, width = struct.unpack_from(">HH", data, start + 1)
-            return width, height
-    return None
-
-
-def is_whole_image(data: bytes) -> bool:
-    """Whether the image's end is there: decoders paint what is missing grey and say nothing."""
-    if image_kind(data) == "png":
-        return b"IEND" in data[-64:]
-    scan = [stop for marker, _, stop in _jpeg_segments(data) if marker == 0xDA]
-    # Behind the start of scan: a thumbnail in the header has an end of its own.
-    return bool(scan) and data.rfind(b"\xff\xd9") >= scan[0]
-
-
-def exif_orientation(data: bytes) -> int:
-    """1 to 8 as EXIF counts; 1, upright, where nothing is said."""
-    if image_kind(data) == "png":
-        at = 8
-        while at + 8 <= len(data):
-            (length,) = struct.unpack_from(">I", data, at)
-            if data[at + 4 : at + 8] == b"eXIf":
-                return _tiff_orientation(data[at + 8 : at + 8 + length])
-            at += 12 + length
-        return 1
-    for marker, start, stop in _jpeg_segments(data):
-        if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
-            return _tiff_orientation(data[start + 6 : stop])
-    return 1
-
-
-def _tiff_orientation(tiff: bytes) -> int:
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None or len(tiff) < 8:
-        return 1
-    (directory,) = struct.unpack_from(order + "I", tiff, 4)
-    if directory + 2 > len(tiff):
-        return 1
-    (entries,) = struct.unpack_from(order + "H", tiff, directory)
-    for i in range(entries):
-        at = directory + 2 + 12 * i
-        if at + 12 > len(tiff):
-            break
-        tag, kind = struct.unpack_from(order + "HH", tiff, at)
-        if tag == 0x0112 and kind == 3:
-            (value,) = struct.unpack_from(order + "H", tiff, at + 8)
-            return value if 1 <= value <= 8 else 1
-    return 1
-
-
-@dataclass(frozen=True, slots=True)
-class FileShape:
-    """What a container's outermost headers say."""
-
-    is_media: bool
-    """It begins as a container of moving pictures does."""
-    is_fragmented: bool = False
-    """MP4 in pieces, whose index does not list all of it."""
-    promised_bytes: int = 0
-    """How long the headers say the file is; 0 where they say nothing."""
-
-
-def file_shape(path: str) -> FileShape:
-    """Reads only headers: at most one of each outermost box."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        head = file.read(64)
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"pnot"):
-            return _boxes(file, size)
-        if head.startswith(b"\x1a\x45\xdf\xa3"):
-            return FileShape(is_media=True, promised_bytes=_matroska_bytes(head))
-        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-            (length,) = struct.unpack_from("<I", head, 4)
-            # Longer files go on in further RIFFs, and some writers leave 0 or the greatest number here.
-            return FileShape(is_media=True, promised_bytes=length + 8 if 0 < length < 0x7FFF0000 else 0)
-    signatures = (
-        b"FLV\x01",
-        b"OggS",
-        b"0&\xb2u\x8ef\xcf\x11",
-        b"\0\0\x01\xba",
-        b"\0\0\x01\xb3",
-        b"DKIF",
-        b"GIF8",
-    )
-    transport = head[:1] == b"G" or head[4:5] == b"G"
-    return FileShape(is_media=head.startswith(signatures) or (transport and not head.isascii()))
-
-
-def _boxes(file, size: int) -> FileShape:
-    at, is_fragmented, promised = 0, False, 0
-    for _ in range(1000):
-        file.seek(at)
-        header = file.read(16)
-        if len(header) < 8:
-            break
-        (length,) = struct.unpack_from(">I", header)
-        if length == 1 and len(header) == 16:
-            (length,) = struct.unpack_from(">Q", header, 8)
-        elif length == 0:
-            length = size - at
-        if length < 8:
-            break
-        if header[4:8] == b"moof":
-            is_fragmented = True
-        at += length
-        promised = max(promised, at)
-        if at >= size or is_fragmented:
-            break
-    return FileShape(is_media=True, is_fragmented=is_fragmented, promised_bytes=0 if is_fragmented else promised)
-
-
-def _vint(data: bytes, at: int) -> tuple[int, int] | None:
-    """(value, bytes read) of an EBML length; value -1 where it says "unknown"."""
-    if at >= len(data) or data[at] == 0:
-        return None
-    count = 9 - data[at].bit_length()
-    if at + count > len(data):
-        return None
-    value = int.from_bytes(data[at : at + count], "big") & ((1 << (7 * count)) - 1)
-    return (-1 if value == (1 << (7 * count)) - 1 else value), count
-
-
-def _matroska_bytes(head: bytes) -> int:
-    header = _vint(head, 4)
-    if header is None:
-        return 0
-    at = 4 + header[1] + header[0]
-    if head[at : at + 4] != b"\x18\x53\x80\x67":
-        return 0
-    segment = _vint(head, at + 4)
-    if segment is None or segment[0] < 0:
-        return 0
-    return at + 4 + segment[1] + segment[0]
 
 
 def _nal_units(data: memoryview, length_size: int) -> Iterator[memoryview]:
@@ -262,9 +95,9 @@ def _is_exact_recovery_point(sei: bytes) -> bool:
 
 
 def restart(codec: str, is_keyframe: bool, data: memoryview | None, extradata: bytes | None) -> Restart:
-    """What decoding can begin at this packet. `codec` is FFmpeg's name of the codec or its decoder.
+    """Says how much can be decoded from this packet on. `codec` is FFmpeg's name of the codec or its decoder.
 
-    Containers call more a keyframe than can be one, so H.264 and HEVC are asked themselves.
+    Containers call more packets keyframes than are, so H.264 and HEVC packets are looked into.
     """
     if codec in _INTRA_ONLY:
         return Restart.CLOSED
@@ -293,7 +126,7 @@ def restart(codec: str, is_keyframe: bool, data: memoryview | None, extradata: b
             if kind in (19, 21):
                 return Restart.OPEN
             if kind < 32:
-                # A broken link too: what is shown before it is not decoded by anybody.
+                # A broken link does not count either: what is shown before it cannot be decoded.
                 return Restart.NONE
     return Restart.NONE
 
@@ -309,7 +142,7 @@ def reorders(codec: str) -> bool:
 
 
 def shows_by_size(codec: str) -> bool:
-    """Whether `gives_frame` wants no more than a packet's size."""
+    """Whether `gives_frame` needs no more than a packet's size."""
     return codec not in ("vp8", "vp9")
 
 
@@ -359,7 +192,7 @@ def _vp9_frame_shows(data: memoryview, at: int) -> bool:
 
 
 def may_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
-    """Whether the decoder may be asked to leave out frames that nothing refers to, with all others staying exact."""
+    """Whether the decoder may be set to leave out frames that nothing refers to, with all others staying exact."""
     if codec != "hevc":
         return MAY_SKIP.get(codec, False)
     # In HEVC a picture that nothing in its own temporal layer refers to may still serve a higher layer.
@@ -376,7 +209,7 @@ def may_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
 def is_unreferenced(codec: str, data: memoryview, extradata: bytes | None) -> bool:
     """Whether an H.264 packet is for certain nothing but a picture that no other refers to. False for other codecs.
 
-    Where its units do not add up, or settings or messages come along with it, the decoder is to see it.
+    Where its units do not add up, or settings or messages come along with it, it must go to the decoder.
     """
     length_size = _length_size(codec, extradata)
     # Without lengths only the head of a packet is searched for units.

@@ -1,6 +1,6 @@
 """One open file and its decoder: packets, frames of groups of packets, and of everything.
 
-Which packets there are says indexing.py, what to do with the frames decode.py.
+indexing.py finds out which packets there are; decode.py decides which frames are wanted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from av.video.frame import VideoFrame
 from operators.errors import ErrorCode, SourceError
 from operators.media import bitstream
 from operators.media.cut import Shot
-from operators.media.frame_plan import NO_PTS, Group, PacketTable
-from operators.media.opening import Limits, first_video, open_media
+from operators.media.frame_plan import Group
+from operators.media.opening import ReadLimits, first_video, open_media
+from operators.media.packet_table import NO_PTS, PacketTable
 from operators.media.painter import Painter, orientation_of
 from operators.media.view import Viewer
 
@@ -30,12 +31,12 @@ _FRAMES_PER_TICK = 8
 
 
 class Irregular(Exception):
-    """The file is not what the plan took it for. decode.py then takes the other way."""
+    """The file is not what the plan took it for; decode.py then decodes all of it instead."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Tally:
-    """What came of decoding everything, and what went wrong."""
+class DecodeTally:
+    """The numbers of packets read and of failures met while a whole file is decoded."""
 
     num_packets: int = 0
     num_errors: int = 0
@@ -45,14 +46,14 @@ class Tally:
 class Decoder:
     """One open file with one decoder. Used by one thread at a time, closed by whoever opened it."""
 
-    def __init__(self, path: str, limits: Limits, viewer: Viewer, *, num_threads: int) -> None:
+    def __init__(self, path: str, limits: ReadLimits, viewer: Viewer, *, num_threads: int) -> None:
         self.path = path
         self.limits = limits
         self.container = open_media(path, limits)
         try:
             self.stream = first_video(self.container, path, limits)
             for other in self.container.streams:
-                # What is not wanted is not even read, where the container allows that.
+                # Other streams are not even read, where the container allows that.
                 if other.index != self.stream.index:
                     other.discard = Discard.all
             self.context = self.stream.codec_context
@@ -64,7 +65,7 @@ class Decoder:
             self._packets = self._demux()
             self._peeked: Packet | None = None
             self._at: int | None = 0
-            """Place of the next packet in the table; None where only a seek would tell."""
+            """Place of the next packet in the table; None where it is unknown until the next seek."""
             self.has_failed = False
             """An error in reading has ended the file before its end."""
             self.num_bytes_read = 0
@@ -155,13 +156,13 @@ class Decoder:
                     break
         raise Irregular("the keyframe is not where the index says")
 
-    def rest(self) -> Iterator[Packet]:
-        """The packets from where the file stands to its end; then only a seek tells where it stands."""
+    def remaining_packets(self) -> Iterator[Packet]:
+        """The packets from where the file stands to its end. A seek must follow before others are read."""
         self._at = None
         while (packet := self._next_packet()) is not None:
             yield packet
 
-    def take(self, table: PacketTable, stop: int) -> Iterator[tuple[int, Packet]]:
+    def packets_until(self, table: PacketTable, stop: int) -> Iterator[tuple[int, Packet]]:
         """(place, packet) from where the file stands to `stop`, each checked against the table."""
         if self._at is None:
             raise ValueError("seek first")
@@ -173,7 +174,7 @@ class Decoder:
             self._at += 1
             yield self._at - 1, packet
 
-    def group(self, table: PacketTable, group: Group, *, is_strict: bool) -> Iterator[Shot | None]:
+    def decode_group(self, table: PacketTable, group: Group, *, is_strict: bool) -> Iterator[Shot | None]:
         """Shots of the wanted frames in the order of showing, None between them as a sign of life.
 
         Raises Irregular when anything is not as planned; without `is_strict` missing frames are just not given.
@@ -186,7 +187,7 @@ class Decoder:
         self.seek(table, group.first)
         try:
             start_pts: int | None = None
-            for place, packet in self.take(table, group.stop):
+            for place, packet in self.packets_until(table, group.stop):
                 if place == group.first:
                     start_pts = packet.pts
                 number = wanted.get(place)
@@ -200,8 +201,9 @@ class Decoder:
                 is_leading = start_pts is not None and packet.pts is not None and packet.pts < start_pts
                 if is_leading:
                     leading.add(packet.pts)
-                # What is left of such frames, in codecs where telling takes more than a look, the decoder leaves out
-                # by itself. Containers may say so too, but not all do, and the word of those that do is not as good.
+                # In codecs where a look at the packet does not show whether others refer to it, the decoder itself
+                # leaves such frames out. Some containers mark them too, but not all do, and their marks are less
+                # reliable.
                 skips = self.may_skip and number is None
                 self.context.skip_frame = "NONREF" if skips else "DEFAULT"
                 try:
@@ -251,12 +253,12 @@ class Decoder:
                 _, number = awaited.popitem()
             if number is None:
                 continue
-            # Here and not at the group's end: who has the last frame that he wants does not read on until there.
+            # Checked here and not at the group's end: a caller that has its last frame reads no further.
             if is_strict and number != next(due):
                 raise Irregular("a wanted frame did not come out in its turn")
             yield self.shot(frame, number, number)
 
-    def everything(self, tally: Tally) -> Iterator[tuple[int, VideoFrame] | None]:
+    def decode_everything(self, tally: DecodeTally) -> Iterator[tuple[int, VideoFrame] | None]:
         """(number, frame) of all frames from the file's start, None as a sign of life; errors go to the tally."""
         number = 0
 

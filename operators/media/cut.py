@@ -1,4 +1,4 @@
-"""Views of single frames -> FrameBatches with the windows that are complete in them. Reads and decodes nothing."""
+"""Views of single frames become FrameBatches with the windows that are complete in them. Nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from operators.errors import ErrorCode, SourceError
-from operators.media.frame_plan import WindowPlan, sample_indices
+from operators.media.sampling import WindowPlan, sample_indices
 from operators.media.view import Orientation, Viewer
 from operators.records import FrameBatch, Source, SourceFacts, Window, clip_id
 
@@ -30,7 +30,7 @@ class Shot:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Timeline:
-    """What is known of a source's frames before, or after, they are decoded."""
+    """The number and the times of a source's frames, as far as they are known."""
 
     num_frames: int
     seconds: Callable[[Shot], float]
@@ -38,7 +38,7 @@ class Timeline:
     promised_frames: int = 0
     """Frames that there would be had the file not been cut short; 0 where it was not."""
     num_corrupt: Callable[[], int] = lambda: 0
-    """Asked when a batch is made: more may have been found by then."""
+    """Called when a batch is made: more may have been found by then."""
 
 
 def chunks(plans: Sequence[WindowPlan], max_frames: int) -> Iterator[list[WindowPlan]]:

@@ -1,4 +1,4 @@
-"""Files, still images and folders of images -> views of the wanted frames, window by window.
+"""Files, still images and folders of images are read: views of the wanted frames, window by window.
 
 Two ways lead to a frame of a video. The planned one seeks to the groups of pictures that hold wanted frames, and only
 where a file is as regular as the plan assumes; every frame that comes out is checked against the plan. At the first
@@ -8,42 +8,32 @@ surprise the other way is taken, which decodes everything and counts: slow, and 
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from operators.errors import ErrorCode, SourceError
-from operators.media import bitstream, stills
-from operators.media.container import Decoder, Irregular, Tally
+from operators.media import stills
+from operators.media.container import Decoder, DecodeTally, Irregular
+from operators.media.container_headers import FileShape, file_shape
 from operators.media.cut import Shot, Timeline, cut_batches
-from operators.media.frame_plan import (
-    NO_PTS,
-    Group,
-    PacketTable,
-    Sampling,
-    WindowPlan,
-    decode_plan,
-    frame_seconds,
-    groups_of_pictures,
-    irregularity,
-    keyframe_plan,
-    monotone_seconds,
-    show_order,
-    table_times,
-    whole_plan,
-    window_plans,
-)
+from operators.media.frame_plan import Group, decode_plan, groups_of_pictures, keyframe_plan
+from operators.media.frame_times import frame_seconds, monotone_seconds, table_times
+from operators.media.image_headers import image_kind
+from operators.media.image_shots import FolderShots, image_shot
 from operators.media.indexing import PROGRESSIVE, index_table, read_table, read_times, times_promised
-from operators.media.opening import Limits, head_of, missing_decoders
-from operators.media.view import Orientation, Viewer
+from operators.media.opening import ReadLimits, head_of, missing_decoders
+from operators.media.packet_table import NO_PTS, PacketTable, irregularity, show_order
+from operators.media.sampling import SamplingRule, WindowPlan, whole_plan, window_plans
+from operators.media.side_by_side import DecoderThreads
+from operators.media.view import Viewer
 from operators.records import FrameBatch, Media, Source
 
-__all__ = ["FileReader", "Limits", "Sampling", "missing_decoders"]
+__all__ = ["FileReader", "ReadLimits", "missing_decoders"]
 
 
 class FileReader:
@@ -57,10 +47,10 @@ class FileReader:
         self,
         *,
         source: Source,
-        sampling: Sampling,
+        sampling: SamplingRule,
         viewer: Viewer,
         clock: Callable[[], float],
-        limits: Limits | None = None,
+        limits: ReadLimits | None = None,
         num_threads: int = 1,
         first_window: int = 0,
     ) -> None:
@@ -69,14 +59,12 @@ class FileReader:
         self._source = source
         self._sampling = sampling
         self._viewer = viewer
-        self._limits = limits or Limits()
+        self._limits = limits or ReadLimits()
         self._num_threads = max(1, num_threads)
         self._clock = clock
-        self._first_window = first_window
         self._next_window = first_window
         self._open: list[Decoder] = []
-        self._threads: list[threading.Thread] = []
-        self._must_stop = threading.Event()
+        self._threads = DecoderThreads(open_decoder=self._new_decoder, num_threads=self._num_threads)
         self._opened_unix_s = 0.0
 
     def __enter__(self) -> FileReader:
@@ -89,15 +77,9 @@ class FileReader:
 
     def close(self) -> None:
         """Stops what runs and closes what is open; a second call does nothing."""
-        self._stop_threads()
+        self._threads.stop()
         while self._open:
             self._open.pop().close()
-
-    def _stop_threads(self) -> None:
-        self._must_stop.set()
-        while self._threads:
-            self._threads.pop().join()
-        self._must_stop.clear()
 
     def read(self) -> Iterator[FrameBatch | None]:
         """Batches in the order of time, None in between. Once per reader. Raises SourceError."""
@@ -121,71 +103,41 @@ class FileReader:
     def _items(self) -> Iterator[FrameBatch | None]:
         path = self._source.uri
         if self._source.media is Media.FRAMES or os.path.isdir(path):
-            yield from self._folder(path)
+            yield from self._read_folder(path)
             return
-        kind = bitstream.image_kind(head_of(path))
+        kind = image_kind(head_of(path))
         if kind is not None:
-            yield from self._still(path)
+            yield from self._read_still(path)
         else:
-            yield from self._video(path)
+            yield from self._read_video(path)
 
     # Images
 
-    def _still(self, path: str) -> Iterator[FrameBatch | None]:
+    def _read_still(self, path: str) -> Iterator[FrameBatch | None]:
         pixels, orientation = stills.read_image(path, max_pixels=self._limits.max_pixels)
-        shot = self._image_shot(pixels, orientation, wanted=0, shown=0)
+        shot = image_shot(pixels, orientation, viewer=self._viewer)
         timeline = Timeline(num_frames=1, seconds=lambda shot: 0.0)
         yield from self._cut([whole_plan(1, 0.0, self._sampling)], [shot], timeline)
 
-    def _folder(self, path: str) -> Iterator[FrameBatch | None]:
+    def _read_folder(self, path: str) -> Iterator[FrameBatch | None]:
         paths = stills.frame_paths(path)
         times = np.arange(len(paths)) / stills.FOLDER_FPS
-        duration_s = len(paths) / stills.FOLDER_FPS
-        num_corrupt = 0
-
-        def shots(wanted: Sequence[int]) -> Iterator[Shot | None]:
-            nonlocal num_corrupt
-            known = -1
-            for frame in wanted:
-                for shown in range(frame, known, -1):
-                    try:
-                        image = stills.read_image(paths[shown], max_pixels=self._limits.max_pixels)
-                    except SourceError as exc:
-                        if exc.code == ErrorCode.TOO_LARGE:
-                            raise
-                        num_corrupt += 1
-                        yield None
-                        continue
-                    known = shown
-                    yield self._image_shot(*image, wanted=frame, shown=shown)
-                    break
-                yield None
-
-        plans = self._plans(len(paths), times, duration_s)
+        plans = self._plans(len(paths), times, len(paths) / stills.FOLDER_FPS)
+        images = FolderShots(paths, viewer=self._viewer, max_pixels=self._limits.max_pixels)
         timeline = Timeline(
             num_frames=len(paths),
             seconds=lambda shot: float(times[shot.shown]),
-            num_corrupt=lambda: num_corrupt,
+            num_corrupt=lambda: images.num_corrupt,
         )
-        yield from self._cut(plans, shots(_wanted(plans)), timeline)
-
-    def _image_shot(self, pixels: np.ndarray, orientation: Orientation, *, wanted: int, shown: int) -> Shot:
-        return Shot(
-            wanted=wanted,
-            shown=shown,
-            pixels=self._viewer(pixels, orientation),
-            pts=None,
-            size=(pixels.shape[0], pixels.shape[1]),
-            orientation=orientation,
-        )
+        yield from self._cut(plans, images.shots(_wanted(plans)), timeline)
 
     # Video
 
-    def _video(self, path: str) -> Iterator[FrameBatch | None]:
+    def _read_video(self, path: str) -> Iterator[FrameBatch | None]:
         yield None
         decoder = self._decoder(1)
         yield None
-        shape = bitstream.file_shape(path)
+        shape = file_shape(path)
         table: PacketTable | None = None
         trouble: str | None = None
         promised = 1.0
@@ -208,20 +160,24 @@ class FileReader:
             if promised > 1.0:
                 trouble = trouble or "the file breaks off"
             trouble = trouble or irregularity(table)
-        if by_keyframes and table.num_frames and (yield from self._try_keyframes(decoder, table, promised)):
+        if by_keyframes and table.num_frames and (yield from self._read_keyframes(decoder, table, promised)):
             return
         if trouble is None and table.pts[0] != NO_PTS:
             try:
-                yield from self._planned(decoder, table)
+                yield from self._read_planned(decoder, table)
                 return
             except Irregular:
                 pass
-        yield from self._everything(table, shape, promised)
+        yield from self._read_everything(table, shape, promised)
 
     def _decoder(self, num_threads: int) -> Decoder:
-        decoder = Decoder(self._source.uri, self._limits, self._viewer, num_threads=num_threads)
+        """A decoder that is closed with the reader."""
+        decoder = self._new_decoder(num_threads)
         self._open.append(decoder)
         return decoder
+
+    def _new_decoder(self, num_threads: int = 1) -> Decoder:
+        return Decoder(self._source.uri, self._limits, self._viewer, num_threads=num_threads)
 
     def _plans(self, num_frames: int, times: np.ndarray | None, duration_s: float) -> list[WindowPlan]:
         if duration_s > self._limits.max_duration_s:
@@ -246,8 +202,8 @@ class FileReader:
             opened_unix_s=self._opened_unix_s,
         )
 
-    def _planned(self, decoder: Decoder, table: PacketTable) -> Iterator[FrameBatch | None]:
-        """The wanted frames and nothing else. Raises Irregular."""
+    def _read_planned(self, decoder: Decoder, table: PacketTable) -> Iterator[FrameBatch | None]:
+        """Batches of the wanted frames; nothing else is decoded. Raises Irregular."""
         tick = decoder.seconds_per_tick
         times, duration_s = table_times(table, tick)
         plans = self._plans(table.num_frames, times, duration_s)
@@ -265,77 +221,24 @@ class FileReader:
     ) -> Iterator[Shot | None]:
         """Shots of all groups in their order. Raises Irregular; without `is_strict` what fails is left out."""
         if self._num_threads > 1 and len(groups) > 1 and self._sampling.kind == "whole":
-            yield from self._side_by_side(decoder, table, groups, is_strict=is_strict)
+            yield from self._threads.shots(decoder, groups, partial(self._group, table=table, is_strict=is_strict))
             return
-        # Windows want most groups, and their views as they come; one group has no neighbour.
+        # Windows take frames of most groups, and need their views as they come; a single group cannot be shared out.
         decoder.use_threads(self._num_threads if is_strict else 1)
         for group in groups:
-            yield from self._group(decoder, table, group, is_strict=is_strict)
+            yield from self._group(decoder, group, table=table, is_strict=is_strict)
 
-    def _group(self, decoder: Decoder, table: PacketTable, group: Group, *, is_strict: bool) -> Iterator[Shot | None]:
+    def _group(self, decoder: Decoder, group: Group, *, table: PacketTable, is_strict: bool) -> Iterator[Shot | None]:
         try:
-            yield from decoder.group(table, group, is_strict=is_strict)
+            yield from decoder.decode_group(table, group, is_strict=is_strict)
         except Irregular:
             if is_strict:
                 raise
 
-    def _side_by_side(
-        self, decoder: Decoder, table: PacketTable, groups: Sequence[Group], *, is_strict: bool
-    ) -> Iterator[Shot | None]:
-        """As many decoders as threads, each taking the next group that nobody has."""
-        news: queue.SimpleQueue[tuple[int, list[Shot]] | BaseException | None] = queue.SimpleQueue()
-        untaken = iter(range(len(groups)))
-        lock = threading.Lock()
-
-        def work(own: Decoder | None) -> None:
-            try:
-                mine = own or Decoder(self._source.uri, self._limits, self._viewer, num_threads=1)
-                try:
-                    while not self._must_stop.is_set():
-                        with lock:
-                            number = next(untaken, None)
-                        if number is None:
-                            return
-                        shots = []
-                        for item in self._group(mine, table, groups[number], is_strict=is_strict):
-                            if item is not None:
-                                shots.append(item)
-                            else:
-                                news.put(None)
-                            if self._must_stop.is_set():
-                                return
-                        news.put((number, shots))
-                finally:
-                    if own is None:
-                        mine.close()
-            except BaseException as exc:
-                news.put(exc)
-
-        for i in range(min(self._num_threads, len(groups))):
-            thread = threading.Thread(target=work, args=(decoder if i == 0 else None,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        found: dict[int, list[Shot]] = {}
-        due = 0
-        try:
-            while due < len(groups):
-                item = news.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    yield None
-                    continue
-                found[item[0]] = item[1]
-                while due in found:
-                    yield from found.pop(due)
-                    due += 1
-        finally:
-            self._stop_threads()
-
-    def _try_keyframes(
+    def _read_keyframes(
         self, decoder: Decoder, table: PacketTable, promised: float
     ) -> Generator[FrameBatch | None, None, bool]:
-        """Batches of keyframes; whether there were any."""
+        """Gives batches of keyframes, and returns whether there were any."""
         num_failures = int(decoder.has_failed)
         tick = decoder.seconds_per_tick
         times, duration_s = table_times(table, tick)
@@ -373,15 +276,13 @@ class FileReader:
         return True
 
     def _promised_frames(self, promised: float, num_frames: int) -> int:
-        """A window is one of what there is, and complete; of the whole a part may be missing."""
+        """The frames of the uncut file, where the clip is the whole file; 0 for windows, which lie in what there is."""
         return round(promised * num_frames) if self._sampling.kind == "whole" else 0
 
-    def _everything(
-        self, table: PacketTable, shape: bitstream.FileShape, promised: float
-    ) -> Iterator[FrameBatch | None]:
-        """Decodes all frames, so that they can be counted; always right."""
+    def _read_everything(self, table: PacketTable, shape: FileShape, promised: float) -> Iterator[FrameBatch | None]:
+        """Gives batches after all frames were decoded and counted, which is always right."""
         path = self._source.uri
-        tally = Tally()
+        tally = DecodeTally()
         guesses: set[int] = set()
         if self._sampling.kind == "whole":
             # The count is nearly always that of the packets, or a little less: with the frames that are wanted then
@@ -392,7 +293,7 @@ class FileReader:
         pts: list[int | None] = []
         found: dict[int, Shot] = {}
         good: tuple[int, Any] | None = None
-        for item in decoder.everything(tally):
+        for item in decoder.decode_everything(tally):
             if item is None:
                 yield None
                 continue
@@ -414,10 +315,10 @@ class FileReader:
         wanted = _wanted(plans)
         shots: Iterable[Shot | None] = [found[frame] for frame in wanted if frame in found]
         if not found.keys() >= set(wanted):
-            shots = self._pick(set(wanted))
+            shots = self._shots_of_second_pass(set(wanted))
         num_lost = max(0, table.num_frames - len(pts)) if tally.num_errors else 0
         if tally.num_packets > len(table):
-            # This time reading went farther.
+            # Reading went farther than the first time.
             promised = times_promised(decoder, shape, tally.num_packets)
         timeline = Timeline(
             num_frames=len(pts),
@@ -427,12 +328,12 @@ class FileReader:
         )
         yield from self._cut(plans, shots, timeline)
 
-    def _pick(self, wanted: set[int]) -> Iterator[Shot | None]:
-        """A second pass over everything, for frames whose numbers only the first one told."""
+    def _shots_of_second_pass(self, wanted: set[int]) -> Iterator[Shot | None]:
+        """The wanted frames by a second pass over everything, as their numbers were unknown during the first."""
         decoder = self._decoder(self._num_threads)
         last = max(wanted)
         good: tuple[int, Any] | None = None
-        for item in decoder.everything(Tally()):
+        for item in decoder.decode_everything(DecodeTally()):
             if item is None:
                 yield None
                 continue

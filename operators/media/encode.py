@@ -1,7 +1,8 @@
-"""Frames -> video files: the synthetic archive, files to measure and to test with. Writing only."""
+"""Frames are written as video files: for the synthetic archive, for measuring and for tests."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -75,19 +76,12 @@ def write_video(
         raise PipelineError(f"cannot write {path}: {exc}; check the folder and the file's ending") from exc
     try:
         with output:
-            settings = _codec_options(codec, crf=crf, b_frames=b_frames, options=options)
-            try:
-                added = output.add_stream(cast(Any, codec), rate=rate, options=settings)
-            except ValueError as exc:
-                # No such encoder here, or a container that cannot hold what it makes.
-                raise PipelineError(f"cannot write {path} with {codec}: {exc}") from exc
-            stream = cast(VideoStream, added)
+            settings = _codec_options(codec, crf=crf, options=options)
+            stream = _added_stream(output, path, codec, rate, settings)
             context = stream.codec_context
             stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
             stream.time_base = context.time_base = clock
             context.thread_count = num_threads
-            # The flag, not an option: an encoder that ignores it must not make the file fail.
-            context.flags |= int(av.codec.context.Flags.bitexact)
             if gop is not None:
                 context.gop_size = gop
             if b_frames is not None:
@@ -104,17 +98,14 @@ def write_video(
             if audio is not None:
                 tone = cast(AudioStream, output.add_stream(cast(Any, audio), rate=_AUDIO_RATE_HZ))
             count = 0
-            image: np.ndarray | None = first
-            while image is not None:
+            for image in itertools.chain([first], iterator):
                 if image.shape != first.shape:
                     raise ValueError(f"frame {count} is {image.shape}, the first was {first.shape}")
-                rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame = rgb.reformat(format=pix_fmt, **to_coded)
+                frame = _coded_frame(image, pix_fmt, to_coded)
                 frame.pts = count if pts is None else int(pts[count])
                 frame.time_base = clock
                 output.mux(stream.encode(frame))
                 count += 1
-                image = next(iterator, None)
             output.mux(stream.encode(None))
             if tone is not None:
                 seconds = count / rate if pts is None else (pts[count - 1] - pts[0]) * clock
@@ -124,9 +115,28 @@ def write_video(
     return count
 
 
-def _codec_options(
-    codec: str, *, crf: float | None, b_frames: int | None, options: dict[str, str] | None
-) -> dict[str, str]:
+def _coded_frame(image: np.ndarray, pix_fmt: str, to_coded: dict[str, Any]) -> av.VideoFrame:
+    """A frame in the pixel format of the stream, of uint8 RGB [H,W,3]."""
+    rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    return rgb.reformat(format=pix_fmt, **to_coded)
+
+
+def _added_stream(
+    output: av.container.OutputContainer, path: str | Path, codec: str, rate: Fraction, settings: dict[str, str]
+) -> VideoStream:
+    """The new video stream of a file, which will hold the same bytes whenever it is written."""
+    try:
+        stream = cast(VideoStream, output.add_stream(cast(Any, codec), rate=rate, options=settings))
+    except ValueError as exc:
+        # No such encoder here, or a container that cannot hold what it makes.
+        raise PipelineError(f"cannot write {path} with {codec}: {exc}") from exc
+    # The flag, not an option: an encoder that ignores it must not make the file fail.
+    stream.codec_context.flags |= int(av.codec.context.Flags.bitexact)
+    return stream
+
+
+def _codec_options(codec: str, *, crf: float | None, options: dict[str, str] | None) -> dict[str, str]:
+    """The options that an encoder gets beside those that the caller has given."""
     settings: dict[str, str] = {}
     if crf is not None:
         settings["crf"] = f"{crf:g}"
@@ -146,7 +156,7 @@ def _codec_options(
 
 
 def _color_arguments(stream: VideoStream, color: str | None, is_full_range: bool) -> dict[str, Any]:
-    """Tags the stream and returns what reformat needs to make coded pixels of RGB."""
+    """Tags the stream, and returns the arguments with which reformat makes coded pixels of RGB."""
     if color is not None and color not in _COLORS:
         raise ValueError(f"color must be one of {', '.join(_COLORS)}, not {color!r}")
     context = stream.codec_context
@@ -165,7 +175,7 @@ def _color_arguments(stream: VideoStream, color: str | None, is_full_range: bool
 
 
 def _write_tone(output: av.container.OutputContainer, stream: AudioStream, seconds: float) -> None:
-    """A quiet 440 Hz tone: enough that a second stream lies between the video's packets."""
+    """Writes a quiet 440 Hz tone: enough that a second stream lies between the video's packets."""
     samples = np.arange(max(1, round(seconds * _AUDIO_RATE_HZ)))
     wave = (np.sin(2 * np.pi * 440 * samples / _AUDIO_RATE_HZ) * 1000).astype(np.int16)
     for start in range(0, len(wave), 1024):

@@ -1,14 +1,14 @@
-"""Finds out from H.264 packets that whole frames were lost on the way.
+"""The numbers in H.264 packets show that whole frames were lost on the way.
 
 A decoder marks a frame of which a part was lost, but after a frame that was lost as a whole it shows wrong pictures
-and says nothing. Reference frames are numbered; a number that is missing tells. Annex B byte streams only, as RTP
+and says nothing. Reference frames are numbered, and a missing number shows the loss. Annex B byte streams only, as RTP
 and MPEG-TS give them.
 """
 
 from __future__ import annotations
 
 _WITH_CHROMA = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
-"""Profiles whose sequence parameter sets say more."""
+"""Profiles whose sequence parameter sets have fields for chroma and scaling."""
 
 
 class _Bits:
@@ -44,11 +44,11 @@ class FrameNumbers:
 
     def __init__(self) -> None:
         self._num_bits: int | None = None
-        """Of a frame number; None before the first sequence parameter set."""
+        """The bits that a frame number has; None before the first sequence parameter set."""
         self._has_planes = False
         self._may_have_gaps = False
         self._last: int | None = None
-        """Number of the last reference frame."""
+        """The number of the last reference frame."""
 
     def has_gap(self, packet: bytes) -> bool:
         """Whether reference frames were lost between the packet before and this one."""

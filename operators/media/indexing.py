@@ -1,4 +1,4 @@
-"""Which packets a file has: by reading it through, or by its own index. Decodes nothing."""
+"""The table of a file's packets is made by reading it through, or from its own index. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from av.packet import Packet
 from operators.errors import ErrorCode, SourceError
 from operators.media import bitstream
 from operators.media.container import SEEKS_BY_BYTE, Decoder, Irregular
-from operators.media.frame_plan import NO_PTS, PacketTable, Restart, groups_of_pictures, irregularity
+from operators.media.container_headers import FileShape
+from operators.media.frame_plan import groups_of_pictures
+from operators.media.packet_table import NO_PTS, PacketTable, Restart, irregularity
 
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _SEEKS_BY_TIME = frozenset((_MOV, "matroska,webm", "avi", "flv"))
@@ -19,7 +21,7 @@ PROGRESSIVE = (0, 1)
 """FFmpeg's field orders: unknown, progressive."""
 
 
-def trouble(decoder: Decoder) -> str | None:
+def unplannable(decoder: Decoder) -> str | None:
     """Why packets of this container and codec cannot be planned with; None if they can."""
     name = decoder.container.format.name
     if not bitstream.can_plan(decoder.codec):
@@ -35,11 +37,11 @@ def trouble(decoder: Decoder) -> str | None:
 
 def read_table(decoder: Decoder) -> Generator[None, None, tuple[PacketTable, str | None]]:
     """(all packets of the stream, why they cannot be planned with or None), by reading the file once."""
-    why_not = trouble(decoder)
+    why_not = unplannable(decoder)
     codec, extradata = decoder.codec, decoder.context.extradata
     needs_data = not bitstream.shows_by_size(codec)
     columns: list[tuple[int, int, int, int, bool]] = []
-    for packet in decoder.rest():
+    for packet in decoder.remaining_packets():
         if not columns:
             _refuse_encrypted(decoder, packet)
         data = memoryview(packet) if packet.is_keyframe or needs_data else None
@@ -65,12 +67,12 @@ def read_table(decoder: Decoder) -> Generator[None, None, tuple[PacketTable, str
     return _table(columns), why_not
 
 
-def index_table(decoder: Decoder, shape: bitstream.FileShape) -> Generator[None, None, PacketTable | None]:
-    """The table from the file's own index; None where that will not do.
+def index_table(decoder: Decoder, shape: FileShape) -> Generator[None, None, PacketTable | None]:
+    """The table from the file's own index; None where the index is not enough.
 
     Only MP4 and MOV list every packet, and with the time of decoding only: `read_times` adds that of showing.
     """
-    if decoder.container.format.name != _MOV or shape.is_fragmented or trouble(decoder) is not None:
+    if decoder.container.format.name != _MOV or shape.is_fragmented or unplannable(decoder) is not None:
         return None
     if not bitstream.shows_by_size(decoder.codec):
         return None
@@ -86,14 +88,14 @@ def index_table(decoder: Decoder, shape: bitstream.FileShape) -> Generator[None,
             stop = pos + size
     yield None
     table = _table(columns)
-    # What the container calls keyframes is asked for its true kind where it is needed.
+    # `read_times` looks for the true kind of what the container calls a keyframe, where it is needed.
     table.restart[(table.restart > 0) | is_intra_only] = Restart.CLOSED
     if table.num_frames == 0 or stop > os.path.getsize(decoder.path) or np.any(np.diff(table.dts) <= 0):
         return None
     if not table.restart.any():
         return None
     try:
-        for _, packet in decoder.take(table, 1):
+        for _, packet in decoder.packets_until(table, 1):
             _refuse_encrypted(decoder, packet)
             table.pts[0] = NO_PTS if packet.pts is None else packet.pts
     except Irregular:
@@ -104,7 +106,7 @@ def index_table(decoder: Decoder, shape: bitstream.FileShape) -> Generator[None,
 def read_times(decoder: Decoder, table: PacketTable, frames: Sequence[int]) -> Generator[None, None, bool]:
     """Gives the packets of a table from the index their times, in the groups of pictures that hold these frames.
 
-    Whether the table can then be trusted to have those frames.
+    Returns whether the table can then be trusted to have those frames.
     """
     try:
         spans = groups_of_pictures(table, [0, *frames])
@@ -112,7 +114,7 @@ def read_times(decoder: Decoder, table: PacketTable, frames: Sequence[int]) -> G
         for begin, end in spans:
             decoder.seek(table, begin)
             # With the keyframe that follows: its group is shown after this one only if it cuts.
-            for place, packet in decoder.take(table, min(end + (end not in begins), len(table))):
+            for place, packet in decoder.packets_until(table, min(end + (end not in begins), len(table))):
                 if place in (begin, end):
                     data = memoryview(packet)
                     if bitstream.restart(decoder.codec, True, data, decoder.context.extradata) != Restart.CLOSED:
@@ -126,10 +128,10 @@ def read_times(decoder: Decoder, table: PacketTable, frames: Sequence[int]) -> G
     return irregularity(table) is None
 
 
-def times_promised(decoder: Decoder, shape: bitstream.FileShape, num_packets: int) -> float:
-    """How many times as many packets as the `num_packets` that were read there would be in the whole file.
+def times_promised(decoder: Decoder, shape: FileShape, num_packets: int) -> float:
+    """The packets of the whole file, by its headers, over the `num_packets` that were read.
 
-    1 where it was neither cut short nor failed to be read to its end.
+    1 where the file was not cut short and was read to its end.
     """
     if decoder.container.format.name == _MOV and not shape.is_fragmented:
         return max(1.0, len(decoder.stream.index_entries) / num_packets)
@@ -144,7 +146,7 @@ def _refuse_encrypted(decoder: Decoder, packet: Packet) -> None:
 
 
 def _table(columns: Sequence[tuple[int, int, int, int, bool]]) -> PacketTable:
-    """Of (pts, dts, pos, restart, is_shown)."""
+    """The table of rows of (pts, dts, pos, restart, is_shown)."""
     values = np.array(columns, np.int64).reshape(-1, 5)
     return PacketTable(
         pts=values[:, 0].copy(),

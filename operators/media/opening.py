@@ -13,7 +13,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from operators.errors import ErrorCode, SourceError
-from operators.media import bitstream
+from operators.media.container_headers import file_shape
 from operators.passwords import without_password
 
 # PyAV's log callback wants the interpreter lock from inside native code: with it off, nothing can wait on it.
@@ -27,8 +27,8 @@ FORMATS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What a source may demand; more is `too_large`."""
+class ReadLimits:
+    """The most that a source may demand of its reader; more is `too_large`."""
 
     max_pixels: int = 1 << 26
     max_duration_s: float = 86_400.0
@@ -37,7 +37,7 @@ class Limits:
     """Views in one FrameBatch; a single clip's views may exceed it."""
 
 
-def open_media(path: str, limits: Limits) -> InputContainer:
+def open_media(path: str, limits: ReadLimits) -> InputContainer:
     """Opens a local file and nothing else, whatever is written in it. Raises SourceError."""
     options = {
         "protocol_whitelist": "file",
@@ -55,13 +55,13 @@ def open_media(path: str, limits: Limits) -> InputContainer:
     except OSError as exc:
         raise SourceError(f"{path} cannot be read: {exc.strerror}", ErrorCode.MISSING) from exc
     except (av.FFmpegError, UnicodeError) as exc:
-        if bitstream.file_shape(path).is_media:
+        if file_shape(path).is_media:
             raise SourceError(f"{path} is a container whose index is missing or broken", ErrorCode.CORRUPT) from exc
         raise SourceError(f"{path} is not a video of a known kind", ErrorCode.NOT_MEDIA) from exc
 
 
 def missing_decoders(names: Iterable[str]) -> list[str]:
-    """The codecs of these, by FFmpeg's names, that cannot be decoded here."""
+    """Those of the codecs, by FFmpeg's names, that cannot be decoded here."""
     missing = []
     for name in names:
         try:
@@ -89,7 +89,7 @@ def head_of(path: str) -> bytes:
     return head
 
 
-def first_video(container: InputContainer, path: str, limits: Limits) -> VideoStream:
+def first_video(container: InputContainer, path: str, limits: ReadLimits) -> VideoStream:
     """The first video stream that is not an attached picture. Raises SourceError."""
     if len(container.streams) > limits.max_streams:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""Decoded frames of files and cameras -> how they are to be shown, and their views."""
+"""Decoded frames of files and cameras become views, shown as their orientation says."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from operators.media.view import UPRIGHT, Orientation, Viewer
 
 
 def orientation_of(frame: VideoFrame, pixel_aspect: Fraction | None) -> Orientation:
-    """How a decoded frame is to be shown."""
+    """The way in which a decoded frame is to be shown."""
     rotation, is_mirrored = 0, False
     try:
         matrix = None
@@ -27,7 +27,7 @@ def orientation_of(frame: VideoFrame, pixel_aspect: Fraction | None) -> Orientat
             if data.type.name == "DISPLAYMATRIX":
                 matrix = bytes(data)
     except ValueError:
-        # PyAV knows not every kind of side data, and one that it does not know hides all others.
+        # PyAV does not know every kind of side data, and one that it does not know hides all others.
         rotation = round(-frame.rotation / 90) % 4 * 90
     else:
         if matrix is not None:
@@ -42,7 +42,7 @@ def orientation_of(frame: VideoFrame, pixel_aspect: Fraction | None) -> Orientat
 
 
 class Painter:
-    """Decoded frames -> full-size RGB -> views. One per thread: it keeps a converter."""
+    """Makes views of decoded frames, through full-size RGB. Each thread has one, as it keeps a converter."""
 
     def __init__(self, *, viewer: Viewer) -> None:
         self._viewer = viewer

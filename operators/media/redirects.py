@@ -16,7 +16,7 @@ import av
 
 _LOGGER = logging.getLogger("libav")
 _SIGN = ": Redirecting to "
-"""What libavformat/rtsp.c logs; a test with a real connection notices when it logs something else."""
+"""The words that libavformat/rtsp.c logs; a test with a real connection notices when it logs others."""
 
 
 class _Barrier(logging.Handler):

@@ -1,4 +1,4 @@
-"""Still images, and folders of numbered images that are one video -> RGB pixels.
+"""Still images, and folders of numbered images that are one video, are read as RGB pixels.
 
 Images go through OpenCV, whose libjpeg gives the very pixels that Pillow gives: the published frames are JPEG files
 read with Pillow, and FFmpeg's own JPEG decoder differs by up to three levels. Imported at the first image, as the
@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from operators.errors import ErrorCode, SourceError
-from operators.media.bitstream import exif_orientation, image_kind, image_size, is_whole_image
+from operators.media.image_headers import exif_orientation, image_kind, image_size, is_whole_image
 from operators.media.view import Orientation
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png"))
@@ -23,9 +23,9 @@ FOLDER_FPS = 25.0
 """Numbered images have no times; the published lists count them at the usual rate of a video."""
 _HEAD_BYTES = 64 << 10
 _BYTES_PER_PIXEL = 8
-"""Four channels of 16 bits: no image is longer, compressed as it is, but for what is not the picture."""
+"""Four channels of 16 bits: no compressed picture is longer."""
 _EXTRA_BYTES = 64 << 20
-"""What may come on top: color profiles, previews, a few seconds of video behind a telephone's picture."""
+"""The room for what is not the picture: color profiles, previews, some seconds of video behind a phone's picture."""
 
 _ORIENTATIONS = {
     # EXIF's number: (rotation clockwise, mirrored first)
@@ -41,7 +41,7 @@ _ORIENTATIONS = {
 
 
 def natural_key(name: str) -> tuple[tuple[int, str], ...]:
-    """Sorts img_2 before img_10."""
+    """A key of sorting that puts img_2 before img_10."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name))
 
 

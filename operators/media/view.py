@@ -1,4 +1,4 @@
-"""What the networks see of a frame: upright, resized once, centre cropped; and patches cut out of views.
+"""A frame becomes the view that networks see: upright, resized once, centre cropped. Patches are cut out of views.
 
 The resize is the published preprocessing's: antialiased, equal to Pillow's within one grey level. Bicubic weights are
 negative in part, so there Pillow's order counts too: along the rows of the displayed frame first, rounded and clipped
@@ -25,7 +25,7 @@ _ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How the coded picture is shown: mirrored left to right or not, then turned clockwise."""
+    """The way in which a coded picture is shown: mirrored left to right or not, then turned clockwise."""
 
     rotation: int = 0
     """Degrees clockwise: 0, 90, 180, 270."""
@@ -206,7 +206,7 @@ class Viewer:
         return self._geometry(height, width, orientation).box_yxhw
 
     def region(self, height: int, width: int, orientation: Orientation = UPRIGHT) -> Region:
-        """The part of the coded frame that the view depends on: what `view_region` wants."""
+        """The part of the coded frame that the view depends on, and that `view_region` takes."""
         return self._geometry(height, width, orientation).region
 
     def __call__(self, frame: np.ndarray, orientation: Orientation = UPRIGHT) -> np.ndarray:
@@ -218,7 +218,7 @@ class Viewer:
     def view_region(
         self, pixels: np.ndarray, height: int, width: int, orientation: Orientation = UPRIGHT
     ) -> np.ndarray:
-        """As a call with the whole frame [height,width,3], from its `region` alone."""
+        """The view that a call with the whole frame [height,width,3] gives, made from its `region` alone."""
         geometry = self._geometry(height, width, orientation)
         at = geometry.region
         if pixels.shape != (at.bottom - at.top, at.right - at.left, 3) or pixels.dtype != np.uint8:

@@ -1,12 +1,18 @@
-"""A camera's parts: how they grow while the hour lasts, and how a finished hour becomes one larger part. Files and
-names only: what is inside a part is the store's business.
+"""A camera's parts: how they grow while the hour lasts, and how a finished hour becomes one larger part. This file
+handles files and names only; the store knows what is inside a part.
 
 With plain files there is always a moment between the larger part's arrival and the small parts' removal in which rows
 are doubled, or missing the other way round. So a new folder is made aside, out of hard links to everything that stays
-and the larger part, and the two folders change places in one system call. Who lists the folder sees the one or the
-other, whole. The old folder is kept aside for a while, because somebody may be in the middle of listing it. Who listed
-the old folder and opens a part that has been folded since is told that the file is gone, and lists again: an error,
-but never a wrong table.
+and the larger part, and the two folders change places in one system call. A reader that lists the folder sees the one
+or the other, whole. The old folder is kept aside for a while, because a reader may be in the middle of listing it. A
+reader that listed the old folder and opens a part that has been folded since gets an error that the file is gone, and
+lists again: it never gets a wrong table.
+
+There is one kind of reader for which no order of events is right. pyarrow and DuckDB, when they are given a folder,
+first list it and then ask by path for each name whether it is there; a name that is not there any more is left out
+without an error. When the swap falls between the two, within about 0.1 ms, that read is without the hour that is
+folded. The names cannot stay for such a reader without being listed, and so doubled, for the next one. A reader that
+lists the names itself and gives the list to pyarrow or DuckDB, as `part_paths` does, gets the error instead.
 """
 
 from __future__ import annotations
@@ -29,28 +35,28 @@ from operators.records import ClipLabel
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK)
-"""What a system answers that has no exchange, or no hard links, or has the two folders on different disks."""
+"""The error codes of a system that has no exchange, or no hard links, or has the two folders on different disks."""
 _PART = re.compile(r"(?P<hour>\d\d)-(?P<failed>failed-)?(?:hour-(?P<number>\d+)-)?.+\.parquet")
 
 
 class PartStore(Protocol):
-    """What is inside a part."""
+    """Reads and writes the content of parts."""
 
     def table(self, labels: Sequence[ClipLabel]) -> Any:
-        """Rows as they are written, stamped with the time."""
+        """Returns the labels as rows, stamped with the time."""
 
     def write(self, path: Path, tables: Sequence[Any]) -> None:
-        """One part out of tables: whole or not at all, its content synced."""
+        """Writes one part from tables: whole or not at all, its content synced."""
 
     def merge(self, paths: Sequence[Path], path: Path) -> None:
-        """One part out of parts, ordered by time, its content synced."""
+        """Writes one part from parts, ordered by time, its content synced."""
 
     def clip_ids(self, path: Path) -> Iterable[str]: ...
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Segment:
-    """The part that still grows."""
+    """A part that still grows."""
 
     name: str
     began_s: float
@@ -58,7 +64,7 @@ class _Segment:
 
 
 class CameraParts:
-    """Labels of cameras below labels/camera=NAME/date=YYYY-MM-DD/, by the UTC hour in which a clip starts.
+    """Writes labels of cameras below labels/camera=NAME/date=YYYY-MM-DD/, by the UTC hour in which a clip starts.
 
     Each flush replaces the hour's newest part by a longer one under its own name until `segment_s` are over: a flush
     a second would otherwise make 3,600 files an hour. A clip that is there already is left out, so a batch that is
@@ -105,7 +111,7 @@ class CameraParts:
             self._grow(folder, hour, kind, sequence, rows)
 
     def fold_next(self) -> bool:
-        """Folds at most one finished hour of one camera; True when it did. For idle moments."""
+        """Folds at most one finished hour of one camera, and returns whether it did. It is called in idle moments."""
         self.sweep()
         now_s = self._clock()
         for folder, hour in sorted(self._unfolded):
@@ -161,8 +167,8 @@ class CameraParts:
 
         def write_new(new: Path) -> None:
             for kind, names in small.items():
-                # A number of its own each time: under a name used before, who opened the late part first and the
-                # larger one after the swap would have the late rows twice.
+                # A number of its own each time: under a name used before, a reader that opened the late part before
+                # the swap and the larger one after it would have the late rows twice.
                 numbers = (_PART.fullmatch(name) for name in names)
                 number = 1 + max((int(match["number"] or 0) for match in numbers if match), default=0)
                 self._store.merge(
@@ -179,7 +185,7 @@ class CameraParts:
         return self.can_fold
 
     def _hours_there(self) -> Iterable[tuple[Path, str]]:
-        """Those of which some parts can be folded into one."""
+        """Yields the folders and hours of which some parts can be folded into one."""
         for folder in self._labels.glob("camera=*/date=*"):
             matches = (match for name in os.listdir(folder) if (match := _PART.fullmatch(name)))
             counts = Counter((match["hour"], match["failed"]) for match in matches)
@@ -219,7 +225,7 @@ def swap_parts(
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Two names change places at one moment. False where the system cannot do it."""
+    """Makes two names change places at one moment; returns False where the system cannot do it."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
@@ -232,7 +238,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def _parts_of(folder: Path, hour: str) -> dict[str, list[str]]:
-    """The hour's parts in order: those of good clips under "", those of failed ones under "failed-"."""
+    """Returns the hour's parts in order: those of good clips under "", those of failed ones under "failed-"."""
     kinds: dict[str, list[str]] = {"": [], "failed-": []}
     for name in sorted(os.listdir(folder)):
         match = _PART.fullmatch(name)

@@ -1,6 +1,6 @@
-"""The table of labels as Parquet: its schema, rows out of labels, one part's file, and reading parts.
+"""The table of labels as Parquet: its schema, how labels become rows, and how a part is written and read.
 
-Which parts there are, when, and under which names, is the sink's business.
+The sink decides which parts there are, when they are written, and what they are called.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from operators.durable import ASIDE, sync_folder
+from operators.durable import replaced_durably, sync_folder
 from operators.errors import SinkError
 from operators.passwords import without_password
 from operators.records import ClipLabel
@@ -30,8 +30,9 @@ _PATCH = pa.struct(
 )
 _TIME = pa.timestamp("us", tz="UTC")
 SCHEMA_VERSION = 2
-"""Raised when a column means something else, or the identity of a table holds more or less than before. 1, which no
-table says, had zeros where a failed row now has nulls, and an identity that left out what only the checkpoint says."""
+"""The version is raised when a column means something else, or the identity of a table holds more or less than
+before. Version 1, which no table names, had zeros where a failed row now has nulls, and an identity that left out what
+only the checkpoint says."""
 _VERSION_KEY = b"saccade.schema"
 SCHEMA = pa.schema(
     [
@@ -73,21 +74,25 @@ SCHEMA = pa.schema(
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION)},
 )
-"""All parts of an archive have it, from the first on."""
+"""Every part of an archive has this schema, from the first on."""
 LIVE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("camera"))
 """A camera's name is in the path, so it is not in the file."""
 
+FAILED = "failed-"
+"""The beginning of the name of a part of failed clips."""
+RETRY = "_retry-"
+"""The beginning of the name of a part of failed clips while a run tries them again. Readers do not see such a file."""
 _BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TableSummary:
-    """What a table of labels amounts to."""
+    """The counts and sums of a table of labels."""
 
     num_clips: int
     num_failed: int
     errors: dict[str, int]
-    """Failed clips by error_code, the commonest first."""
+    """The number of failed clips by error_code, the commonest first."""
     frames_total: int
     frames_focused: int
     frames_skipped: int
@@ -96,7 +101,7 @@ class TableSummary:
 
 
 class LabelStore:
-    """Labels as rows, stamped with who made them and when."""
+    """Turns labels into rows, stamped with who made them and when, and parts of rows into one part."""
 
     def __init__(self, *, ids: tuple[str, str], run_id: str, clock: Callable[[], float]) -> None:
         self._stamps = {"model_id": ids[0], "config_id": ids[1], "run_id": run_id}
@@ -124,7 +129,11 @@ class LabelStore:
 
 
 def part_paths(labels: Path) -> list[Path]:
-    """The finished parts below a labels folder, as every reader sees them."""
+    """Returns the finished parts below a labels folder.
+
+    Only names are listed: a part that is removed before it is opened is an error of whoever opens it, and never a part
+    that is silently missing.
+    """
     found = []
     for folder, names, files in os.walk(labels):
         names[:] = [name for name in names if not name.startswith(("_", "."))]
@@ -133,7 +142,7 @@ def part_paths(labels: Path) -> list[Path]:
 
 
 def summarize(labels: Path) -> TableSummary:
-    """Counts and sums over a table, memory flat."""
+    """Counts and adds up a table; the memory this takes does not grow with it."""
     num_clips = 0
     errors: Counter[str] = Counter()
     columns = ["frames_total", "frames_focused", "frames_skipped", "gmacs", "gmacs_full"]
@@ -157,19 +166,9 @@ def summarize(labels: Path) -> TableSummary:
 
 
 def write_part(path: Path, table: pa.Table) -> None:
-    """The caller syncs the folder, once for all parts of a batch."""
-    aside = path.with_name(ASIDE + path.stem)
-    try:
+    """Writes a part whole or not at all. The caller syncs the folder, once for all parts of a batch."""
+    with replaced_durably(path, syncs_folder=False) as aside:
         pq.write_table(table, aside, compression="zstd", compression_level=1)
-        descriptor = os.open(aside, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def _column(column: pa.Field, values: list[Any]) -> pa.Array:
@@ -194,7 +193,7 @@ def _column(column: pa.Field, values: list[Any]) -> pa.Array:
 
 
 def _lists(kind: pa.DataType, rows: list[Sequence[Any]], parts: Sequence[Sequence[Any]]) -> pa.Array:
-    """Lists of structs out of their fields, laid end to end: several times faster than out of dicts."""
+    """Makes lists of structs from their fields, laid end to end: several times faster than from dicts."""
     struct = kind.value_type
     offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int32)
     arrays = [pa.array(part, item.type) for part, item in zip(parts, struct, strict=True)]
@@ -204,7 +203,7 @@ def _lists(kind: pa.DataType, rows: list[Sequence[Any]], parts: Sequence[Sequenc
 
 
 def _text(text: str) -> str:
-    """A file name need not be UTF-8, a column must; and no text of a row shows a password."""
+    """Returns the text as UTF-8, which a file name need not be and a column must, and without a password."""
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode()
     return without_password(text) if "://" in text else text
@@ -245,7 +244,7 @@ def num_rows(path: Path) -> int:
 
 
 def ids_of(path: Path) -> dict[str, Any] | None:
-    """model_id and config_id of a part's first row, and the version of its schema."""
+    """Returns model_id and config_id of a part's first row, and the version of its schema."""
     with _opened(path) as part:
         version = (part.schema_arrow.metadata or {}).get(_VERSION_KEY, b"1")
     for batch in _batches(path, ["model_id", "config_id"]):
@@ -255,13 +254,13 @@ def ids_of(path: Path) -> dict[str, Any] | None:
 
 
 def clip_ids(path: Path) -> Iterator[list[str]]:
-    """A part's clip_ids, a bounded number at a time."""
+    """Yields a part's clip_ids, a bounded number at a time."""
     for batch in _batches(path, ["clip_id"]):
         yield batch.column(0).to_pylist()
 
 
 def clip_keys(path: Path) -> Iterator[np.ndarray]:
-    """Likewise, as uint64 [n,2]: the two halves of each."""
+    """Yields a part's clip_ids as uint64 [n,2], the two halves of each, a bounded number at a time."""
     for clips in clip_ids(path):
         try:
             raw = bytes.fromhex("".join(clips))
@@ -274,10 +273,21 @@ def clip_keys(path: Path) -> Iterator[np.ndarray]:
         yield np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
+def parts_keys(parts: Sequence[Path]) -> np.ndarray:
+    """Returns the two halves of every clip_id of the parts, uint64 [N,2]."""
+    keys = np.empty((sum(map(num_rows, parts)), 2), np.uint64)
+    start = 0
+    for part in parts:
+        for batch in clip_keys(part):
+            keys[start : start + len(batch)] = batch
+            start += len(batch)
+    return keys
+
+
 def keep_rows(path: Path, target: Path, clips: Collection[str]) -> int:
     """Moves those rows of a part whose clip_id is in `clips` to `target`; the others are dropped.
 
-    Returns how many. The part itself is gone afterwards; killed in between, both are there.
+    Returns how many are kept. The part itself is gone afterwards; if the process is killed in between, both are there.
     """
     table = _read(path)
     kept = [clip in clips for clip in table["clip_id"].to_pylist()]

@@ -1,8 +1,7 @@
-"""Weights in files: this project's own form, which says by itself how to run it, and the published ones."""
+"""Weights in files: this project's own form, whose header has all that is needed to run it, and the published ones."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -19,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from operators.durable import write_durably
 from operators.errors import CheckpointError
 from operators.networks.backbones import build, fill, restore
 from operators.networks.classify import Classifier, build_classifier
@@ -57,12 +57,12 @@ class Checkpoint:
 
     header: Header
     sections: dict[str, dict[str, Tensor]]
-    """A subset of SECTIONS."""
+    """The weights of each part; the keys are a subset of SECTIONS."""
     path: str = "checkpoint"
 
     @functools.cached_property
     def model_id(self) -> str:
-        """32 hex digits: a hash of all names, shapes and values. The header's texts do not count."""
+        """The id of the weights, 32 hex digits: a hash of all names, shapes and values, without the header's texts."""
         digest = hashlib.sha256()
         for section in sorted(self.sections):
             for key, tensor in sorted(self.sections[section].items()):
@@ -76,7 +76,7 @@ class Checkpoint:
         return digest.hexdigest()[:32]
 
     def require(self, section: str, purpose: str) -> dict[str, Tensor]:
-        """The weights of a part, or a CheckpointError that names it and what it was wanted for."""
+        """Returns the weights of a part, or raises a CheckpointError that names it and its purpose."""
         if section not in self.sections:
             there = ", ".join(name for name in SECTIONS if name in self.sections) or "nothing"
             raise CheckpointError(
@@ -115,11 +115,11 @@ class Checkpoint:
         return classifier.eval()
 
 
-Reader = Callable[[Mapping[str, Any], str], tuple[Header, Sections] | None]
-"""Content of a published file and its path -> header and sections in this project's names; None for another's file."""
+PublishedReader = Callable[[Mapping[str, Any], str], tuple[Header, Sections] | None]
+"""Turns a published file's content and path into a header and sections in our names; None for files of others."""
 
 
-def load(path: str | os.PathLike[str], *, readers: Sequence[Reader] = ()) -> Checkpoint:
+def load(path: str | os.PathLike[str], *, readers: Sequence[PublishedReader] = ()) -> Checkpoint:
     """Reads a checkpoint of the project's own form, or of a form that one of the readers knows.
 
     Nothing in the file is executed; a file that asks for that is refused.
@@ -143,8 +143,10 @@ def load(path: str | os.PathLike[str], *, readers: Sequence[Reader] = ()) -> Che
 
 
 def load_backbone(path: str | os.PathLike[str], name: str | None = None) -> dict[str, Tensor]:
-    """The weights of a single network to begin training from: image classification or TSM pre-training files, those of
-    torchvision and timm among them. `name`: the backbone they are for; weights of another one are refused.
+    """Reads the weights of a single network to begin training from.
+
+    The file is one of image classification, those of torchvision and timm among them, or of TSM pre-training. `name` is
+    the backbone that the weights are for; those of another one are refused.
     """
     shown = os.fspath(path)
     content = _load_single(shown) if _form(shown) == "own" else _load_torch(shown)
@@ -191,23 +193,17 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         for section, weights in checkpoint.sections.items()
         for key, tensor in weights.items()
     }
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Not save_file: what it writes only its owner may read.
-        with open(aside, "wb") as file:
-            file.write(safetensors.torch.save(tensors, metadata={_HEADER_KEY: checkpoint.header.to_json()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
+        write_durably(target, safetensors.torch.save(tensors, metadata={_HEADER_KEY: checkpoint.header.to_json()}))
     except (OSError, safetensors.SafetensorError) as exc:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         raise CheckpointError(f"{target} cannot be written: {exc}") from exc
 
 
 def _form(path: str) -> Literal["own", "torch"]:
-    """By content, not by name: eight bytes of a length then JSON, or an archive or pickle of torch.save."""
+    """Returns the form of a file by its content: eight bytes of a length then JSON, or an archive or pickle of
+    torch.save. The file's name does not count."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -226,7 +222,7 @@ def _load_own(path: str) -> Checkpoint:
             metadata: Mapping[str, str] = file.metadata() or {}
             if _HEADER_KEY not in metadata:
                 raise CheckpointError(
-                    f"{path} has no header of this project in its metadata, so nothing says how to run it"
+                    f"{path} has no header of this project in its metadata, so it is not known how to run it"
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as exc:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: everything that is needed to run it, as frozen values that go to JSON and back."""
+"""The header of a checkpoint: everything that is needed to run it, as frozen values that go to JSON and back."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 FORMAT = 1
-"""Raised when a header can no longer be read by what read the one before."""
+"""The number is raised when a program that read the last form of the header can no longer read this one."""
 
 _CLOSED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-"""For every record here: a field that this version does not know is refused."""
+"""The settings of every record here: a field that this version does not know is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkSpec:
-    """A backbone and what it looks at."""
+    """A backbone and the form of its input."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     name: str
-    """A key of BACKBONES."""
+    """The name is a key of BACKBONES."""
     size_px: int | None = None
-    """Side of the glance's input, or of a patch. None: the file does not say, so the configuration must."""
+    """The side of the glance's input, or of a patch. None: the file does not have it, so the configuration must."""
     num_segments: int = 0
-    """Frames per clip for the temporal shift; 0 for none."""
+    """The number of frames per clip for the temporal shift; 0 for none."""
     num_classes: int = 0
-    """Size of the network's own linear head; 0 where it has none."""
+    """The size of the network's own linear head; 0 where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicySpec:
-    """The recurrent policy: where to look. Its fields are what the policy is constructed with."""
+    """The recurrent policy, which decides where to look. The fields are the arguments of its constructor."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
@@ -50,17 +50,17 @@ class PolicySpec:
     (GFNet's ResNet). clip: like conv with batch norms, over the maps of all of a clip's frames (AdaFocus-TSM). tanh:
     like conv with batch norms and tanh, without a critic (AdaFocusV2)."""
     map_channels: int
-    """Of the map; of all of a clip's maps together for `clip`."""
+    """The channels of the map; for `clip`, of all of a clip's maps together."""
     map_side: int
-    """Cells along each side of the map."""
+    """The number of cells along each side of the map."""
     hidden: int
-    """State of the GRU."""
+    """The size of the GRU's state."""
     width: int
-    """Channels after the 1x1 convolution, or outputs of the first linear layer."""
+    """The number of channels after the 1x1 convolution, or outputs of the first linear layer."""
     num_actions: int = 49
-    """Of the grid, a square number; without meaning for a continuous policy."""
+    """The number of cells of the grid, a square; it has no meaning for a continuous policy."""
     std: float = 0.25
-    """Spread of a continuous policy's draws when it is trained."""
+    """The spread of a continuous policy's draws when it is trained."""
     reads: Literal["glance", "patch"] = "glance"
 
 
@@ -71,41 +71,45 @@ class SkipSpec:
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     policy_hidden: int
-    """Size of the policy's state, which it reads."""
+    """The size of the policy's state, which the head reads."""
     classifier_hidden: int
-    """Size of the classifier's state, which it reads too where `sees` says so, and then decides step by step."""
+    """The size of the classifier's state, which the head reads too where `sees` is `classifier`; it then decides step
+    by step."""
     hidden: int = 64
     sees: Literal["glance", "classifier"] = "classifier"
     price: float = 0.01
-    """What a focus costs where the configuration does not say."""
+    """The price of a focus where the configuration gives none."""
     price_tables: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
-    """What it sees -> (price, share of the steps focused) as measured after training."""
+    """For each value of `sees`, the pairs (price, share of the steps focused) that were measured after training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierSpec:
+    """The classifier, which turns the features of a clip's steps into a label."""
+
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     kind: Literal["gru", "cascaded", "average", "max"]
     num_classes: int
     in_features: int
-    """Of one step: glance and focus together for AdaFocus, of one look for GFNet, of one patch for `average`."""
+    """The number of features of one step: of glance and focus together for AdaFocus, of one look for GFNet, of one
+    patch for `average`."""
     hidden: int = 0
-    """State of the GRU, or features whose maximum `max` keeps; 0 for the others."""
+    """The size of the GRU's state, or the number of features whose maximum `max` keeps; 0 for the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """From a frame to what the networks see."""
+    """The steps from a frame to the view that the networks see."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     resize_px: int = 256
-    """Short side after the resize."""
+    """The short side after the resize."""
     crop_px: int = 224
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     square_pixels: bool = False
-    """Whether pixels that are not square are made so first; the published frames were not."""
+    """Whether pixels that are not square are made square first; those of the published frames were not."""
     glance_resize: Literal["nearest", "antialias", "bilinear", "bicubic"] = "nearest"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -113,12 +117,12 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """How to run a checkpoint. A part that is None is not in the file."""
+    """The header: how to run a checkpoint. A part that is None is not in the file."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     family: str
-    """A name in the table of families, which this file does not know."""
+    """The name is one of the table of families, which this file does not know."""
     glance: NetworkSpec | None
     focus: NetworkSpec | None
     classifier: ClassifierSpec | None
@@ -126,16 +130,16 @@ class Header:
     skip: SkipSpec | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     num_steps: int = 16
-    """Frames glanced at; for GFNet all looks, the glance included."""
+    """The number of frames glanced at; for GFNet, of all looks with the glance."""
     num_focus_steps: int | None = None
-    """Frames focused where they are others than those glanced at; None: the same."""
+    """The number of frames focused where they are others than those glanced at; None: the same frames."""
     pad: Literal["last", "first"] = "last"
-    """What a video shorter than the sample repeats."""
+    """The frame that a video shorter than the sample repeats."""
     class_names: tuple[str, ...] | None = None
     thresholds: dict[str, Any] = field(default_factory=dict)
-    """Calibrated stop rules, as the calibration writes them."""
+    """The calibrated stop rules, as the calibration writes them."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Config, seed, commit, data and scores of the training, or what a published file says of itself."""
+    """The config, seed, commit, data and scores of the training, or the numbers in a published file."""
 
     @property
     def num_classes(self) -> int:
@@ -143,8 +147,8 @@ class Header:
         return spec.num_classes if spec else 0
 
     def deciding(self) -> dict[str, Any]:
-        """What of the header changes an answer and is no setting of a run, flat; its texts, its thresholds and what
-        it says of its training are left out."""
+        """Returns, flat, the parts of the header that change an answer and are no setting of a run. Its texts, its
+        thresholds and the record of its training are left out."""
         form = self.preprocessing
         facts: dict[str, Any] = {
             "family": self.family,
@@ -164,7 +168,7 @@ class Header:
 
     @staticmethod
     def from_json(text: str) -> Header:
-        """Raises CheckpointError with the field that is wrong."""
+        """Reads a header; raises a CheckpointError that names the field that is wrong."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as exc:
@@ -180,11 +184,11 @@ class Header:
         try:
             return _ADAPTER.validate_json(json.dumps(values), strict=True)
         except ValidationError as exc:
-            raise CheckpointError(_what_is_wrong(exc.errors()[0])) from exc
+            raise CheckpointError(_describe_error(exc.errors()[0])) from exc
 
 
-def _what_is_wrong(error: ErrorDetails) -> str:
-    """The first thing that is wrong with a header, by its place in it."""
+def _describe_error(error: ErrorDetails) -> str:
+    """Describes the first thing that is wrong with a header, by its place in it."""
     where = ".".join(("header", *map(str, error["loc"])))
     value = error["input"]
     match error["type"]:

@@ -1,4 +1,4 @@
-"""What published checkpoint files have in common: their key names, and what their shapes say of how to run them.
+"""The things that published checkpoint files have in common: their key names, and what follows from their shapes.
 
 Unused parts are dropped (heads that no answer needs, critics, second copies of the policy, optimisers); parts that are
 missing stay missing until somebody asks for them.
@@ -24,7 +24,7 @@ Sections = dict[str, Weights]
 
 
 def backbone_weights(content: Any, path: str) -> Weights:
-    """A single network's weights, as image classification files and pre-training files hold them, without heads."""
+    """Returns the weights in a file of a single network, for image classification or pre-training, without heads."""
     if isinstance(content, Mapping):
         inner = (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping))
         content = next(inner, content)
@@ -43,7 +43,7 @@ def backbone_weights(content: Any, path: str) -> Weights:
 
 
 def weights_in(value: Any) -> Weights:
-    """The tensors of a state dict; nothing if it is none."""
+    """Returns the tensors of a state dict; an empty dict for anything else."""
     if not isinstance(value, Mapping):
         return {}
     return {str(key): tensor for key, tensor in value.items() if isinstance(tensor, Tensor)}
@@ -76,14 +76,14 @@ def shape_of(weights: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
     return tuple(weights[key].shape)
 
 
-# Place in a flat block of expansion, depthwise, projection -> name in one that nests them.
+# The place in a flat block of expansion, depthwise, projection -> the name in a block that nests them.
 _FLAT_EXPANDED = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
 _FLAT_FIRST = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 _FLAT_KEY = re.compile(r"features\.(\d+)\.conv\.(\d)\.(?:net\.)?(\w+)$")
 
 
 def nested_mobilenet_v2(weights: Mapping[str, Tensor]) -> Weights:
-    """MobileNetV2's names nested, whether they were nested or flat, shifted or not; heads dropped."""
+    """Returns MobileNetV2's weights without heads, under nested names, be they nested or flat, shifted or not."""
     weights = {key: value for key, value in weights.items() if key.startswith("features.")}
     if "features.1.conv.0.0.weight" in weights:
         return weights
@@ -99,7 +99,7 @@ def nested_mobilenet_v2(weights: Mapping[str, Tensor]) -> Weights:
 
 
 def named_resnet(weights: Mapping[str, Tensor]) -> Weights:
-    """A ResNet that was saved as the plain list of its children -> its own names."""
+    """Gives a ResNet that was saved as the plain list of its children its own names."""
     children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
     named = {}
     for key, value in weights.items():
@@ -158,7 +158,7 @@ _FACTS = (
 
 
 def published_facts(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers that a file says of itself, as plain values."""
+    """Returns the numbers that a published file has beside its weights, as plain values."""
     facts = {key: _plain(content[key]) for key in _FACTS if key in content}
     return {"published": {key: value for key, value in facts.items() if value is not None}}
 

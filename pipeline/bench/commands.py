@@ -14,7 +14,8 @@ from operators.errors import ConfigError
 from pipeline.commands.options import load_config, say
 
 if TYPE_CHECKING:
-    from pipeline.bench.figures import Report
+    from pipeline import wait_passively
+from pipeline.bench.figures import Report
 
 PLOTS = (".png", ".svg", ".pdf")
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -203,6 +204,7 @@ def bench_live(settings: tuple[str, ...], cache: Path | None, **options: Any) ->
     Example:
       saccade bench live --json live.json --cameras 8
     """
+    wait_passively()
     from pipeline.bench.live import bench_live as measure
     from pipeline.bench.live import default_config
     from pipeline.bench.workloads import CACHE

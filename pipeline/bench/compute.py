@@ -20,14 +20,16 @@ from pipeline.bench.lab import Lab, Say
 from pipeline.bench.network_figures import batches, shares, sizes, small, standalone, whole_machine
 from pipeline.bench.stage_share import pipeline_share
 from pipeline.config import Config
+from pipeline.plan.measuring import held_threads
+from pipeline.plan.network_choice import Choice, NetworkWork, by_rule
 from pipeline.plan.placement import place, this_machine
-from pipeline.plan.tuning import Choice, Work, by_rule, choose, held_threads
+from pipeline.plan.tuning import choose
 
 
 def bench_compute(
     *,
     say: Say,
-    work: Work,
+    work: NetworkWork,
     full_px: int,
     config: Config | None = None,
     cache: Path | None = None,
@@ -107,7 +109,7 @@ def _labels_in_bf16(device: str, cache: Path | None, say: Say, *, quick: bool) -
         return [], [f"labels in bf16 were not compared: {type(exc).__name__}: {exc}"]
 
 
-def chosen(work: Work, asked: Config, *, device: str, threads: int, quick: bool) -> Choice:
+def chosen(work: NetworkWork, asked: Config, *, device: str, threads: int, quick: bool) -> Choice:
     """How the networks are run: as asked for, and where nothing is asked for as measuring says."""
     how: dict[str, Any] = {"device": device, "precision": asked.compute.precision, "compile": asked.compute.compile}
     if quick:
@@ -117,7 +119,7 @@ def chosen(work: Work, asked: Config, *, device: str, threads: int, quick: bool)
     return replace(choice, focus_batch=asked.focus.batch_size or choice.focus_batch)
 
 
-def _headline(figures: Iterable[Figure], work: Work, choice: Choice, threads: int, device: str) -> str:
+def _headline(figures: Iterable[Figure], work: NetworkWork, choice: Choice, threads: int, device: str) -> str:
     by_name = {figure.name: figure for figure in figures}
     focus, glance = by_name["compute.focus_share_of_gemm"], by_name["compute.glance_share_of_gemm"]
     on = "a GPU" if device == "cuda" else f"{threads} thread{'s' if threads > 1 else ''}"

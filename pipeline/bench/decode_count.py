@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from operators.media.container import Decoder
-from operators.media.frame_plan import decode_plan, keyframe_plan, sample_indices
+from operators.media.frame_plan import decode_plan, keyframe_plan
 from operators.media.indexing import read_table
-from operators.media.opening import Limits
+from operators.media.opening import ReadLimits
+from operators.media.sampling import sample_indices
 from pipeline.bench.readers import NUM_FRAMES, viewer
 
 
@@ -47,7 +48,7 @@ class Planned:
 
 def planned(path: str, *, seek: str = "exact") -> Planned:
     """Decodes what the reader would decode, and counts."""
-    decoder = Decoder(path, Limits(), viewer(), num_threads=1)
+    decoder = Decoder(path, ReadLimits(), viewer(), num_threads=1)
     try:
         steps = read_table(decoder)
         while True:
@@ -61,7 +62,7 @@ def planned(path: str, *, seek: str = "exact") -> Planned:
         counted: Any = _Counted(decoder.context)
         decoder.context = counted
         for group in groups:
-            for _ in decoder.group(table, group, is_strict=False):
+            for _ in decoder.decode_group(table, group, is_strict=False):
                 pass
         return Planned(num_frames=table.num_frames, num_groups=len(groups), num_decoded=counted.num_frames)
     finally:

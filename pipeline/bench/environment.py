@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.plan.placement import this_machine
-from pipeline.plan.tuning import machine_facts
+from pipeline.plan.processor import machine_facts
 
 _ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 """Those of a processor's abilities that decide how fast it multiplies."""

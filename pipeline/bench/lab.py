@@ -22,7 +22,7 @@ from operators.networks.tensors import DTYPES, Upload, ready
 from operators.records import PatchBatch
 from pipeline.bench.figures import Figure, measured, ratio
 from pipeline.bench.turns import take_turns
-from pipeline.plan.tuning import Work
+from pipeline.plan.network_choice import NetworkWork
 
 Say = Callable[[str], None]
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -44,7 +44,7 @@ class Side:
 class Lab:
     """Networks with fixed random weights, and operators of them in any precision and size."""
 
-    def __init__(self, work: Work, *, device: str, threads: int, frames: int) -> None:
+    def __init__(self, work: NetworkWork, *, device: str, threads: int, frames: int) -> None:
         """`frames`: how many frames the glance looks at; whole clips where frames of a clip share what they see."""
         self.work = work
         self.device = device

@@ -28,9 +28,11 @@ from pipeline.bench.printing import rows_as_text
 from pipeline.bench.quick import SMALL_NETWORKS
 from pipeline.bench.workloads import Clips, write_scene
 from pipeline.config import Camera, Config, load
-from pipeline.live.watch import LiveSummary, LiveTold, watch_cameras
+from pipeline.live.record import LiveReports
+from pipeline.live.summary import LiveSummary
+from pipeline.live.watch import watch_cameras
 from pipeline.live.worker import CameraNews
-from pipeline.plan.tuning import has_fast_bf16
+from pipeline.plan.processor import has_fast_bf16
 from pipeline.run.loop import StopRequest
 
 Say = Callable[[str], None]
@@ -67,8 +69,8 @@ def bench_live(
     with serving(video, cameras=cameras) as (port, server_pid), tempfile.TemporaryDirectory() as folder:
         watch.not_ours = server_pid
         watched = [Camera(name=f"cam{i}", url=f"rtsp://127.0.0.1:{port}/cam{i}") for i in range(cameras)]
-        heard = LiveTold(message=say, started=say, label=watch.label, news=watch.news)
-        summary = watch_cameras(config, watched, out=Path(folder), stop=stop, told=heard, for_s=_START_S + seconds)
+        reports = LiveReports(message=say, started=say, label=watch.label, news=watch.news)
+        summary = watch_cameras(config, watched, out=Path(folder), stop=stop, reports=reports, for_s=_START_S + seconds)
     if watch.began_s is None:
         errors = {one.news.last_error for one in summary.cameras.values()}
         raise PipelineError(f"no label within {_START_S:g} s; the cameras say: {errors}")

@@ -18,7 +18,8 @@ import uuid
 from pathlib import Path
 
 from pipeline.bench.machine_use import marked_pids, memory_bytes
-from pipeline.synthetic.archive import SynthSettings, generate
+from pipeline.synthetic.archive import generate
+from pipeline.synthetic.video_plans import SynthSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 _MARK = "SACCADE_MEMORY"

@@ -18,7 +18,7 @@ from pipeline.bench.lab import (
     share_of_product,
     turns,
 )
-from pipeline.plan.tuning import Choice
+from pipeline.plan.network_choice import Choice
 
 PATCHES_PX = (96, 128, 160, 192)
 NAMES = {"resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2"}

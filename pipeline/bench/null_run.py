@@ -13,14 +13,19 @@ import numpy as np
 
 from operators.records import ClipLabel, Source, clip_id
 from pipeline.plan.placement import this_machine
-from pipeline.run.archive import ask
-from pipeline.run.loop import Runner, SourceFeed, StopRequest
+from pipeline.run.inline_executor import InlineExecutor
+from pipeline.run.label_recorder import LabelRecorder
+from pipeline.run.loop import Runner, StopRequest
 from pipeline.run.metrics import RunMetrics, StageTime
+from pipeline.run.session import call_worker
+from pipeline.run.source_feed import SourceFeed
 from pipeline.steering.batching import Batcher
 from pipeline.steering.done_set import DoneSet
-from pipeline.steering.executor import Call, Executor, InlineExecutor, WorkerSpec
+from pipeline.steering.executor import Call, Executor, WorkerSpec
+from pipeline.steering.in_flight import FlowLimits
 from pipeline.steering.messages import (
     Advance,
+    CallCost,
     ClipRef,
     OpenRequest,
     PieceInfo,
@@ -28,9 +33,8 @@ from pipeline.steering.messages import (
     ReadRequest,
     Reply,
     StepRequest,
-    Work,
 )
-from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Scheduler
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 
 PATCHES = 16
 """How many patches a clip of the null run has."""
@@ -41,7 +45,7 @@ class Form:
     """How many records share a call of the null run."""
 
     about: str
-    limits: Limits
+    limits: FlowLimits
     batch_size: int
     is_main: bool = False
 
@@ -50,7 +54,7 @@ _COMPANY = 64
 FORMS = {
     "schedule.clips_per_s": Form(
         about=f"{_COMPANY} clips to a call",
-        limits=Limits(
+        limits=FlowLimits(
             max_pieces=16 * _COMPANY,
             max_open_clips=4 * _COMPANY,
             pieces_per_call=_COMPANY,
@@ -62,7 +66,7 @@ FORMS = {
     ),
     "schedule.clips_per_s_small_calls": Form(
         about="2 clips to a call, as where networks are slow",
-        limits=Limits(max_pieces=16, max_open_clips=8, pieces_per_call=2, sources_per_call=1, focus_depth=1),
+        limits=FlowLimits(max_pieces=16, max_open_clips=8, pieces_per_call=2, sources_per_call=1, focus_depth=1),
         batch_size=2 * PATCHES,
     ),
 }
@@ -75,7 +79,7 @@ class NullSource:
             ref = ClipRef(clip_id(request.source.source_id, 0.0), 0.0, 1.0)
             pieces = (PieceInfo(row=number, num_bytes=1, clips=(ref,)),)
             rows.append(ReadReply(source_id=request.source.source_id, pieces=pieces, is_done=True))
-        return Reply(rows=tuple(rows), work=Work(num_items=len(rows))), np.zeros(len(rows), np.uint8)
+        return Reply(rows=tuple(rows), work=CallCost(num_items=len(rows))), np.zeros(len(rows), np.uint8)
 
 
 class NullStream:
@@ -85,14 +89,14 @@ class NullStream:
             Advance(clip_id=clip, start=number * PATCHES, stop=(number + 1) * PATCHES)
             for number, clip in enumerate(clips)
         ]
-        return Reply(rows=tuple(rows), work=Work(num_items=len(rows))), np.zeros(len(rows), np.uint8)
+        return Reply(rows=tuple(rows), work=CallCost(num_items=len(rows))), np.zeros(len(rows), np.uint8)
 
     def step(self, requests: tuple[StepRequest, ...], payloads: tuple[Any, ...]) -> tuple[Reply, Any]:
         rows = []
         for request in requests:
             label = ClipLabel(video_id=request.clip_id[:8], clip_id=request.clip_id, source_uri="/null", label="null")
             rows.append(Advance(clip_id=request.clip_id, label=label))
-        return Reply(rows=tuple(rows), work=Work(num_items=len(rows))), None
+        return Reply(rows=tuple(rows), work=CallCost(num_items=len(rows))), None
 
     def close(self, requests: tuple[str, ...], payloads: tuple[Any, ...]) -> tuple[Reply, Any]:
         return Reply(rows=()), None
@@ -101,7 +105,7 @@ class NullStream:
 class NullFocus:
     def focus(self, requests: tuple[Any, ...], payloads: tuple[Any, ...]) -> tuple[Reply, Any]:
         num_rows = sum(rows.stop - rows.start for rows in requests)
-        return Reply(rows=(), work=Work(num_items=num_rows)), np.zeros(1, np.uint8)
+        return Reply(rows=(), work=CallCost(num_items=num_rows)), np.zeros(1, np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +134,7 @@ def null_run(clips: int, *, form: Form, executor: str) -> NullRun:
             begun_s = time.process_time()
             runner.run()
             driver_s = time.process_time() - begun_s
-            ask(engine, Call(stage=SINK, worker=0, method="finish", requests=()))
+            call_worker(engine, Call(stage=SINK, worker=0, method="finish", requests=()))
         finally:
             engine.close()
     calls = sum(stage.calls for stage in metrics.stages.values())
@@ -149,8 +153,8 @@ def _executor(name: str) -> Executor:
 def _start(engine: Executor, out: Path) -> None:
     arguments = {"out": str(out), "run_id": "null", "resume": False, "retry_failed": False}
     engine.start(WorkerSpec(stage=SINK, factory="pipeline.run.sink_worker:sink_worker", arguments=arguments))
-    ask(engine, Call(stage=SINK, worker=0, method="open", requests=()))
-    ask(engine, Call(stage=SINK, worker=0, method="begin", requests=({},)))
+    call_worker(engine, Call(stage=SINK, worker=0, method="open", requests=()))
+    call_worker(engine, Call(stage=SINK, worker=0, method="begin", requests=({},)))
     for stage, factory in ((SOURCE, "NullSource"), (STREAM, "NullStream"), (FOCUS, "NullFocus")):
         engine.start(WorkerSpec(stage=stage, factory=f"{__name__}:{factory}"))
     engine.wait_ready()
@@ -159,19 +163,19 @@ def _start(engine: Executor, out: Path) -> None:
 def _runner(
     engine: Executor, form: Form, sources: Iterator[Source], metrics: RunMetrics, note: Callable[[Runner], None]
 ) -> Runner:
-    done = DoneSet()
+    recorder = LabelRecorder(done=DoneSet(), metrics=metrics)
     scheduler = Scheduler(
         workers=dict.fromkeys((SINK, SOURCE, STREAM, FOCUS), 1),
         limits=form.limits,
         batcher=Batcher(max_rows=form.batch_size, max_wait_s=0.2),
-        is_wanted=lambda clip: clip not in done,
+        is_wanted=recorder.is_wanted,
+        on_label=recorder.add,
     )
     return Runner(
         executor=engine,
         scheduler=scheduler,
         feed=SourceFeed(sources, ahead=4 * form.limits.sources_per_call + 256),
-        done=done,
-        metrics=metrics,
+        recorder=recorder,
         stop=StopRequest(),
         deadline_s=60.0,
         on_progress=note,

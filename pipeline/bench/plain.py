@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from operators.media.frame_plan import sample_indices
+from operators.media.sampling import sample_indices
 from operators.records import Observation
 from operators.weights.checkpoints import Checkpoint
 from pipeline.config import Config

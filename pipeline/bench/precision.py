@@ -14,12 +14,13 @@ from pipeline.bench.figures import Figure, measured
 from pipeline.bench.workloads import CACHE
 from pipeline.config import Config
 from pipeline.inputs import sources as inputs
+from pipeline.plan.measuring import held_threads
 from pipeline.plan.placement import this_machine
-from pipeline.plan.tuning import held_threads
 from pipeline.run.archive import label_archive
 from pipeline.scoring.read_labels import read_predictions
 from pipeline.scoring.scores import Predictions
-from pipeline.synthetic.archive import SynthSettings, generate
+from pipeline.synthetic.archive import generate
+from pipeline.synthetic.video_plans import SynthSettings
 
 Say = Callable[[str], None]
 SEED = 606

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from operators.media.decode import FileReader
-from operators.media.frame_plan import Sampling, sample_indices
+from operators.media.sampling import SamplingRule, sample_indices
 from operators.media.view import Viewer
 from operators.records import Source, source_id
 from pipeline.bench.plain import with_pyav
@@ -39,7 +39,7 @@ def views(path: str, *, seek: str = "exact", num_threads: int = 1) -> np.ndarray
     """The views of the sample that this project's reader gives, uint8 [F,224,224,3]."""
     reader = FileReader(
         source=Source(source_id=source_id(path), uri=path, video_id=Path(path).stem),
-        sampling=Sampling(num_frames=NUM_FRAMES, seek=seek),
+        sampling=SamplingRule(num_frames=NUM_FRAMES, seek=seek),
         viewer=viewer(),
         num_threads=num_threads,
         clock=time.time,

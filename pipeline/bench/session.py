@@ -27,7 +27,7 @@ from pipeline.bench.machine_use import core_busy_s
 from pipeline.bench.workloads import as_sources
 from pipeline.config import Config
 from pipeline.plan.run_plan import RunPlan
-from pipeline.run.archive import Told, label_archive
+from pipeline.run.archive import RunReports, label_archive
 from pipeline.run.loop import Runner
 from pipeline.run.metrics import RunSummary
 
@@ -75,10 +75,10 @@ class Session:
 
     def run(self, script: Script) -> RunSummary:
         self._begun_s = time.perf_counter()
-        heard = Told(started=self._started, progress=self._note)
+        heard = RunReports(started=self._started, progress=self._note)
         with tempfile.TemporaryDirectory(prefix="saccade-bench-") as out:
             try:
-                summary = label_archive(self.config, lambda names: script(self), out=Path(out), told=heard)
+                summary = label_archive(self.config, lambda names: script(self), out=Path(out), reports=heard)
             finally:
                 with self._news:
                     self._is_over = True

@@ -19,8 +19,9 @@ from typing import Any
 from operators.records import ClipLabel, Source, clip_id
 from pipeline.steering.batching import SHAPES, Batcher, round_to_shape
 from pipeline.steering.executor import Call
+from pipeline.steering.in_flight import FlowLimits, PlannedCall
 from pipeline.steering.messages import Advance, ClipRef, PieceInfo, ReadReply, Reply
-from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Planned, Scheduler
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 
 VIEW_BYTES = 16 * 224 * 224 * 3
 PIECES_PER_CALL = 8
@@ -92,7 +93,7 @@ def simulate(
     batch_size: int = 64,
     shapes: Sequence[int] = SHAPES,
     max_wait_s: float = 0.2,
-    limits: Limits | None = None,
+    limits: FlowLimits | None = None,
     times: ServiceTimes | None = None,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
@@ -114,7 +115,7 @@ def simulate(
     }
     # Two batches for every focus worker: one that is looked at, and one that comes together meanwhile.
     open_clips = -(-2 * batch_size * num_focus_workers // (workers[STREAM] * steps_per_round))
-    limits = limits or Limits(
+    limits = limits or FlowLimits(
         max_pieces=(open_clips + 16) * workers[STREAM],
         max_bytes=VIEW_BYTES * (open_clips + 16) * workers[STREAM],
         bytes_per_source=VIEW_BYTES,
@@ -146,7 +147,7 @@ class _Simulation:
         num_clips: int,
         steps_per_round: int,
         workers: dict[str, int],
-        limits: Limits,
+        limits: FlowLimits,
         batcher: Batcher,
         shapes: Sequence[int],
         times: ServiceTimes,
@@ -166,15 +167,18 @@ class _Simulation:
         self._clock = clock
         self._done: set[str] = set()
         self._scheduler = Scheduler(
-            workers=workers, limits=limits, batcher=batcher, is_wanted=lambda clip: clip not in self._done
+            workers=workers,
+            limits=limits,
+            batcher=batcher,
+            is_wanted=lambda clip: clip not in self._done,
+            on_label=lambda label: self._done.add(label.clip_id),
         )
-        self._scheduler.on_label = lambda label: self._done.add(label.clip_id)
         self._num_focus = workers[FOCUS]
         self._now_s = 0.0
         self._order = itertools.count()
-        self._events: list[tuple[float, int, bool, Planned, Any]] = []
+        self._events: list[tuple[float, int, bool, PlannedCall, Any]] = []
         """(when, order, whether it is an end, call, answer)"""
-        self._queues: dict[tuple[str, int], deque[tuple[Planned, Any, float]]] = {
+        self._queues: dict[tuple[str, int], deque[tuple[PlannedCall, Any, float]]] = {
             (stage, worker): deque() for stage, count in workers.items() for worker in range(count)
         }
         self._busy_focus = 0
@@ -205,7 +209,7 @@ class _Simulation:
             mean_wait_s=self._batcher.waited_s / self._batcher.num_taken,
         )
 
-    def _decide(self, waiting: Any) -> list[Planned]:
+    def _decide(self, waiting: Any) -> list[PlannedCall]:
         begun_s = self._clock()
         while self._scheduler.wants_source():
             source = next(waiting, None)
@@ -229,25 +233,25 @@ class _Simulation:
 
     # Calls: they arrive, wait for their worker, and end
 
-    def _submit(self, planned: Planned) -> None:
+    def _submit(self, planned: PlannedCall) -> None:
         self._num_calls += 1
         answer = getattr(self, f"_{planned.call.method}")(planned.call)
         event = (self._now_s + self._times.call_s, next(self._order), False, planned, answer)
         heapq.heappush(self._events, event)
 
-    def _arrive(self, planned: Planned, answer: Any) -> None:
+    def _arrive(self, planned: PlannedCall, answer: Any) -> None:
         queue = self._queues[planned.call.stage, planned.call.worker]
         spread = self._random.uniform(1 - self._times.jitter, 1 + self._times.jitter)
         queue.append((planned, answer, answer[2] * spread))
         if len(queue) == 1:
             self._begin(queue)
 
-    def _begin(self, queue: deque[tuple[Planned, Any, float]]) -> None:
+    def _begin(self, queue: deque[tuple[PlannedCall, Any, float]]) -> None:
         planned, answer, seconds = queue[0]
         self._busy_focus += planned.call.stage == FOCUS
         heapq.heappush(self._events, (self._now_s + seconds, next(self._order), True, planned, answer))
 
-    def _end(self, planned: Planned, answer: Any) -> None:
+    def _end(self, planned: PlannedCall, answer: Any) -> None:
         queue = self._queues[planned.call.stage, planned.call.worker]
         queue.popleft()
         self._busy_focus -= planned.call.stage == FOCUS

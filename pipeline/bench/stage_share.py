@@ -12,10 +12,10 @@ from pipeline.bench.alone import label_pieces, workers_of
 from pipeline.bench.figures import Figure, ratio
 from pipeline.bench.lab import Lab, Say, Side, fastest_convolutions, turns
 from pipeline.config import Config
+from pipeline.plan.network_choice import Choice, NetworkWork
 from pipeline.plan.placement import this_machine
 from pipeline.plan.resolve import network_work, resolve
 from pipeline.plan.run_plan import RunPlan
-from pipeline.plan.tuning import Choice, Work
 from pipeline.steering.scheduler import SOURCE
 
 PIPELINE_GOAL = 0.85
@@ -69,7 +69,7 @@ def planned(config: Config, choice: Choice, device: str) -> RunPlan:
     return replace(resolve(config.replaced(how), this_machine()), tuned=choice)
 
 
-def stages_alone(plan: RunPlan, work: Work, threads: int) -> Side:
+def stages_alone(plan: RunPlan, work: NetworkWork, threads: int) -> Side:
     """Clips of noise from their frames to their labels; the side's images are clips here."""
     workers = workers_of([spec for spec in plan.worker_specs() if spec.stage != SOURCE], num_threads=threads)
     # A run's batcher fills passes with patches of several calls; here a call brings enough of them.
@@ -87,7 +87,7 @@ def stages_alone(plan: RunPlan, work: Work, threads: int) -> Side:
     return Side(run=run, macs=0.0, images=len(pieces))
 
 
-def noise(clip: str, work: Work, px: int, *, seed: int) -> FrameBatch:
+def noise(clip: str, work: NetworkWork, px: int, *, seed: int) -> FrameBatch:
     """The frames of one clip, as a source worker would hand them over."""
     count = work.glances
     views = np.random.default_rng(seed).integers(0, 256, (count, px, px, 3), dtype=np.uint8)

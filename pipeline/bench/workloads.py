@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from operators.durable import replaced_durably
 from operators.media.encode import write_video
 from operators.records import Source, source_id
 from pipeline.run.pools import process_pool
@@ -91,20 +91,19 @@ def as_sources(paths: Sequence[Path], *, lap: int) -> Iterator[Source]:
 
 def write_scene(path: Path, clips: Clips, number: int, *, b_frames: int) -> None:
     """Writes a scene as a video, whole or not at all."""
-    aside = path.with_name(f"_{os.getpid()}-{path.name}")
-    write_video(
-        aside,
-        scene(clips, number),
-        fps=clips.fps,
-        gop=clips.gop,
-        b_frames=b_frames,
-        crf=clips.crf,
-        num_threads=1,
-        # Keyframes where gop says and nowhere else, so that their number is known.
-        options={"preset": "veryfast", "x264-params": "scenecut=0"},
-    )
     # A file that was begun and not finished must not be found next time.
-    os.replace(aside, path)
+    with replaced_durably(path, suffix=path.suffix) as aside:
+        write_video(
+            aside,
+            scene(clips, number),
+            fps=clips.fps,
+            gop=clips.gop,
+            b_frames=b_frames,
+            crf=clips.crf,
+            num_threads=1,
+            # Keyframes where gop says and nowhere else, so that their number is known.
+            options={"preset": "veryfast", "x264-params": "scenecut=0"},
+        )
 
 
 def scene(clips: Clips, number: int) -> Iterator[np.ndarray]:

@@ -10,11 +10,12 @@ from operators.errors import StageError
 from operators.table.schema import summarize
 from pipeline import config as configuration
 from pipeline.inputs import sources as inputs
-from pipeline.run.archive import Told, label_archive
+from pipeline.run.archive import RunReports, label_archive
 from pipeline.run.loop import StopRequest
 from pipeline.run.metrics import RunSummary
 from pipeline.scoring.evaluate import Evaluation, evaluate_labels
-from pipeline.synthetic.archive import SynthSettings, generate
+from pipeline.synthetic.archive import generate
+from pipeline.synthetic.video_plans import SynthSettings
 
 SEED = 2026
 """Not a seed that any weights were trained on."""
@@ -38,7 +39,7 @@ def run_demo(
     videos: int,
     settings: tuple[str, ...],
     stop: StopRequest,
-    told: Told,
+    told: RunReports,
     made: Callable[[int, int], None],
 ) -> DemoResult | None:
     """Makes OUT/archive, labels it into OUT/labels, scores it. What is there already is not made again.
@@ -68,7 +69,7 @@ def run_demo(
         lambda names: inputs.sources(listing, videos=archive / "videos", class_names=names),
         out=out,
         stop=stop,
-        told=told,
+        reports=told,
     )
     if run.interrupted:
         return None

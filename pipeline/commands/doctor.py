@@ -1,4 +1,4 @@
-"""What this machine has and lacks for a run, a line each: `ok`, `warn` with what follows from it, `fail`."""
+"""Examines what this machine has and lacks for a run, a line each: `ok`, `warn` with what follows from it, `fail`."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _kernels() -> Finding:
     import torch
 
     from operators.networks.compiled import can_compile
-    from pipeline.plan.tuning import has_fast_bf16
+    from pipeline.plan.processor import has_fast_bf16
 
     if not can_compile("cpu", torch.float32):
         has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
@@ -150,8 +150,8 @@ def _ray(machine: Machine) -> Finding:
 def try_writing(executor: Executor) -> Finding:
     """A worker of this executor writes a part of one row, and it is read."""
     from operators.records import ClipLabel, clip_id
-    from operators.table.sink import summarize
-    from pipeline.run.archive import ask
+    from operators.table.schema import summarize
+    from pipeline.run.session import call_worker
 
     label = ClipLabel(video_id="doctor", clip_id=clip_id("doctor", 0.0), source_uri="doctor")
     with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +165,7 @@ def try_writing(executor: Executor) -> Finding:
             "finish": (),
         }
         for method, request in requests.items():
-            ask(executor, Call(stage="sink", worker=0, method=method, requests=request))
+            call_worker(executor, Call(stage="sink", worker=0, method=method, requests=request))
         if summarize(Path(folder) / "labels").num_clips != 1:
             return Finding("ray", "fail", f"what its worker wrote to {folder} is not there: another machine's disk?")
     return Finding("ray", "ok", "starts, and a worker of its writes labels that can be read")

@@ -1,4 +1,4 @@
-"""What all commands share: options, the config they make, signals, exit codes. Loads little, so `--help` is quick."""
+"""The parts that all commands share: options, their config, signals, exit codes. It loads little: `--help` is quick."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import click
 if TYPE_CHECKING:
     from operators.records import Source
     from pipeline.config import Config
-    from pipeline.inputs.sources import Tally
+    from pipeline.inputs.tally import InputTally
     from pipeline.run.loop import StopRequest
     from pipeline.run.metrics import RunSummary
 
@@ -38,7 +38,7 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What the options say that most commands share."""
+    """The values of the options that most commands share."""
 
     config_file: str | None
     checkpoint: str | None
@@ -64,7 +64,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a command is to label: its arguments and the options that choose among what they lead to."""
+    """The inputs that a command is to label: its arguments and the options that choose among what they lead to."""
 
     inputs: tuple[str, ...]
     videos: Path | None
@@ -75,9 +75,9 @@ class Listing:
     def check(self, out: Path, config: Config | None) -> None:
         """Refuses what cannot go well, before torch is loaded, which takes seconds, and before anything is started.
 
-        config: None where the weights come from elsewhere.
+        `config` is None where the weights come from elsewhere.
         """
-        from operators.table.sink import check_output
+        from operators.table.output import check_output
         from pipeline.config import check_weights
         from pipeline.inputs.sources import check_names
 
@@ -87,30 +87,31 @@ class Listing:
         if not self.dry_run:
             check_output(out)
 
-    def lister(self, tally: Tally, *, is_read_again: bool = False) -> Callable[[Sequence[str]], Iterator[Source]]:
+    def lister(self, tally: InputTally, *, is_read_again: bool = False) -> Callable[[Sequence[str]], Iterator[Source]]:
         """A function from the class names to the inputs. `tally` counts what was met on the way.
 
-        is_read_again: it will be called more than once; standard input, which can be read once only, is kept for that.
+        `is_read_again`: the function will be called more than once; standard input, which can be read only once, is
+        kept for that.
         """
-        from pipeline.inputs import sources as listing
+        from pipeline.inputs.sources import sources as sources_of
 
         kept: list[bytes] = []
 
-        def list_sources(names: Sequence[str]) -> Iterator[Source]:
+        def sources(names: Sequence[str]) -> Iterator[Source]:
             stdin: IO[bytes] | None = None if sys.stdin is None else sys.stdin.buffer
             if is_read_again and stdin is not None and "-" in self.inputs:
                 kept[:] = kept or [stdin.read()]
                 stdin = io.BufferedReader(io.BytesIO(kept[0]))  # type: ignore[arg-type]
-            found = listing.sources(
+            found = sources_of(
                 self.inputs, videos=self.videos, subset=self.subset, class_names=names, stdin=stdin, tally=tally
             )
             return itertools.islice(found, self.limit)
 
-        return list_sources
+        return sources
 
 
 def _gathered(record: type, name: str, parameters: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
-    """A decorator: the command has these parameters too, and is called with one record of them, as argument `name`."""
+    """A decorator that gives a command these parameters and calls it with one record of them, as argument `name`."""
     fields = [field.name for field in dataclasses.fields(record)]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,7 +127,7 @@ def _gathered(record: type, name: str, parameters: Sequence[Callable[..., Any]])
 
 
 def with_run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that most commands share, as `options`."""
+    """Decorates a command with the options that most commands share; it gets them as `options`."""
     shared = [
         click.option("--config", "config_file", metavar="FILE", help="Config file, or the bare name of a preset."),
         click.option("--checkpoint", type=click.Path(), help="Weights: the project's own form or a published one."),
@@ -141,7 +142,7 @@ def with_run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_inputs(metavar: str) -> Callable[..., Any]:
-    """The arguments and options of commands that label inputs, as `listing`."""
+    """A decorator for commands that label inputs: they get their arguments and options as `listing`."""
     shared = [
         click.argument("inputs", nargs=-1, required=True, metavar=metavar),
         click.option("--videos", type=FOLDER, help="Where the videos of an annotation or split file lie."),
@@ -198,9 +199,9 @@ def stop_on_signals() -> StopRequest:
 
 
 def exit_code(
-    inputs: Sequence[str], tally: Tally, runs: Sequence[RunSummary], *, allow_failures: bool = False
+    inputs: Sequence[str], tally: InputTally, runs: Sequence[RunSummary], *, allow_failures: bool = False
 ) -> int:
-    """Of runs over the same inputs that were not interrupted; what came to no input at all is told."""
+    """The exit code of runs over the same inputs that were not interrupted; prints what came to no input at all."""
     for problem in dict.fromkeys(tally.problems):
         say(problem)
     if not tally.num_sources:
@@ -210,4 +211,5 @@ def exit_code(
 
 
 def say(text: str) -> None:
+    """Prints a message on stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -19,20 +19,31 @@ from pipeline.config.training_presets import ALL_PRESETS
 
 _HEAD = """# Configuration
 
-Made from the schema in pipeline/config/settings.py by `python -m pipeline.commands.reference`; a test compares the two.
+This page is generated from the schema in pipeline/config/settings.py by `python -m pipeline.commands.reference`. A test
+fails where the two differ.
 
-Settings come from flags, then `--set section.name=value`, then the `--config` file, then the checkpoint's own header,
-then the defaults below. A setting that nobody gave is taken from the checkpoint where that knows better (frame size,
-patch size, number of frames). The resolved config of a run is written to `OUT/run/config.yaml`.
+A setting can be given in several places. The first of these that has it counts:
 
-Presets (`--config NAME`): {presets}.
+1. a flag of the command, such as `--checkpoint` or `--executor`
+2. `--set section.name=value`
+3. the `--config` file or preset
+4. the checkpoint's own header, which has, for example, the frame size, the patch size and the number of frames
+5. the default in the tables below; `none` means that the setting is not given
+
+A config file holds sections with their settings: `focus: {{patch_px: 96}}` is the same as `--set focus.patch_px=96`.
+Every run writes its resolved config to `OUT/run/config.yaml`.
+
+`--config NAME` takes one of these presets: {presets}.
 """
 
 
-_TRAIN = """Settings of `train`, from pipeline/config/training.py and settings_motion.py, with the presets' values.
-`train.preset` decides which family is trained, and with it which settings there are; where there is none stands -.
-`glance`, `focus`, `warmup`, `policy`, `finetune` and `skip` are the stages 0a, 0b, 1, 2, 3 and skip, `full` is the
-comparison on whole views. A rate or share that a stage has no use for does nothing there."""
+_TRAIN = """These settings belong to `train`. They come from pipeline/config/training.py and training_motion.py, and the
+columns have the values of each preset. `train.preset` decides which family is trained, and with it which settings there
+are; - means that the family of this preset has no such setting.
+
+`glance`, `focus`, `warmup`, `policy`, `finetune` and `skip` are the stages 0a, 0b, 1, 2, 3 and skip. `full` is the
+comparison that is trained on whole views. A rate or a share that a stage does not use has no effect there. A setting
+that several stages have is described at the first of them."""
 
 
 def reference() -> str:
@@ -49,7 +60,7 @@ def reference() -> str:
         own = (section.__doc__ or "").strip()
         if own and own != (Section.__doc__ or "").strip():
             rows.append(f"{own}\n")
-        rows.append("| setting | values | default | |\n|---|---|---|---|")
+        rows.append("| setting | values | default | meaning |\n|---|---|---|---|")
         for key, setting in section.model_fields.items():
             description = setting.description or ""
             rows.append(f"| `{name}.{key}` | {_values(setting)} | `{_default(setting)}` | {description} |")
@@ -60,15 +71,15 @@ def reference() -> str:
 def _training() -> str:
     """One table: the settings of the training stages, with what each preset has."""
     made = {name: preset() for name, preset in ALL_PRESETS.items()}
-    head = ["setting", "values", *(f"`{name}`" for name in made), ""]
+    head = ["setting", "values", *(f"`{name}`" for name in made), "meaning"]
     rows = [f"## train\n\n{_TRAIN}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    told: set[str] = set()
+    described: set[str] = set()
     for path, setting in leaves(MotionSettings).items():
         values = [_value_at(settings, path) for settings in made.values()]
         text = " ".join((setting.description or "").split())
-        # The stages' groups are of few kinds: each kind's settings are told once.
-        shown = "" if text in told else text
-        told.add(text)
+        # The stages' groups are of few kinds: each kind's settings are described once.
+        shown = "" if text in described else text
+        described.add(text)
         rows.append("| " + " | ".join([f"`train.{path}`", _values(setting), *values, shown]) + " |")
     return "\n".join(rows) + "\n"
 

@@ -24,9 +24,9 @@ from pipeline.commands.options import (
 if TYPE_CHECKING:
     from operators.records import Source
     from pipeline.config import Config
-    from pipeline.run.archive import Told
+    from pipeline.run.archive import RunReports
     from pipeline.run.metrics import RunSummary
-    from pipeline.scoring.calibrate import Score
+    from pipeline.scoring.calibrate import ScoreKind
     from pipeline.scoring.evaluate import Evaluation
 
 
@@ -70,29 +70,30 @@ def evaluate(
       saccade eval data/annotations.json --videos data/videos --subset test -o report/ --config demo \\
           --truth data/truth.parquet --compare learned,center,random
     """
-    from pipeline.inputs import sources as inputs
-    from pipeline.scoring import compare as comparing
+    from pipeline.inputs.annotations import read_class_names
+    from pipeline.inputs.tally import InputTally
+    from pipeline.scoring import evaluate_policies as judging
 
-    names = None if options.classes is None else inputs.read_class_names(Path(options.classes))
-    known = comparing.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
-    if len(listing.inputs) == 1 and comparing.is_labels_table(labels := Path(listing.inputs[0])):
+    names = None if options.classes is None else read_class_names(Path(options.classes))
+    known = judging.Truth(boxes=truth, is_per_video=per_video, class_names=names, search=search)
+    if len(listing.inputs) == 1 and judging.is_labels_table(labels := Path(listing.inputs[0])):
         if listing.dry_run:
             click.echo(json_text({}) if options.as_json else "nothing would be labelled: the labels are there")
         else:
-            found = comparing.evaluate_table(labels, out, truth=known, checkpoint=options.checkpoint)
+            found = judging.evaluate_table(labels, out, truth=known, checkpoint=options.checkpoint)
             _show_evaluations({"labels": found}, out, as_json=options.as_json)
         return 0
     config = options.config()
     listing.check(out, config if full_checkpoint is None else None)
     policies = compare.split(",") if compare else [config.policy.kind]
-    tally = inputs.Tally()
+    tally = InputTally()
     list_sources = listing.lister(tally, is_read_again=len(policies) > 1)
     if listing.dry_run:
-        configs = comparing.policy_configs(config, policies, full_checkpoint=full_checkpoint)
-        return _tell_estimates(configs, list_sources, as_json=options.as_json)
+        configs = judging.policy_configs(config, policies, full_checkpoint=full_checkpoint)
+        return _print_estimates(configs, list_sources, as_json=options.as_json)
     stop = stop_on_signals()
-    with _told(options) as told:
-        evaluations, runs = comparing.evaluate_policies(
+    with _reports(options) as reports:
+        evaluations, runs = judging.evaluate_policies(
             config,
             list_sources,
             policies,
@@ -100,13 +101,13 @@ def evaluate(
             resume=resume,
             truth=known,
             stop=stop,
-            told=told,
+            told=reports,
             full_checkpoint=full_checkpoint,
         )
     if stop.is_set:
         return 128 + stop.signal_number
     _show_evaluations(evaluations, out, as_json=options.as_json)
-    _tell_failures(runs)
+    _print_failures(runs)
     return exit_code(listing.inputs, tally, runs, allow_failures=allow_failures)
 
 
@@ -128,7 +129,7 @@ def evaluate(
     type=click.Choice(["accuracy", "map"]),
     default="accuracy",
     show_default=True,
-    help="What the curve tells and the two searches compete by.",
+    help="What the curve shows and the two searches compete by.",
 )
 @click.option(
     "--margin",
@@ -147,7 +148,7 @@ def calibrate(
     resume: bool,
     allow_failures: bool,
     measure: str,
-    score: Score,
+    score: ScoreKind,
     margin: float,
     steps_per_round: int | None,
     write: Path | None,
@@ -163,16 +164,16 @@ def calibrate(
     """
     config = options.config()
     listing.check(out, config)
-    from pipeline.commands import terminal as report
-    from pipeline.inputs.sources import Tally
+    from pipeline.commands.terminal import print_rows
+    from pipeline.inputs.tally import InputTally
     from pipeline.scoring.calibrate import all_steps, run_calibration
 
-    tally = Tally()
+    tally = InputTally()
     list_sources = listing.lister(tally)
     if listing.dry_run:
-        return _tell_estimates({"calibration": all_steps(config)}, list_sources, as_json=options.as_json)
+        return _print_estimates({"calibration": all_steps(config)}, list_sources, as_json=options.as_json)
     stop = stop_on_signals()
-    with _told(options) as told:
+    with _reports(options) as reports:
         calibration, run = run_calibration(
             config,
             list_sources,
@@ -184,57 +185,57 @@ def calibrate(
             steps_per_round=steps_per_round,
             write=write,
             stop=stop,
-            told=told,
+            told=reports,
         )
     if stop.is_set:
         return 128 + stop.signal_number
     if calibration is not None and options.as_json:
         click.echo(json_text(calibration.to_header()))
     elif calibration is not None:
-        report.print_rows(calibration.rows(out))
-    _tell_failures([run])
+        print_rows(calibration.rows(out))
+    _print_failures([run])
     return exit_code(listing.inputs, tally, [run], allow_failures=allow_failures)
 
 
 @contextlib.contextmanager
-def _told(options: RunOptions) -> Iterator[Told]:
-    """What a run reports while it labels."""
-    from pipeline.commands import terminal as report
+def _reports(options: RunOptions) -> Iterator[RunReports]:
+    """The functions that a run calls while it labels."""
+    from pipeline.commands.label_display import label_display
     from pipeline.run import archive
 
-    with report.progress(quiet=options.quiet) as show:
-        yield archive.Told(message=say, progress=show)
+    with label_display(quiet=options.quiet) as display:
+        yield archive.RunReports(message=say, progress=display.progress, doing=display.doing, failed=display.failed)
 
 
 def _show_evaluations(evaluations: Mapping[str, Evaluation], out: Path, *, as_json: bool) -> None:
-    from pipeline.scoring.evaluate import comparison, format_table
+    from pipeline.scoring.evaluate import format_table, policy_table
 
     if as_json:
         click.echo(json_text({name: e.as_dict() for name, e in evaluations.items()}))
     elif evaluations:
-        click.echo(format_table(*comparison(evaluations)))
+        click.echo(format_table(*policy_table(evaluations)))
         for name, evaluation in evaluations.items():
             for remark in evaluation.remarks():
                 click.echo(f"{name}: {remark}")
         click.echo(f"reports: {out}")
 
 
-def _tell_failures(runs: Sequence[RunSummary]) -> None:
-    """Each run's, once where they are the same."""
-    told = []
+def _print_failures(runs: Sequence[RunSummary]) -> None:
+    """Prints how many items of each run failed, and why; once where two runs say the same."""
+    lines = []
     for run in runs:
         if failed := run.failed + run.failed_before:
             reasons = [f"{n} {code}" for code, n in run.errors.items()]
             reasons += [f"{run.failed_before} in an earlier run"] if run.failed_before else []
-            told.append(f"{failed} items failed ({', '.join(reasons)})")
-    for line in dict.fromkeys(told):
+            lines.append(f"{failed} items failed ({', '.join(reasons)})")
+    for line in dict.fromkeys(lines):
         say(line)
 
 
-def _tell_estimates(
+def _print_estimates(
     configs: Mapping[str, Config], list_sources: Callable[[Sequence[str]], Iterator[Source]], *, as_json: bool
 ) -> int:
-    """What --dry-run says of the runs that a command would make, by their names."""
+    """Prints what --dry-run says of the runs that a command would make, by their names."""
     from pipeline.run.dry_run import estimate
 
     found = {name: estimate(config, list_sources) for name, config in configs.items()}

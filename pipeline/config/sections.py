@@ -36,7 +36,7 @@ def validated(kind: type[Part], tree: Mapping[str, Any], prefix: str = "") -> Pa
 
 
 def _what_is_wrong(error: ErrorDetails, name: str, known: Sequence[str]) -> str:
-    """`name`: the dotted name of what is wrong; empty where single settings are right but do not go together."""
+    """Makes a message. `name`: the dotted name of what is wrong; empty where settings do not go together."""
     message = error["msg"].removeprefix("Value error, ")
     if not name:
         return message
@@ -63,7 +63,7 @@ def leaves(kind: type) -> dict[str, FieldInfo]:
 
 
 def _record_fields(kind: type) -> dict[str, FieldInfo]:
-    """The same of a frozen record, with what stands under each of its fields as the description."""
+    """The settings in a frozen record, each described by what stands under its field."""
     kinds = typing.get_type_hints(kind)
     texts = TypeAdapter(kind).json_schema()["properties"]
     return {

@@ -31,28 +31,31 @@ else:
 
 
 class Sampling(Section):
-    """Which frames of a source are looked at."""
+    """The frames of a source that are looked at."""
 
-    kind: Literal["whole", "window"] = Field("whole", description="one clip per video, or pieces of it")
+    kind: Literal["whole", "window"] = Field("whole", description="whole: one clip per video; window: pieces of it")
     num_frames: int = Field(16, ge=1, le=1024, description="frames per clip")
     num_focus_frames: int | None = Field(
-        None, ge=1, le=1024, description="frames that the focus network sees; the glanced ones where not given"
+        None, ge=1, le=1024, description="frames that the focus network sees; none: the frames that are glanced at"
     )
     seek: Literal["exact", "keyframe"] = Field(
-        "exact", description="the very frames, or the nearest keyframes: much cheaper, other frames"
+        "exact",
+        description="exact: the frames that the rule asks for; keyframe: the nearest keyframes, much cheaper to decode",
     )
-    pad: Literal["last", "first"] = Field("last", description="what a video shorter than the sample repeats")
-    window_s: float = Field(10.0, gt=0, description="length of a window")
+    pad: Literal["last", "first"] = Field("last", description="which frame a video shorter than the sample repeats")
+    window_s: float = Field(10.0, gt=0, description="length of a window, in seconds of the video")
     stride_s: float = Field(5.0, gt=0, description="from the start of one window to the next")
 
 
 class View(Section):
-    """What the networks see of a frame."""
+    """The part of a frame that the networks see."""
 
-    resize_px: int = Field(256, ge=16, le=4096, description="short side after resizing")
-    crop_px: int = Field(224, ge=16, le=4096, description="side of the centre crop")
-    square_pixels: bool = Field(True, description="make non-square pixels square first")
-    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="antialiased, once")
+    resize_px: int = Field(256, ge=16, le=4096, description="short side of the frame after resizing")
+    crop_px: int = Field(224, ge=16, le=4096, description="side of the centre crop: the view")
+    square_pixels: bool = Field(True, description="whether non-square pixels are made square first")
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="how the frame is resized; antialiased, in one step"
+    )
 
     @model_validator(mode="after")
     def _crop_fits(self) -> View:
@@ -62,17 +65,26 @@ class View(Section):
 
 
 class Model(Section):
-    """Which networks; a checkpoint's header knows this by itself."""
+    """Which networks are used. A checkpoint's header says this by itself."""
 
-    family: FamilyName = "adafocus"
-    checkpoint: str | None = Field(None, description="file of weights: the project's or a published one")
-    untrained: bool = Field(False, description="seeded random weights where no checkpoint is given")
+    family: FamilyName = Field("adafocus", description="the published family of the model")
+    checkpoint: str | None = Field(None, description="file of weights, in the project's own form or a published one")
+    untrained: bool = Field(
+        False, description="whether random weights, made from compute.seed, are taken where no checkpoint is given"
+    )
     classes: str | None = Field(None, description="file of class names, one per line")
-    glance_backbone: str = Field("mobilenet_v2", description="one of the backbones in training.md")
-    focus_backbone: str = Field("resnet50", description="one of the backbones in training.md")
-    num_classes: int = Field(200, ge=2, le=100_000, description="only where neither checkpoint nor names say")
-    num_actions: int = Field(49, ge=4, le=1024, description="untrained: cells of the policy's grid, a square number")
-    num_looks: int = Field(5, ge=2, le=64, description="gfnet: looks at an image at most, the glance included")
+    glance_backbone: str = Field("mobilenet_v2", description="network that glances at every frame; see training.md")
+    focus_backbone: str = Field("resnet50", description="network that sees the patches; see training.md")
+    num_classes: int = Field(
+        200,
+        ge=2,
+        le=100_000,
+        description="number of classes; used only where neither the checkpoint nor class names say it",
+    )
+    num_actions: int = Field(
+        49, ge=4, le=1024, description="cells of the policy's grid, a square number; used with untrained weights only"
+    )
+    num_looks: int = Field(5, ge=2, le=64, description="gfnet: most looks at an image, the glance included")
 
     @model_validator(mode="after")
     def _grid_is_square(self) -> Model:
@@ -82,53 +94,82 @@ class Model(Section):
 
 
 class Glance(Section):
-    size_px: int = Field(224, ge=16, le=4096, description="side of what the glance network sees")
-    clips_per_call: int | None = Field(None, ge=1, le=256, description="clips glanced at in one call")
+    """What the glance network sees."""
+
+    size_px: int = Field(224, ge=16, le=4096, description="side of the image that the glance network sees")
+    clips_per_call: int | None = Field(
+        None, ge=1, le=256, description="most clips that one call glances at; none: chosen for the machine"
+    )
 
 
 class Focus(Section):
+    """What the focus network sees, and in which passes."""
+
     patch_px: int = Field(128, ge=8, le=4096, description="side of a patch")
-    batch_size: int | None = Field(None, ge=1, le=4096, description="most patches in one forward pass")
-    max_wait_ms: float = Field(200.0, ge=0, description="how long a patch waits for others")
+    batch_size: int | None = Field(None, ge=1, le=4096, description="most patches in one forward pass; none: measured")
+    max_wait_ms: float = Field(200.0, ge=0, description="how long a patch waits for others that fill the pass")
 
 
 class Policy(Section):
-    kind: PolicyName = "learned"
-    truth: str | None = Field(None, description="oracle: where the evidence is, the truth.parquet of `synth`")
+    """Where to look."""
+
+    kind: PolicyName = Field("learned", description="which policy decides where to look")
+    truth: str | None = Field(
+        None, description="oracle: the truth.parquet of `synth`, which says where the evidence is"
+    )
 
     @property
     def traits(self) -> PolicyKind:
-        """What this policy needs, and what of a view the focus network sees under it."""
+        """The needs of this policy, and what of a view the focus network sees under it."""
         return KINDS[self.kind]
 
 
 class Skip(Section):
-    kind: Literal["none", "learned", "random", "uniform"] = "none"
+    """At which frames not to look closely."""
+
+    kind: Literal["none", "learned", "random", "uniform"] = Field(
+        "none", description="which rule decides at which frames the focus network does not look"
+    )
     share: float = Field(
-        0.5, ge=0.0, le=1.0, description="share of frames focused; learned: only where given, by the measured prices"
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="share of the frames that are focused on; learned: used only where it is given, and reached by the "
+        "price that gave this share when the checkpoint was trained",
     )
     price: float | None = Field(
-        None, gt=0.0, description="learned: what a focused frame costs; the checkpoint's own where not given"
+        None, gt=0.0, description="learned: what a focused frame costs the rule; none: the checkpoint's own price"
     )
     sees: Literal["glance", "classifier"] | None = Field(
-        None, description="learned: what it decides by; classifier: step by step; the checkpoint's own where not given"
+        None,
+        description="learned: what the rule decides by: the glance, or step by step the "
+        "classifier's state; none: the checkpoint's own choice",
     )
 
 
 class Stop(Section):
-    kind: Literal["none", "confidence", "budget"] = "none"
-    thresholds: list[float] | None = Field(None, description="one number per step, or one for all")
-    confidence: Literal["softmax", "logit"] = Field("softmax", description="what is compared with the thresholds")
-    budget_gmacs: float | None = Field(None, gt=0, description="mean GMACs per clip to spend")
-    steps_per_round: int | None = Field(None, ge=1, le=1024, description="steps between two checks")
-    calibration: str | None = Field(None, description="file of `calibrate`, where the checkpoint does not hold it")
+    """When a clip has been looked at enough."""
+
+    kind: Literal["none", "confidence", "budget"] = Field("none", description="which rule ends a clip early")
+    thresholds: list[float] | None = Field(None, description="confidence: one threshold per step, or one for all steps")
+    confidence: Literal["softmax", "logit"] = Field(
+        "softmax",
+        description="which number is compared with the thresholds: the leading class's probability, or its logit",
+    )
+    budget_gmacs: float | None = Field(None, gt=0, description="budget: mean GMACs per clip that may be spent")
+    steps_per_round: int | None = Field(
+        None, ge=1, le=1024, description="steps between two checks; none: the calibration's number, else 1"
+    )
+    calibration: str | None = Field(None, description="result of `calibrate`, where the checkpoint does not hold it")
 
 
 class Compute(Section):
-    seed: int = Field(0, ge=0, lt=2**63, description="from it every random choice of a clip follows")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    """How the networks are run."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="number from which every random choice of a clip follows")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one, else the CPU")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: measured, see compute.md")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="auto: measured, see compute.md")
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -137,52 +178,76 @@ class Compute(Section):
 
 
 class Decode(Section):
-    """Bounds on what a file may ask for; what is beyond them is an error code."""
+    """Bounds on what a file may ask for; a file beyond them becomes a row with an error code."""
 
-    timeout_s: float = Field(30.0, gt=0, description="without progress for so long, a file is given up")
-    max_pixels: int = Field(8192 * 8192, ge=1, description="frame size")
-    max_duration_s: float = Field(48 * 3600.0, gt=0)
-    max_streams: int = Field(64, ge=1)
-    max_total_s: float = Field(3600.0, gt=0, description="decode time of one source in all")
+    timeout_s: float = Field(30.0, gt=0, description="a file is given up when its decoder made no progress for so long")
+    max_pixels: int = Field(8192 * 8192, ge=1, description="largest frame size: width times height")
+    max_duration_s: float = Field(48 * 3600.0, gt=0, description="longest duration of a file")
+    max_streams: int = Field(64, ge=1, description="most streams in a file")
+    max_total_s: float = Field(3600.0, gt=0, description="longest time for reading one source")
 
 
 class Output(Section):
-    topk: int = Field(5, ge=1, le=1000)
-    logits: bool = False
-    step_logits: bool = False
-    rows_per_part: int = Field(4096, ge=1, description="labels in one Parquet part at most")
-    part_age_s: float = Field(15.0, gt=0, description="how long a label waits for its part at most")
+    """What is written."""
+
+    topk: int = Field(5, ge=1, le=1000, description="number of leading classes in the column topk")
+    logits: bool = Field(False, description="whether the final logits are written")
+    step_logits: bool = Field(False, description="whether logits and costs after each step are written")
+    rows_per_part: int = Field(4096, ge=1, description="most labels in one Parquet part")
+    part_age_s: float = Field(15.0, gt=0, description="longest time that a label waits for its part to be written")
 
 
 class Run(Section):
-    executor: Literal["ray", "inline"] = "ray"
-    ray_address: str | None = Field(None, description="a running cluster to join")
-    max_failed: int | None = Field(None, ge=0, description="this many failed items end the run early")
-    source_workers: int | None = Field(None, ge=1, le=1024)
-    stream_workers: int | None = Field(None, ge=1, le=1024)
-    focus_workers: int | None = Field(None, ge=1, le=1024)
-    threads: int | None = Field(None, ge=1, le=1024, description="threads that this machine may use in all")
-    max_clips_in_flight: int | None = Field(None, ge=1, le=100_000)
-    max_frames_mb: int = Field(512, ge=1, description="decoded views held at a time")
+    """Where the work is done, and by how many workers."""
+
+    executor: Literal["ray", "inline"] = Field("ray", description="inline: all stages in the command's own process")
+    ray_address: str | None = Field(None, description="address of a running cluster to join")
+    max_failed: int | None = Field(None, ge=0, description="the run ends early after so many failed items")
+    source_workers: int | None = Field(None, ge=1, le=1024, description="processes that decode; none: by the machine")
+    stream_workers: int | None = Field(
+        None, ge=1, le=1024, description="workers that glance, decide and classify, and of `live`; none: by the machine"
+    )
+    focus_workers: int | None = Field(
+        None, ge=1, le=1024, description="workers of the focus network; none: by the machine"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="threads that all workers on this machine may use together"
+    )
+    max_clips_in_flight: int | None = Field(
+        None, ge=1, le=100_000, description="most clips between decoding and label; none: by the machine"
+    )
+    max_frames_mb: int = Field(512, ge=1, description="most MiB of decoded views that are held at a time")
 
 
 class Live(Section):
-    analysis_fps: float = Field(4.0, gt=0, le=240, description="frames analysed per second of each camera")
-    window_s: float = Field(4.0, gt=0)
-    stride_s: float = Field(1.0, gt=0)
-    transport: Literal["tcp", "udp", "auto"] = "tcp"
-    watchdog_s: float = Field(4.0, gt=0, description="without a decoded frame for so long, a camera is lost")
-    open_timeout_s: float = Field(4.0, gt=0, description="from opening a camera to its first packet")
+    """How cameras are watched."""
+
+    analysis_fps: float = Field(4.0, gt=0, le=240, description="frames per second that are analysed of each camera")
+    window_s: float = Field(4.0, gt=0, description="seconds of video that a label is made from")
+    stride_s: float = Field(1.0, gt=0, description="seconds from one label of a camera to its next")
+    transport: Literal["tcp", "udp", "auto"] = Field("tcp", description="how RTSP carries the packets")
+    watchdog_s: float = Field(4.0, gt=0, description="a camera is lost after so long without a decoded frame")
+    open_timeout_s: float = Field(4.0, gt=0, description="longest time from opening a camera to its first packet")
     keyframe_timeout_s: float = Field(
-        30.0, gt=0, description="from opening a camera to its first decoded frame, while packets do come"
+        30.0, gt=0, description="longest time from opening a camera to its first decoded frame, while packets do come"
     )
-    gap_s: float = Field(1.0, gt=0, description="frames further apart have a gap between them, which no window spans")
-    backoff_s: float = Field(0.5, gt=0, description="first wait before a camera is opened again")
-    max_backoff_s: float = Field(30.0, gt=0)
-    max_waiting_frames: int = Field(4, ge=1, description="per camera; beyond it the oldest is dropped and counted")
-    metrics_port: int | None = Field(None, ge=0, le=65535, description="0: one that is free; none: not served")
+    gap_s: float = Field(
+        1.0, gt=0, description="frames further apart than this have a gap between them, which no window spans"
+    )
+    backoff_s: float = Field(
+        0.5, gt=0, description="first wait before a camera is opened again; it doubles with each failure"
+    )
+    max_backoff_s: float = Field(30.0, gt=0, description="longest wait before a camera is opened again")
+    max_waiting_frames: int = Field(
+        4, ge=1, description="most waiting frames of a camera; beyond it the oldest is dropped and counted"
+    )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="port of the metrics; 0: a free one; none: they are not served"
+    )
     metrics_host: str = Field(
-        "127.0.0.1", min_length=1, description="where they are served; 0.0.0.0 is all interfaces, without a password"
+        "127.0.0.1",
+        min_length=1,
+        description="address of the metrics; 0.0.0.0 serves them on all interfaces, without a password",
     )
 
 
@@ -201,7 +266,8 @@ class Config(Section):
     run: Run = Run()
     live: Live = Live()
     train: dict[str, Any] = Field(
-        default_factory=dict, description="settings of the training stages: a preset, and what differs from it"
+        default_factory=dict,
+        description="settings of the training stages: a preset, and the settings that differ from it",
     )
 
     @model_validator(mode="after")
@@ -231,7 +297,7 @@ class Config(Section):
         return self.view.crop_px if self.policy.traits.patch == "whole" else self.focus.patch_px
 
     def given(self) -> dict[str, Any]:
-        """What somebody set: flat, dotted names."""
+        """The settings that somebody gave, by flat, dotted names."""
         return flatten(self.model_dump(exclude_unset=True))
 
     def flat(self) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""What the training stages can be told, and the presets: the published numbers, and small networks on two
-cores."""
+"""The settings of the training stages, and their presets: the published numbers, and small networks on two cores."""
 
 from __future__ import annotations
 
@@ -136,7 +135,7 @@ class SkipStage(TrainSection):
     """Prices of a focus are drawn between the two."""
     price_high: float = Field(0.15, gt=0)
     price: float = Field(0.01, gt=0)
-    """What the checkpoint decides at unless told otherwise."""
+    """The price that the checkpoint decides at where no other is set."""
 
     @model_validator(mode="after")
     def _prices_are_a_range(self) -> SkipStage:
@@ -159,7 +158,7 @@ class TrainSettings(TrainSection):
     candidates: int = Field(3, ge=1, le=64)
     """Frames kept for each step: the one that inference takes, and others of its segment to draw from."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Of first weights, order, draws and augmentation."""
+    """The seed of first weights, order, draws and augmentation."""
     device: str = "auto"
     """auto: a GPU where torch sees one, else the CPU."""
     amp: Literal["auto", "off"] = "auto"
@@ -194,7 +193,7 @@ class TrainSettings(TrainSection):
         return self.num_steps
 
     @property
-    def pad(self) -> str:
+    def pad(self) -> Literal["last", "first"]:
         """What a clip shorter than the sample repeats."""
         return "last"
 

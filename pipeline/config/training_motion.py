@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,12 +14,12 @@ STAGES_OF_MOTION: tuple[Stage, ...] = ("0a", "0b", "1", "2", "3")
 
 
 class MotionSettings(TrainSettings):
-    """Of the form that chooses one place per clip from `num_steps` glanced frames, and focuses on others.
+    """The settings of the form that chooses one place per clip from `num_steps` glanced frames, and focuses on others.
 
     In stages 0a and 0b, `dropout` stands before the network's own linear layer, and the glance network's stays: its
     logits are part of the result. In stage 1, `salient_share` is the share of the clips whose place is drawn by how
     much moves there. 0 is published, for networks that begin with pre-training: from nothing, and where other things
-    show other classes' motions, a place drawn blindly seldom holds what tells the class.
+    show other classes' motions, a place drawn blindly seldom holds what shows the class.
     """
 
     family: ClassVar[str] = "adafocus_tsm"
@@ -42,7 +42,7 @@ class MotionSettings(TrainSettings):
         return self.num_steps + self.num_focus_steps
 
     @property
-    def pad(self) -> str:
+    def pad(self) -> Literal["last", "first"]:
         return "first"
 
 

@@ -16,7 +16,7 @@ from policies.stopping import Confidence, OperatingPoint, StopRule, checked_thre
 
 
 def stop_rule(config: Config, header: Header) -> StopRule | None:
-    """When a clip is done early; None: never."""
+    """The rule by which a clip is done early; None: never."""
     steps = family_named(config.model.family).num_steps(config)
     match config.stop.kind:
         case "none":
@@ -40,8 +40,9 @@ def stop_rule(config: Config, header: Header) -> StopRule | None:
 
 
 def calibrated_for(config: Config, header: Header) -> dict[str, Any]:
-    """What thresholds and costs depend on, beside the weights and the steps per round: as it is, whether it was given
-    or left to the checkpoint. What the way of skipping does not read is None.
+    """The settings that thresholds and costs depend on, beside the weights and the steps per round.
+
+    Each has its value, whether it was given or left to the checkpoint. What the way of skipping does not read is None.
     """
     skip = config.skip
     is_learned = skip.kind == "learned"
@@ -56,20 +57,20 @@ def calibrated_for(config: Config, header: Header) -> dict[str, Any]:
 
 
 def made_for(found: Mapping[str, Any], header: Header) -> dict[str, Any]:
-    """`calibrated_for` of a calibration that is there."""
-    told = dict(found["for"])
-    given = {name: value for name, value in told.items() if name.startswith("skip.") and value is not None}
-    if told.get("skip.kind") == "learned":
+    """The `calibrated_for` of a calibration that is there."""
+    made = dict(found["for"])
+    given = {name: value for name, value in made.items() if name.startswith("skip.") and value is not None}
+    if made.get("skip.kind") == "learned":
         # Older ones hold null for what was left to the checkpoint, and the share's default where no share was given.
         if given.get("skip.share") == Skip().share:
             del given["skip.share"]
         if header.skip is None:
-            return told
+            return made
     try:
-        return told | {k: v for k, v in calibrated_for(parse(given), header).items() if k.startswith("skip.")}
+        return made | {k: v for k, v in calibrated_for(parse(given), header).items() if k.startswith("skip.")}
     except ConfigError:
         # A share that was never reached: no settings lead there any more.
-        return told
+        return made
 
 
 def calibration(config: Config, header: Header) -> Mapping[str, Any]:
@@ -131,13 +132,13 @@ def steps_per_round(config: Config, header: Header) -> int:
 
 
 def skip_sees(config: Config, header: Header) -> Literal["glance", "classifier"]:
-    """What the learned skip decides by."""
+    """The state that the learned skip decides by."""
     assert header.skip is not None
     return config.skip.sees or header.skip.sees
 
 
 def skip_price(config: Config, header: Header) -> float:
-    """What a focus costs the learned skip: as given, or as measured for the share asked for, or the head's own."""
+    """The price of a focus for the learned skip: as given, as measured for the share asked for, or the head's own."""
     assert header.skip is not None
     if config.skip.price is not None:
         return config.skip.price

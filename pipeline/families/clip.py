@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from operators.errors import ErrorCode
-from operators.records import Decision, FrameBatch, Kind, PatchFeatures, Window
+from operators.records import Decision, FrameBatch, PatchFeatures, StepKind, Window
 
 NOT_FINITE = (
     "the networks gave scores that are not finite numbers: look for NaN in the checkpoint, or, where the precision "
@@ -28,37 +28,38 @@ class OpenClip:
     window: Window
     generator: torch.Generator
     memory: Any = None
-    """What its family keeps of it."""
+    """The state that the clip's family keeps of it."""
     num_frames: int = 0
-    """Sampled, a repeated one each time; a gaze says so when it opens the clip."""
+    """Frames sampled, a repeated one each time; a gaze counts them when it opens the clip."""
     decisions: list[Decision] = field(default_factory=list)
     step_logits: list[torch.Tensor] = field(default_factory=list)
     """[K] of every classified step"""
     corners: list[tuple[float, float]] = field(default_factory=list)
-    """Of the patches that it waits for, (row, column): all whole pixels, as integers, or all real-valued."""
+    """The corners of the patches that the clip waits for, (row, column): all whole pixels, as integers, or all
+    real-valued."""
     rows: list[int] = field(default_factory=list)
-    """Of its FrameBatch, likewise."""
+    """The rows of its FrameBatch that those patches are cut from."""
     is_finished: bool = False
     gmacs: float = 0.0
     gmacs_full: float = 0.0
     step_gmacs: list[float] = field(default_factory=list)
-    """Up to each classified step."""
+    """GMACs spent up to each classified step."""
 
     def focus(self, *, step: int, row: int, corner: tuple[float, float], patch_px: int) -> None:
         """Asks for a patch."""
         side = self.frames.pixels.shape[1]
         y, x = corner
         box = (y / side, x / side, (y + patch_px) / side, (x + patch_px) / side)
-        self.decisions.append(Decision(step=step, kind=Kind.FOCUS, box_yxyx=box, row=row))
+        self.decisions.append(Decision(step=step, kind=StepKind.FOCUS, box_yxyx=box, row=row))
         self.rows.append(row)
         self.corners.append(corner)
 
     def skip(self, step: int) -> None:
-        self.decisions.append(Decision(step=step, kind=Kind.SKIP))
+        self.decisions.append(Decision(step=step, kind=StepKind.SKIP))
 
 
 class Gaze(Protocol):
-    """How one family of models looks at clips."""
+    """The way in which one family of models looks at clips."""
 
     patch_px: int
 
@@ -66,7 +67,7 @@ class Gaze(Protocol):
         """Glances, and goes on until each clip waits for patches or is finished."""
 
     def step(self, clips: Sequence[OpenClip], features: Sequence[PatchFeatures]) -> None:
-        """Takes the features of the patches asked for, and goes on likewise."""
+        """Takes the features of the patches asked for, and goes on as `open` does."""
 
 
 def generator_of(seed: int, clip_id: str) -> torch.Generator:
@@ -82,7 +83,7 @@ def finite(logits: torch.Tensor) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelForm:
-    """What of an answer goes into its row."""
+    """The columns of a row that an answer fills, and how."""
 
     class_names: Sequence[str]
     topk: int = 5

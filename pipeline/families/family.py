@@ -1,4 +1,4 @@
-"""What every family of models has to say of itself."""
+"""The questions that every family of models answers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ class Family(ABC):
     name: str
     may_be_live: bool = False
     """Whether its clips can be cut out of a camera's stream, whose frames come one by one."""
+    training: str | None = None
+    """Where the course is by which the family is trained, "module:attribute"; None where it cannot be trained here. It
+    is loaded by its name when a training asks for it: training imports families, and never the reverse."""
 
     @abstractmethod
     def read_published(self, content: Mapping[str, Any], path: str) -> tuple[Header, Sections] | None:
@@ -33,7 +36,7 @@ class Family(ABC):
 
     @abstractmethod
     def gaze(self, parts: GazeParts, config: Config, header: Header) -> Gaze:
-        """How the family looks at clips, made of networks and rules that are there already."""
+        """Makes the gaze that looks at clips, of networks and rules that are there already."""
 
     @abstractmethod
     def untrained_header(self, config: Config) -> Header:
@@ -63,7 +66,7 @@ class Family(ABC):
         return settings
 
     def untrained_settings(self, config: Config) -> dict[str, Any]:
-        """What settings that nobody gave become where there is no checkpoint to say them."""
+        """The values of settings that nobody gave where there is no checkpoint to say them."""
         return {}
 
     def check(self, config: Config, checkpoint: Checkpoint) -> None:
@@ -76,11 +79,11 @@ class Family(ABC):
             )
 
     def num_steps(self, config: Config) -> int:
-        """How often a clip is classified at most."""
+        """The number of times that a clip is classified at most."""
         return config.sampling.num_frames
 
     def num_patches(self, config: Config, header: Header) -> int:
-        """How many patches of a clip the focus network sees at most."""
+        """The number of patches of a clip that the focus network sees at most."""
         return config.sampling.num_focus_frames or config.sampling.num_frames
 
     def always_in_rounds(self) -> bool:

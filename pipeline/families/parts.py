@@ -78,7 +78,7 @@ def build_focuser(config: Config, checkpoint: Checkpoint, *, device: str, max_ba
 def _how_to_run(
     config: Config, header: Header, *, device: str, max_batch: int, spec: NetworkSpec | None
 ) -> dict[str, Any]:
-    """What glance and focus have in common. `max_batch`: a pass on a GPU has one of few sizes up to it."""
+    """The arguments that glance and focus share. `max_batch`: a pass on a GPU has one of few sizes up to it."""
     is_free = spec is None or not spec.num_segments
     return {
         "normalisation": Normalisation(mean=header.preprocessing.mean, std=header.preprocessing.std),
@@ -92,15 +92,15 @@ def _how_to_run(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GazeParts:
-    """What every gaze is made of: the networks but the heavy one, the rules, and what the work costs."""
+    """The parts that every gaze is made of: the networks but the heavy one, the rules, and what the work costs."""
 
     glancer: Glancer
     policy: Policy
-    """Where to look, and what to skip."""
+    """It decides where to look and what to skip."""
     classifier: Any
     cost: CostModel
     stop: StopRule | None
-    """When a clip is done early; None: never."""
+    """The rule by which a clip is done early; None: never."""
     patch_px: int
     """Side of what the focus network sees: a patch, or the whole view."""
     view_px: int
@@ -110,7 +110,7 @@ class GazeParts:
     decides: bool
     """The policy is learned, and its work costs something."""
     truth_at: TruthAt | None
-    """Where the evidence is, for a policy that is given it."""
+    """A function that finds the evidence, for a policy that is given its place."""
 
     def truths(self, places: Sequence[tuple[FrameBatch, int]]) -> torch.Tensor | None:
         """[n,2] the evidence's places in these rows of FrameBatches, in units of the view; None if no policy asks."""
@@ -146,7 +146,7 @@ def gaze_parts(
 
 
 def build_policy(config: Config, checkpoint: Checkpoint, *, device: str) -> tuple[Policy, SkipRule | None]:
-    """Where to look, and what to skip."""
+    """The policy that decides where to look, and the rule that decides what to skip."""
     header = checkpoint.header
     policy: Policy
     if config.policy.traits.is_learned:
@@ -195,7 +195,7 @@ def _frozen(module: nn.Module, device: str) -> Any:
 
 
 def build_cost(config: Config, header: Header) -> CostModel:
-    """What each part costs, by the published rule."""
+    """The cost of each part, by the published rule."""
     assert header.glance is not None
     sized = dataclasses.replace(
         header,

@@ -52,7 +52,7 @@ def read_truth(path: Path) -> dict[str, TruthBoxes]:
 
 
 def read_truth_at(path: str | None) -> TruthAt:
-    """Where the evidence is, from the table that `synth` writes."""
+    """Reads where the evidence is from the table that `synth` writes."""
     if path is None:
         raise ConfigError("policy.kind=oracle needs policy.truth: the truth.parquet of `synth`")
     videos = read_truth(Path(path))

@@ -1,4 +1,4 @@
-"""The forms in which people list videos and their labels. Text in, entries out; finding the files is for inputs.py.
+"""The forms in which people list videos and their labels. Text in, entries out; sources.py finds the files.
 
 Numbered labels are class numbers and become names: of the class list where there is one, else class_000, class_001.
 """
@@ -38,7 +38,7 @@ _LAST_WORD = re.compile(r"(?P<name>.*\S)\s+(?P<labels>\S+)")
 
 _LOCATIONS = ("path", "uri", "source_uri")
 _LABELS = ("truth", "labels", "label")
-"""In this order: in a table of ours `label` is what was predicted."""
+"""The columns of labels, the first one taken first: in a table of ours `label` is what was predicted."""
 _SUBSETS = ("subset", "split")
 TABLE_COLUMNS = (*_LOCATIONS, *_LABELS, *_SUBSETS, "video_id", "youtube_id", "time_start", "time_end")
 _SAME_SUBSET = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
@@ -64,7 +64,7 @@ class ClassNames:
         self._known = frozenset(names or ())
 
     def of(self, labels: Sequence[object], where: str) -> tuple[str, ...] | None:
-        """In the order given, each once; None where there are none."""
+        """The class names of labels in the order given, each once; None where there are none."""
         return tuple(dict.fromkeys(self._one(label, where) for label in labels)) or None
 
     def _one(self, label: object, where: str) -> str:

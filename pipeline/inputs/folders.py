@@ -147,8 +147,8 @@ def holds_only_stills(folder: str) -> bool:
 
 
 def matching(pattern: str, *, on_closed: Callable[[str], None] = lambda folder: None) -> Iterator[str]:
-    """What a glob matches, sorted folder by folder and not all at once. `on_closed`: told of folders on its way that
-    cannot be listed."""
+    """Yields the paths that a glob matches, sorted folder by folder and not all at once. `on_closed` is called
+    with folders on its way that cannot be listed."""
 
     def names_in(folder: str) -> tuple[list[str], list[str]]:
         try:
@@ -179,7 +179,7 @@ def _expand(
 def _expand_at_any_depth(
     folder: str, parts: list[str], names_in: Callable[[str], tuple[list[str], list[str]]]
 ) -> Iterator[str]:
-    """What `**`, the first of `parts`, and the parts after it match below a folder."""
+    """Yields what `**`, the first of `parts`, and the parts after it match below a folder."""
     if len(parts) == 1:
         # A folder is walked as a whole, so `**` at the end is the folder itself.
         yield folder or "."

@@ -31,12 +31,12 @@ from operators.records import CameraCounts, CameraFrame, SourceFacts, without_pa
 from pipeline.run.reaper import MARK
 
 _HEADER = struct.Struct(">II")
-"""Bytes of the JSON, bytes of the pixels."""
+"""The number of bytes of the JSON, then that of the pixels."""
 _PIPE_BYTES = 1 << 20
 _MAX_JSON_BYTES = 1 << 20
 """A message has a few hundred bytes, and the text of an error at the end."""
-_TELL_S = 0.2
-"""How often the child tells its counts when it has no frame to send."""
+_COUNTS_S = 0.2
+"""The child sends its counts this often while it has no frame to send."""
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "HOME", "LANG", "TZ", "TMPDIR", MARK)
 """What a child gets of the environment, the mark of its run among it: addresses of cameras may stand in the rest."""
 _PR_SET_PDEATHSIG = 1
@@ -44,7 +44,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraSpec:
-    """All that a reader needs to know."""
+    """The settings of one reader, with its camera's address."""
 
     name: str
     uri: str = field(repr=False)
@@ -58,22 +58,22 @@ class CameraSpec:
     read_timeout_s: float = 5.0
     gap_s: float = 1.0
     phase: float | None = None
-    """Which part of a tick this camera is analysed in; not for files, which are wanted from their first frame on."""
+    """This camera is analysed at this part of a tick; files are not, which are wanted from their first frame on."""
     max_waiting: int = 8
     """Views that wait in the child for the parent; beyond it the oldest is dropped and counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """What a reader has said since the last poll."""
+    """What a reader has sent since the last poll."""
 
     frames: tuple[CameraFrame, ...] = ()
     counts: CameraCounts = field(default_factory=CameraCounts)
-    """Totals since the camera was opened."""
+    """The totals since the camera was opened."""
     ended: str | None = None
     """Why the reader has ended; None while it runs."""
     is_final: bool = False
-    """The end is the end: opening again would give nothing new."""
+    """Whether opening again would give nothing new."""
 
 
 class ReaderHandle:
@@ -93,7 +93,7 @@ class ReaderHandle:
         return self._process.pid
 
     def fileno(self) -> int:
-        """For a selector: readable when there is something to poll. Only before an end and before kill()."""
+        """Gives a descriptor that is readable when there is something to poll; only before an end and kill()."""
         if self._fd is None:
             raise ValueError("the reader has ended or was killed")
         return self._fd
@@ -108,7 +108,7 @@ class ReaderHandle:
         return self._is_ready
 
     def poll(self) -> Polled:
-        """The frames that have come, and how the reader stands."""
+        """Gives the frames that have come, the counts, and whether the reader has ended."""
         frames: list[CameraFrame] = []
         while self._fd is not None:
             try:
@@ -122,7 +122,7 @@ class ReaderHandle:
                 break
             self._received += data
             try:
-                self._take(frames)
+                self._unpack(frames)
             except (ValueError, KeyError, TypeError, AttributeError) as exc:
                 # Killed, as nothing that it sends from here on can be understood.
                 self.kill()
@@ -145,8 +145,8 @@ class ReaderHandle:
             self._fd = None
             self._received.clear()
 
-    def _take(self, frames: list[CameraFrame]) -> None:
-        """Moves the complete messages to `frames`. An error where they cannot be what a reader sends."""
+    def _unpack(self, frames: list[CameraFrame]) -> None:
+        """Moves the complete messages to `frames`; raises an error where they cannot be what a reader sends."""
         at = 0
         while len(self._received) - at >= _HEADER.size:
             num_json, num_pixels = _HEADER.unpack_from(self._received, at)
@@ -198,9 +198,9 @@ def start(spec: CameraSpec) -> ReaderHandle:
         os.close(write_fd)
     assert process.stdin is not None
     uri = spec.uri if "://" in spec.uri else os.path.abspath(spec.uri)
-    told = {**asdict(spec), "uri": uri, "parent": os.getpid()}
+    settings = {**asdict(spec), "uri": uri, "parent": os.getpid()}
     with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-        stdin.write(json.dumps(told).encode())
+        stdin.write(json.dumps(settings).encode())
     return ReaderHandle(process, read_fd, max_pixel_bytes=spec.crop_px**2 * 3)
 
 
@@ -220,7 +220,7 @@ def _unpacked(fields: dict[str, Any], pixels: bytes) -> CameraFrame:
 
 
 class _Outbox:
-    """Between the reading thread and the sending one: the newest views, the counts, and at last the end."""
+    """Keeps what the reading thread has for the sending one: the newest views, the counts, and at last the end."""
 
     def __init__(self, fd: int, max_waiting: int) -> None:
         self._fd = fd
@@ -249,16 +249,16 @@ class _Outbox:
 
     def send_all(self) -> None:
         """Sends until the end has been sent. The pipe blocks while the parent does not read."""
-        told: dict[str, int] | None = None
+        sent: dict[str, int] | None = None
         while True:
             with self._news:
-                # The first word, which says that it is ready, does not wait for news.
-                if not self._waiting and self._end is None and told is not None:
-                    self._news.wait(_TELL_S)
+                # The first message, which shows that it is ready, does not wait for news.
+                if not self._waiting and self._end is None and sent is not None:
+                    self._news.wait(_COUNTS_S)
                 frame = self._waiting.popleft() if self._waiting else None
                 counts = {**asdict(self._counts), "num_behind": self._num_behind}
                 end = self._end if frame is None else None
-            if frame is None and end is None and counts == told:
+            if frame is None and end is None and counts == sent:
                 continue
             message: dict[str, Any] = {"counts": counts}
             if frame is not None:
@@ -266,7 +266,7 @@ class _Outbox:
             if end is not None:
                 message |= end
             self._write(json.dumps(message).encode(), b"" if frame is None else frame.pixels.tobytes())
-            told = counts
+            sent = counts
             if end is not None:
                 return
 
@@ -285,9 +285,10 @@ def _die_with(parent: int) -> None:
 
 
 def _read_camera(spec: CameraSpec, outbox: _Outbox) -> tuple[str, bool]:
-    """Reads until the camera is lost; why, and whether that is final."""
+    """Reads until the camera is lost; gives the reason, and whether that is final."""
     # Here, not above: the parent has no use for PyAV.
-    from operators.media.camera import CameraKind, CameraReader, camera_kind
+    from operators.media.camera import CameraReader
+    from operators.media.camera_connection import CameraKind, camera_kind
     from operators.media.view import Viewer
     from pipeline.live.clock_repair import ClockRepair
     from pipeline.live.frames_and_windows import FrameSampler
@@ -324,18 +325,18 @@ def _read_camera(spec: CameraSpec, outbox: _Outbox) -> tuple[str, bool]:
         return f"{shown}: " + ("the file is over" if is_file else "the camera ended the stream"), is_file
     except PipelineError as exc:
         return str(exc), is_file
-    except Exception as exc:  # a bug: told to the parent, where somebody sees it
+    except Exception as exc:  # a bug: sent to the parent, where somebody sees it
         return without_password(f"{type(exc).__name__}: {exc}"), is_file
 
 
 def main(arguments: Iterable[str]) -> None:
-    """The child. Never returns."""
+    """Runs the child, and never returns."""
     _, fd = arguments
-    told = json.loads(sys.stdin.buffer.read())
-    _die_with(told.pop("parent"))
-    spec = CameraSpec(**told)
-    # What takes long on a busy machine comes before the first word to the parent, which counts from there on how long
-    # the camera takes.
+    settings = json.loads(sys.stdin.buffer.read())
+    _die_with(settings.pop("parent"))
+    spec = CameraSpec(**settings)
+    # What takes long on a busy machine comes before the first message to the parent, which counts from
+    # there on how long the camera takes.
     importlib.import_module("operators.media.camera")
     outbox = _Outbox(int(fd), spec.max_waiting)
     sender = threading.Thread(target=outbox.send_all, daemon=True)

@@ -1,7 +1,7 @@
 """A live camera's state: when to open it, when to give it up, when to try again.
 
-Pure. Times come in as numbers, randomness as a number in [0,1); nothing waits, reads a clock or starts anything.
-Decisions are values that somebody else carries out.
+All of it is pure. Times come in as numbers, randomness as a number in [0,1); nothing waits, reads a clock or starts
+anything. The actions are values that the live worker carries out.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ class CameraState(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """How patient to be with a camera. Seconds."""
+class CameraLimits:
+    """How long a run waits for a camera in each of its states, in seconds."""
 
     start_s: float = 30.0
-    """For so long a reader's process may take to be ready: on a busy machine longer than any camera does."""
+    """A reader's process may take so long to be ready: on a busy machine that is longer than any camera takes."""
     open_s: float = 5.0
-    """From then on to the first packet."""
+    """The first packet has to come so long after the reader was ready."""
     silence_s: float = 5.0
-    """Without a decoded frame; before the first one, without a packet."""
+    """A camera may be so long without a decoded frame, or before its first frame without a packet."""
     keyframe_s: float = 30.0
-    """From then on to the first decoded frame, while packets do come: a keyframe may be many seconds away."""
+    """The first frame has to be decoded so long after the reader was ready, while packets do come: a keyframe may be
+    many seconds away."""
     backoff_s: float = 0.5
     """The first wait before a camera is opened again. Each further one is twice as long."""
     max_backoff_s: float = 30.0
     jitter: float = 0.5
     """The share of a wait that is random, so that cameras behind one switch do not all come back at once."""
     stable_s: float = 10.0
-    """Live for so long, a camera's earlier failures are forgotten."""
+    """The earlier failures of a camera that has been live for so long are forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +51,8 @@ class Preparing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """What the present reader has done since it was opened."""
+class ReaderProgress:
+    """The present reader has received and decoded so much since it was opened."""
 
     num_packets: int
     num_decoded: int
@@ -59,7 +60,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """The reader says that the stream is over. After a final end nothing is to be opened again."""
+    """The reader reports that the stream is over. After a final end nothing is to be opened again."""
 
     reason: str
     is_final: bool = False
@@ -75,7 +76,7 @@ class Stop:
     """The camera is not wanted any more."""
 
 
-Event = Preparing | Progress | Ended | Gone | Stop
+Event = Preparing | ReaderProgress | Ended | Gone | Stop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,43 +86,45 @@ class Open:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kill:
-    """End the reader's process, and tell when it is Gone. Repeated until then."""
+    """End the reader's process, and report when it is Gone. The action is repeated until then."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wait:
-    """Nothing to do before `until_s`, unless there is news."""
+    """Do nothing before `until_s`, unless an event comes."""
 
     until_s: float
 
 
-Decision = Open | Kill | Wait
+ReaderAction = Open | Kill | Wait
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Camera:
+class CameraStatus:
     """Where a camera stands. A value: `step` makes the next one."""
 
     state: CameraState = CameraState.WAITING
     since_s: float = 0.0
     """When it came into this state."""
     retry_s: float = 0.0
-    """WAITING: when to open it."""
+    """When it is to be opened, while it is WAITING."""
     opened_s: float = 0.0
-    """CONNECTING: when the reader began to open it, as far as is known."""
+    """When the reader began to open it, as far as is known, while it is CONNECTING."""
     progress_s: float = 0.0
     """When the reader was last seen to get on: a packet before the first frame, a decoded frame after it."""
     num_packets: int = 0
     num_decoded: int = 0
     num_failures: int = 0
-    """Failures in a row: the backoff goes by it."""
+    """So many failures came in a row: the backoff goes by it."""
     num_connects: int = 0
-    """How often it went live. All but the first are reconnects."""
+    """It went live so often. All but the first time are reconnects."""
     num_misses: int = 0
-    """How often it was opened in vain."""
+    """It was opened in vain so often."""
     last_error: str | None = None
+    """Why it was last lost. A stop replaces it only where the camera is live: else the reason is still the one why it
+    is not."""
     is_stopping: bool = False
 
     @property
@@ -134,8 +137,8 @@ class Camera:
 
 
 def step(
-    camera: Camera, events: Iterable[Event], *, now_s: float, draw: float, limits: Limits
-) -> tuple[Camera, Decision]:
+    camera: CameraStatus, events: Iterable[Event], *, now_s: float, draw: float, limits: CameraLimits
+) -> tuple[CameraStatus, ReaderAction]:
     """Takes in what happened and says what to do. `draw` in [0,1) is the randomness of a backoff, if one begins.
 
     A camera is opened again for ever, never twice at once: after a Kill nothing is opened before Gone.
@@ -149,7 +152,7 @@ def step(
             return camera, Wait(until_s=camera.retry_s)
         return _opened(camera, now_s), Open()
     if camera.state is CameraState.LOST:
-        return camera, Kill(reason=camera.last_error or "lost")
+        return camera, Kill(reason=camera.last_error or "stopped")
     due_s, reason = _deadline(camera, limits)
     if now_s < due_s:
         return camera, Wait(until_s=due_s)
@@ -157,20 +160,20 @@ def step(
     return camera, Kill(reason=reason)
 
 
-def backoff_s(num_failures: int, draw: float, limits: Limits) -> float:
-    """The wait after so many failures in a row: doubled each time up to the cap, less a random share."""
+def backoff_s(num_failures: int, draw: float, limits: CameraLimits) -> float:
+    """Gives the wait after so many failures in a row: doubled each time up to the cap, less a random share."""
     doublings = min(max(num_failures - 1, 0), 64)
     longest_s = min(limits.max_backoff_s, limits.backoff_s * 2.0**doublings)
     return longest_s * (1.0 - limits.jitter * draw)
 
 
-def _observe(camera: Camera, event: Event, now_s: float, draw: float, limits: Limits) -> Camera:
+def _observe(camera: CameraStatus, event: Event, now_s: float, draw: float, limits: CameraLimits) -> CameraStatus:
     match event:
         case Preparing():
             if camera.state is CameraState.CONNECTING and now_s - camera.since_s < limits.start_s:
                 return replace(camera, opened_s=now_s)
             return camera
-        case Progress():
+        case ReaderProgress():
             return _progressed(camera, event, now_s, limits)
         case Ended():
             if camera.state in (CameraState.CONNECTING, CameraState.LIVE):
@@ -187,14 +190,16 @@ def _observe(camera: Camera, event: Event, now_s: float, draw: float, limits: Li
             wait_s = backoff_s(camera.num_failures, draw, limits)
             return replace(camera, state=CameraState.WAITING, since_s=now_s, retry_s=now_s + wait_s)
         case Stop():
-            if camera.state in (CameraState.CONNECTING, CameraState.LIVE):
+            if camera.state is CameraState.LIVE:
                 camera = replace(camera, state=CameraState.LOST, since_s=now_s, last_error="stopped")
+            elif camera.state is CameraState.CONNECTING:
+                camera = replace(camera, state=CameraState.LOST, since_s=now_s)
             elif camera.state is CameraState.WAITING:
                 camera = replace(camera, state=CameraState.STOPPED, since_s=now_s)
             return replace(camera, is_stopping=True)
 
 
-def _opened(camera: Camera, now_s: float) -> Camera:
+def _opened(camera: CameraStatus, now_s: float) -> CameraStatus:
     return replace(
         camera,
         state=CameraState.CONNECTING,
@@ -206,7 +211,7 @@ def _opened(camera: Camera, now_s: float) -> Camera:
     )
 
 
-def _progressed(camera: Camera, event: Progress, now_s: float, limits: Limits) -> Camera:
+def _progressed(camera: CameraStatus, event: ReaderProgress, now_s: float, limits: CameraLimits) -> CameraStatus:
     if camera.state not in (CameraState.CONNECTING, CameraState.LIVE):
         return camera
     if event.num_decoded > camera.num_decoded:
@@ -220,7 +225,7 @@ def _progressed(camera: Camera, event: Progress, now_s: float, limits: Limits) -
     return camera
 
 
-def _deadline(camera: Camera, limits: Limits) -> tuple[float, str]:
+def _deadline(camera: CameraStatus, limits: CameraLimits) -> tuple[float, str]:
     if camera.state is CameraState.LIVE:
         return camera.progress_s + limits.silence_s, f"no frame for {limits.silence_s:g} s"
     if not camera.num_packets:
@@ -232,7 +237,7 @@ def _deadline(camera: Camera, limits: Limits) -> tuple[float, str]:
     return keyless_s, f"no keyframe within {limits.keyframe_s:g} s"
 
 
-def _lost(camera: Camera, reason: str, now_s: float) -> Camera:
+def _lost(camera: CameraStatus, reason: str, now_s: float) -> CameraStatus:
     return replace(
         camera,
         state=CameraState.LOST,

@@ -1,4 +1,4 @@
-"""Which cameras a live run watches, and how it keeps their passwords out of other processes."""
+"""Arguments become the cameras of a live run, and their passwords are kept out of other processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _LONG = 4
 
 
 def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str] = os.environ) -> list[Camera]:
-    """CAMERA arguments: addresses, which are named camera_1, camera_2, ..., or YAML files that name cameras.
+    """Gives the cameras of CAMERA arguments: addresses, named camera_1, camera_2, ..., or YAML files that name them.
 
     Variables of the environment that hold passwords of theirs are gone from it afterwards: every process that is
     started later would inherit them. Those of a file are named there; into an argument the shell has put them.
     A file that is not there is refused: it is over for good, while a camera or a device may come.
     """
-    from operators.media.camera import camera_kind
+    from operators.media.camera_connection import camera_kind
 
     cameras: list[Camera] = []
     secrets: set[str] = set()
@@ -59,7 +59,7 @@ def cameras_of(arguments: Sequence[str], *, environment: MutableMapping[str, str
 
 
 def is_file(camera: Camera) -> bool:
-    from operators.media.camera import CameraKind, camera_kind
+    from operators.media.camera_connection import CameraKind, camera_kind
 
     return camera_kind(camera.url) is CameraKind.FILE
 
@@ -79,7 +79,7 @@ def _is_password(value: str, address: str) -> bool:
 
 
 def camera_plans(config: Config, cameras: Sequence[Camera]) -> list[CameraPlan]:
-    """Each camera's own settings, or the run's. Their frames are taken in turn, not all at one moment."""
+    """Plans each camera by its own settings or the run's. Frames are taken in turn, not all at one moment."""
     live, view = config.live, config.view
     plans = []
     for i, camera in enumerate(cameras):

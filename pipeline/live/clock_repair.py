@@ -1,4 +1,4 @@
-"""A camera's time stamps -> Unix times that can be relied on. Pure: arrival times come in, no clock is read.
+"""A camera's time stamps become Unix times that can be relied on. Arrival times come in; no clock is read.
 
 Camera clocks wrap (32 bits of 90 kHz last 13 h 15 min), start again at zero, drift, skip a stamp, or send a single
 one that is hours off. What comes out is strictly increasing, keeps the camera's own spacing of frames, and lies
@@ -52,7 +52,7 @@ class ClockRepair:
         slew: float = 0.002,
     ) -> None:
         """A stamp that says that its frame was taken more than `max_late_s` before it arrived, or more than
-        `max_early_s` after, is not believed, until `num_agreeing` in a row tell of the same new clock.
+        `max_early_s` after, is not believed, until `num_agreeing` in a row agree on one new clock.
 
         The join is over after `num_settling` frames in a row that came at their own pace, or after `settle_s`
         whatever came; 0 is for sources that are played at their own pace from the first frame on.
@@ -65,7 +65,7 @@ class ClockRepair:
         self._least_over_s = least_over_s
         self._slew = slew
         self.num_timelines = 0
-        """How often the camera's clock began anew."""
+        """The camera's clock began anew so often."""
         self._forget()
 
     def _forget(self) -> None:
@@ -95,9 +95,9 @@ class ClockRepair:
             self._num_missing += 1
             self._is_settled = self._is_settled or self._num_missing >= self._num_agreeing
         elif self._is_settled:
-            time_s = self._believe(ticks, tick_s, received_s)
+            time_s = self._stamp_settled(ticks, tick_s, received_s)
         else:
-            time_s = self._settle(ticks, tick_s, received_s)
+            time_s = self._stamp_joining(ticks, tick_s, received_s)
         is_restamped = time_s is None
         if time_s is None:
             time_s = self._by_arrival(received_s)
@@ -120,14 +120,14 @@ class ClockRepair:
         return min(received_s, self._last.time_unix_s + max(0.0, received_s - self._last_received_s))
 
     def _begin(self, ticks: int, time_s: float, received_s: float) -> float:
-        """A timeline on which `ticks` is `time_s`."""
+        """Begins a timeline on which `ticks` is `time_s`."""
         self._ticks, self._media_s, self._offset_s = ticks, 0.0, time_s
         self._bucket_start_s = received_s
         self._bucket_least_s, self._previous_least_s = received_s, float("inf")
         self._stray = None
         return time_s
 
-    def _settle(self, ticks: int, tick_s: Fraction, received_s: float) -> float:
+    def _stamp_joining(self, ticks: int, tick_s: Fraction, received_s: float) -> float:
         """At the join frames may come in a burst. The clock is tied to those that come at their own pace.
 
         More than one is needed where frames are sent in another order than shown: a frame that others refer to
@@ -144,7 +144,7 @@ class ClockRepair:
         self._advance(ticks, step_s, received_s)
         return self._media_s + self._offset_s
 
-    def _believe(self, ticks: int, tick_s: Fraction, received_s: float) -> float | None:
+    def _stamp_settled(self, ticks: int, tick_s: Fraction, received_s: float) -> float | None:
         if self._ticks is None:
             return self._begin(ticks, self._by_arrival(received_s), received_s)
         step_s = _step(ticks - self._ticks, tick_s)
@@ -178,7 +178,7 @@ class ClockRepair:
 
 
 def _step(ticks: int, tick_s: Fraction) -> float:
-    """Seconds between two stamps. Clocks of 32 bits that last for an hour or more wrap."""
+    """Gives the seconds between two stamps. Clocks of 32 bits that last for an hour or more wrap."""
     if tick_s * _WRAP_TICKS > 3600:
         ticks = (ticks + _WRAP_TICKS // 2) % _WRAP_TICKS - _WRAP_TICKS // 2
     return float(ticks * tick_s)

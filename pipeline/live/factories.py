@@ -1,4 +1,4 @@
-"""What the processes that watch cameras are started with: settings and a checkpoint become a live worker."""
+"""Settings and a checkpoint become a live worker, in the process that watches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.families.parts import build_focuser, gaze_parts
-from pipeline.live.camera_state import Limits
+from pipeline.live.camera_state import CameraLimits
 from pipeline.live.gaze import LiveGaze
 from pipeline.live.worker import LiveWorker
 from pipeline.run.factories import label_form, load_checkpoint, prepare
@@ -23,7 +23,7 @@ def live_worker(
     batch_size: int,
     glance_batch: int = 8,
 ) -> LiveWorker:
-    """A worker that watches cameras with all networks in one process; a later call says which cameras."""
+    """Makes a worker that watches cameras with all networks in one process; a later call says which cameras."""
     prepare(num_threads, device)
     settings = Config.model_validate(config)
     checkpoint = load_checkpoint(settings, model_id)
@@ -36,7 +36,7 @@ def live_worker(
     return LiveWorker(
         gaze=gaze,
         form=label_form(settings, class_names),
-        limits=Limits(
+        limits=CameraLimits(
             open_s=live.open_timeout_s,
             silence_s=live.watchdog_s,
             keyframe_s=live.keyframe_timeout_s,

@@ -1,6 +1,6 @@
-"""Which frames of a camera are analysed, which windows they make, and whose frame is next.
+"""Chooses the frames of a camera that are analysed, the windows that they make, and the camera whose turn it is.
 
-Pure. A segment is a stretch of a stream without a gap; tick j of a segment lies at its start + j / analysis_fps.
+All of it is pure. A segment is a stretch of a stream without a gap; its tick j lies at its start + j / analysis_fps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EARLY_TICKS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class GridPlace:
     """A frame's place on the grid of analysis."""
 
     segment_start_s: float
@@ -50,7 +50,7 @@ class FrameSampler:
         self._next_tick = 0
         self._has_loss = False
 
-    def take(self, time_s: float, *, after_loss: bool = False, starts_anew: bool = False) -> Place | None:
+    def take(self, time_s: float, *, after_loss: bool = False, starts_anew: bool = False) -> GridPlace | None:
         """The place of the next good frame; None where its tick has been taken already.
 
         `after_loss`: frames were lost or dropped as broken since the last call. `starts_anew`: the clock did.
@@ -71,9 +71,9 @@ class FrameSampler:
         if tick < self._next_tick:
             return None
         self._next_tick = tick + 1
-        return Place(segment_start_s=self._start_s, tick=tick)
+        return GridPlace(segment_start_s=self._start_s, tick=tick)
 
-    def _begin(self, time_s: float, begin_s: float | None = None) -> Place | None:
+    def _begin(self, time_s: float, begin_s: float | None = None) -> GridPlace | None:
         """A segment with this frame, unless it is to begin later: then at `begin_s`, or at the next moment in phase."""
         if begin_s is None:
             begin_s = time_s if self._phase is None else self._next_in_phase_s(time_s, self._phase)
@@ -82,7 +82,7 @@ class FrameSampler:
             return None
         self._begin_s = None
         self._start_s, self._next_tick, self._has_loss = time_s, 1, False
-        return Place(segment_start_s=time_s, tick=0)
+        return GridPlace(segment_start_s=time_s, tick=0)
 
     def _next_in_phase_s(self, time_s: float, phase: float) -> float:
         ticks = math.ceil(time_s * self._analysis_fps - phase - _EARLY_TICKS)
@@ -96,11 +96,11 @@ class CutWindow(Generic[Key]):
     start_s: float
     end_s: float
     keys: tuple[Key, ...]
-    """Of the frames that were analysed, in the order of time."""
+    """The keys of the frames that were analysed, in the order of time."""
     num_fresh: int
-    """The last so many keys were in no window before: what they cost counts here."""
+    """The number of keys, at the end, that were in no window before: what they cost counts here."""
     coverage: float
-    """Share of the window's ticks that have a frame."""
+    """The share of the window's ticks that have a frame."""
 
 
 class WindowCutter(Generic[Key]):
@@ -187,9 +187,9 @@ class WindowCutter(Generic[Key]):
 
 
 class FairBuffer(Generic[Item]):
-    """What waits to be analysed: of each camera at most `capacity` frames, the newest ones.
+    """Holds what waits to be analysed: at most `capacity` frames of each camera, the newest ones.
 
-    How full it is, is the only sign of being behind. Cameras take turns, so that one with much waiting does not
+    Being behind shows nowhere but in how full it is. Cameras take turns, so that one with much waiting does not
     delay the others.
     """
 
@@ -198,7 +198,7 @@ class FairBuffer(Generic[Item]):
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self._capacity = capacity
         self._waiting: dict[str, deque[Item]] = {}
-        """In the order of turns: who was served moves to the end."""
+        """The cameras are in the order of their turns: one that was served moves to the end."""
 
     def put(self, camera: str, item: Item) -> Item | None:
         """Adds a camera's newest; returns its oldest where that had to go."""

@@ -29,7 +29,7 @@ packs all weights first. 16 steps of the published classifier, one Zen 4 core: 1
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Seen:
-    """What is kept of a frame."""
+    """The part of a frame that is kept for the windows that show it."""
 
     feature: torch.Tensor
     """[C+D]: glance and focus together; zeros for the focus of a frame that was skipped."""
@@ -43,7 +43,7 @@ class Seen:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """What runs along one camera's stream."""
+    """The state that runs along one camera's stream."""
 
     name: str
     segment_start_s: float = float("nan")
@@ -90,7 +90,7 @@ class LiveGaze:
 
     @torch.inference_mode()
     def look(self, streams: Sequence[Stream], frames: Sequence[CameraFrame]) -> list[Seen]:
-        """One frame each of different cameras. State starts at zero where a camera's segment is new."""
+        """Looks at one frame each of different cameras. State starts at zero where a camera's segment is new."""
         for stream, frame in zip(streams, frames, strict=True):
             if frame.segment_start_s != stream.segment_start_s:
                 stream.segment_start_s = frame.segment_start_s

@@ -1,4 +1,4 @@
-"""What a live run tells Prometheus, whether it is alive, and whether it is ready. The only user of prometheus_client.
+"""The metrics of a live run for Prometheus, and its probes. This is the only user of prometheus_client.
 
 Metrics carry a camera's name, never its address.
 """
@@ -26,13 +26,13 @@ _DROPS = {
     "joining": "num_joining",
     "behind": "num_behind",
 }
-"""Reason of a drop -> the reader's count of it."""
+"""The reader's count for each reason of a drop."""
 _SILENCE_S = 10.0
-"""Who connects and then says nothing for so long is hung up on: each connection has a thread and a descriptor."""
+"""A client that connects and sends nothing for so long is hung up on: each connection has a thread and a descriptor."""
 
 
 class LiveMetrics:
-    """The figures of one live run. The loop tells them; a scrape may read them at any time."""
+    """Holds the figures of one live run. The loop sets them; a scrape may read them at any time."""
 
     def __init__(self, *, clock: Callable[[], float], max_beat_s: float = 5.0) -> None:
         """`clock` gives Unix time. A run whose loop has begun, and has not beaten for `max_beat_s`, is not alive."""
@@ -44,7 +44,18 @@ class LiveMetrics:
         self._states: dict[str, CameraState] = {}
         self._newest_s: dict[str, float] = {}
         self._reader_counts: dict[str, CameraCounts] = {}
-        self.registry = registry = CollectorRegistry()
+        self._num_lost = 0
+        self._num_analysed: dict[str, int] = {}
+        self._num_focused: dict[str, int] = {}
+        self._num_opened: dict[str, tuple[int, int]] = {}
+        """The reconnects and the misses of each camera."""
+        # A scrape reads while the loop writes: what is more than one number is kept consistent by this.
+        self._lock = threading.Lock()
+        self.registry = CollectorRegistry()
+        self._make_counters(self.registry)
+        self._make_gauges(self.registry)
+
+    def _make_counters(self, registry: CollectorRegistry) -> None:
         self._decoded = Counter("saccade_frames_decoded", "Frames decoded", ["camera"], registry=registry)
         self._analysed = Counter(
             "saccade_frames_analysed", "Frames that were glanced at", ["camera"], registry=registry
@@ -70,10 +81,22 @@ class LiveMetrics:
             "saccade_labels_dropped", "Labels that were never written", ["camera"], registry=registry
         )
         self._lost = Counter("saccade_answers_lost", "Answers of workers that were lost", registry=registry)
-        self._num_lost = 0
         self._misses = Counter(
             "saccade_misses", "How often a camera was opened in vain", ["camera"], registry=registry
         )
+        self._of_a_camera = (
+            self._decoded,
+            self._analysed,
+            self._restamped,
+            self._focused,
+            self._labels,
+            self._failed,
+            self._labels_dropped,
+            self._reconnects,
+            self._misses,
+        )
+
+    def _make_gauges(self, registry: CollectorRegistry) -> None:
         self._up = Gauge("saccade_up", "1 while a camera is live", ["camera"], registry=registry)
         self._state = Gauge(
             "saccade_camera_state", "1 for the state a camera is in", ["camera", "state"], registry=registry
@@ -95,23 +118,6 @@ class LiveMetrics:
         self._share = Gauge(
             "saccade_focus_share", "Share of the analysed frames that were focused on", ["camera"], registry=registry
         )
-        self._of_a_camera = (
-            self._decoded,
-            self._analysed,
-            self._restamped,
-            self._focused,
-            self._labels,
-            self._failed,
-            self._labels_dropped,
-            self._reconnects,
-            self._misses,
-        )
-        self._num_analysed: dict[str, int] = {}
-        self._num_focused: dict[str, int] = {}
-        self._num_opened: dict[str, tuple[int, int]] = {}
-        """(reconnects, misses)"""
-        # A scrape reads while the loop writes: what is more than one number is kept consistent by this.
-        self._lock = threading.Lock()
 
     def add_camera(self, camera: str) -> None:
         """Makes all of a camera's series, so that they are there, at 0, before anything happens."""
@@ -123,11 +129,11 @@ class LiveMetrics:
         self.set_state(camera, CameraState.WAITING)
 
     def begin(self, now_s: float) -> None:
-        """Networks are warm and cameras are watched: from here on the loop has to beat."""
+        """Notes that cameras are watched: from here on the loop has to beat."""
         self._beat_s, self._has_begun = now_s, True
 
     def beat(self, now_s: float, *, silent_s: float = 0.0) -> None:
-        """The loop goes on. `silent_s`: how long the most silent of its workers has said nothing."""
+        """Notes that the loop goes on. `silent_s`: the longest time that any of its workers has not answered."""
         self._beat_s, self._silent_s = now_s, silent_s
 
     def set_state(self, camera: str, state: CameraState, num_reconnects: int = 0, num_misses: int = 0) -> None:
@@ -142,7 +148,7 @@ class LiveMetrics:
         self._misses.labels(camera).inc(max(0, num_misses - misses))
 
     def observe_reader(self, camera: str, counts: CameraCounts) -> None:
-        """The totals of all readers that a camera has had, however often."""
+        """Takes in the totals of all readers that a camera has had; totals that come again count once."""
         before = self._reader_counts.get(camera, CameraCounts())
         self._reader_counts[camera] = counts
         self._decoded.labels(camera).inc(counts.num_decoded - before.num_decoded)
@@ -151,11 +157,11 @@ class LiveMetrics:
             self._dropped.labels(camera, reason).inc(getattr(counts, name) - getattr(before, name))
 
     def dropped(self, camera: str, reason: str = "queue", count: int = 1) -> None:
-        """Frames dropped after the reader had handed them over."""
+        """Counts frames that were dropped after the reader had handed them over."""
         self._dropped.labels(camera, reason).inc(count)
 
     def analysed(self, camera: str, *, time_unix_s: float, was_focused: bool) -> None:
-        """A frame was glanced at. `time_unix_s` is when it was taken."""
+        """Counts a frame that was glanced at. `time_unix_s` is when it was taken."""
         with self._lock:
             self._newest_s[camera] = time_unix_s
         self._num_analysed[camera] = self._num_analysed.get(camera, 0) + 1
@@ -172,7 +178,7 @@ class LiveMetrics:
         self._failed.labels(camera).inc()
 
     def labels_dropped(self, camera: str, *, count: int) -> None:
-        """Labels that waited for the disk for too long."""
+        """Counts labels that waited for the disk for too long."""
         self._labels_dropped.labels(camera).inc(count)
 
     def set_lost(self, total: int) -> None:
@@ -184,7 +190,7 @@ class LiveMetrics:
             self._queue.labels(queue).set(size)
 
     def scrape(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Gives the text that Prometheus reads."""
         with self._lock:
             newest_s = dict(self._newest_s)
         for camera, time_s in newest_s.items():
@@ -198,7 +204,7 @@ class LiveMetrics:
         """
         age_s = self._clock() - self._beat_s
         is_alive = not self._has_begun or age_s <= self._max_beat_s
-        return is_alive, self._told(is_alive, age_s)
+        return is_alive, self._state_of_run(is_alive, age_s)
 
     def readiness(self) -> tuple[bool, dict[str, object]]:
         """Whether labels are made: the run is alive, at least one camera is live, and no worker is silent."""
@@ -206,9 +212,9 @@ class LiveMetrics:
         with self._lock:
             is_live = CameraState.LIVE in self._states.values()
         is_ready = self._has_begun and is_live and age_s + self._silent_s <= self._max_beat_s
-        return is_ready, self._told(is_ready, age_s) | {"silent_s": round(age_s + self._silent_s, 3)}
+        return is_ready, self._state_of_run(is_ready, age_s) | {"silent_s": round(age_s + self._silent_s, 3)}
 
-    def _told(self, is_ok: bool, age_s: float) -> dict[str, object]:
+    def _state_of_run(self, is_ok: bool, age_s: float) -> dict[str, object]:
         with self._lock:
             states = {camera: state.value for camera, state in self._states.items()}
         return {"ok": is_ok, "starting": not self._has_begun, "beat_age_s": round(age_s, 3), "cameras": states}
@@ -240,8 +246,8 @@ def serve_metrics(metrics: LiveMetrics, *, port: int, host: str = "127.0.0.1") -
                 case _:
                     self._answer(404, "text/plain", b"only /metrics, /healthz and /readyz\n")
 
-        def _answer_whether(self, is_so: bool, told: dict[str, object]) -> None:
-            self._answer(200 if is_so else 503, "application/json", json.dumps(told).encode())
+        def _answer_whether(self, is_so: bool, state: dict[str, object]) -> None:
+            self._answer(200 if is_so else 503, "application/json", json.dumps(state).encode())
 
         def _answer(self, status: int, content_type: str, body: bytes) -> None:
             self.send_response(status)
@@ -251,7 +257,7 @@ def serve_metrics(metrics: LiveMetrics, *, port: int, host: str = "127.0.0.1") -
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Scrapes are not worth a line."""
+            """Writes nothing: scrapes are not worth a line."""
 
     try:
         server = _Server(host, port, Handler)

@@ -1,4 +1,4 @@
-"""The writing side of a live run: labels wait here, go to the sink's process in parts, and survive what befalls it."""
+"""The writing side of a live run: labels wait here, go to the sink's process in parts, and outlive its deaths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.steering.messages import WriteRequest
 from pipeline.steering.scheduler import MAX_DEATHS, SINK
 
 _PART_S = 0.7
-"""A part's age. With the slice that the labels come in and the writing itself it stays below a second."""
+"""A part is sent at this age. With the slice that its labels come in and the writing itself it stays below a second."""
 _FOLD_S = 20.0
 _HANG_S = 60.0
 """A process that has not answered for so long is ended and replaced, one that is still being made included."""
@@ -45,15 +45,15 @@ class LabelWriter:
         self._waiting: deque[ClipLabel] = deque()
         self._running: dict[int, Call] = {}
         self._sequence = itertools.count()
-        self._flushed_s = self._folded_s = self._heard_s = clock()
+        self._flushed_s = self._folded_s = self._answered_s = clock()
         self._can_fold = self._folds = True
         self._deaths_in_a_row = 0
         self._is_dropping = False
         self.num_deaths = 0
         self.num_lost = 0
-        """Answers of the sink that were lost on the way."""
+        """So many answers of the sink were lost on the way."""
         self.dropped: Counter[str] = Counter()
-        """Labels that were never written, by camera."""
+        """The number of labels that were never written, by camera."""
 
     @property
     def num_waiting(self) -> int:
@@ -64,8 +64,8 @@ class LabelWriter:
         return bool(self._running)
 
     def silent_s(self, now_s: float) -> float:
-        """How long the sink has owed an answer."""
-        return now_s - self._heard_s if self._running else 0.0
+        """Gives for how long the sink has owed an answer."""
+        return now_s - self._answered_s if self._running else 0.0
 
     def add(self, label: ClipLabel) -> None:
         """Keeps a label for the next part. The oldest one is dropped where too many wait: cameras go on, and what they
@@ -77,7 +77,7 @@ class LabelWriter:
                 self._message(f"{self._max_waiting} labels wait for a disk that is away; the oldest are dropped")
             self._is_dropping = True
 
-    def tend(self, now_s: float, *, is_over: bool) -> None:
+    def begin_due(self, now_s: float, *, is_over: bool) -> None:
         """Begins what is due: a part, or in an idle moment the folding of an hour."""
         if self._running:
             return
@@ -91,24 +91,24 @@ class LabelWriter:
             self._folded_s = now_s
             self._submit("fold")
 
-    def take(self, completion: Completion) -> bool:
-        """Whether this was the end of one of its calls, and then what follows from it."""
+    def settle(self, completion: Completion) -> bool:
+        """Does what follows from the end of a call; false where it is no call of this writer."""
         call = self._running.pop(completion.ticket, None)
         if call is None:
             return False
-        self._heard_s = self._clock()
+        self._answered_s = self._clock()
         match completion.outcome:
             case "done" if call.method == "write":
                 self._deaths_in_a_row = 0
             case "done" if call.method == "fold" and self._can_fold and not completion.reply.rows[0]:
                 self._can_fold = False
-                self._tell_unfolded("this disk cannot exchange folders")
+                self._report_unfolded("this disk cannot exchange folders")
             case "done":
                 pass
             case "died":
                 self._revive(call)
             case "lost":
-                self._ask_again(call)
+                self._repeat(call)
             case _ if call.method == "fold":
                 self._fold_no_more(without_password(completion.error.strip().splitlines()[-1]))
             case _:
@@ -116,12 +116,19 @@ class LabelWriter:
                 raise StageError(f"{SINK} worker 0 failed: {without_password(last)}")
         return True
 
-    def look_after(self, now_s: float) -> None:
+    def end_hanging(self, now_s: float) -> None:
         """Ends a sink that hangs; its calls then come back as those of one that died."""
         if self._can_kill and self.silent_s(now_s) > _HANG_S:
             self._message(f"the process that writes the labels has been at it for {_HANG_S:g} s and is ended")
-            self._heard_s = now_s
+            self._answered_s = now_s
             self._executor.kill(SINK, 0)
+
+    def unwritten(self) -> list[WriteRequest]:
+        """Gives the labels that are not known to be on the disk, in parts that may be written a second time."""
+        parts: list[WriteRequest] = [call.requests[0] for call in self._running.values() if call.method == "write"]
+        if self._waiting:
+            parts.append(WriteRequest(sequence=next(self._sequence), labels=tuple(self._waiting)))
+        return parts
 
     def give_up(self) -> None:
         """Leaves what is not written: the run has to end, and the sink does not answer."""
@@ -145,11 +152,11 @@ class LabelWriter:
 
     def _resubmit(self, call: Call) -> None:
         if not self._running:
-            self._heard_s = self._clock()
+            self._answered_s = self._clock()
         self._running[self._executor.submit(call)] = call
 
-    def _ask_again(self, call: Call) -> None:
-        """After an answer was lost on the way: a part overwrites itself by its number, and folding can wait."""
+    def _repeat(self, call: Call) -> None:
+        """Makes a call again whose answer was lost: a part overwrites itself by its number, and folding can wait."""
         self.num_lost += 1
         self._message(f"an answer of the process that writes the labels was lost ({call.method})")
         if call.method == "write":
@@ -179,7 +186,7 @@ class LabelWriter:
     def _fold_no_more(self, why: str) -> None:
         """Folding only tidies up: where it fails the labels go on."""
         self._folds = False
-        self._tell_unfolded(why)
+        self._report_unfolded(why)
 
-    def _tell_unfolded(self, why: str) -> None:
+    def _report_unfolded(self, why: str) -> None:
         self._message(f"hours are not folded: {why}; their small parts stay")

@@ -1,4 +1,4 @@
-"""What the log of a run says of cameras: every change of a camera's state."""
+"""Every change of a camera's state goes into the log of its run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ News = Mapping[str, CameraNews]
 
 
 def logging_states(log: RunLog, show: Callable[[News], None]) -> Callable[[News], None]:
-    """What shows the news of cameras as `show` does, and writes every change of a camera's state to the log."""
+    """Gives a function that calls `show` with the news of cameras, and writes every change of a state to the log."""
     states: dict[str, str] = {}
 
-    def take(cameras: News) -> None:
+    def show_and_log(cameras: News) -> None:
         for name, camera in cameras.items():
             if states.get(name) != camera.state.value:
                 states[name] = camera.state.value
                 log.note("camera", camera=name, state=camera.state.value, last_error=camera.last_error)
         show(cameras)
 
-    return take
+    return show_and_log

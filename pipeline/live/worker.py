@@ -1,6 +1,6 @@
 """The worker that watches cameras: it owns their readers as child processes, so that pixels never pass the driver.
 
-It is asked for a slice of time again and again, and answers with the labels made and how the cameras are.
+It gets one slice of time after another, and answers each with the labels made and the state of its cameras.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from operators.records import CameraCounts, CameraFrame, ClipLabel, PatchPlace, 
 from pipeline.families.clip import LabelForm
 from pipeline.live.camera_process import CameraSpec, ReaderHandle, start
 from pipeline.live.camera_state import (
-    Camera,
+    CameraLimits,
+    CameraStatus,
     Ended,
     Event,
     Gone,
     Kill,
-    Limits,
     Open,
     Preparing,
-    Progress,
+    ReaderProgress,
     Stop,
     Wait,
     step,
@@ -37,18 +37,18 @@ from pipeline.live.camera_state import (
 from pipeline.live.camera_state import CameraState as State
 from pipeline.live.frames_and_windows import CutWindow, FairBuffer, WindowCutter
 from pipeline.live.gaze import LiveGaze, Seen, Stream
-from pipeline.steering.messages import Reply, Work
+from pipeline.steering.messages import CallCost, Reply
 
 _MAX_WAIT_S = 0.05
 _MAX_GOING_S = 2.0
 _FEW = 4
-"""Frames that are looked at together. More would make the first ones wait for little: published networks in bf16 on one
-Zen 4 core take 27 ms for one frame, 85 for 4, 160 for 8."""
+"""At most so many frames are looked at together where few wait. More would make the first ones wait for little:
+published networks in bf16 on one Zen 4 core take 27 ms for one frame, 85 for 4, 160 for 8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraPlan:
-    """One camera, and how it is cut."""
+    """One camera, and how its stream is cut into windows."""
 
     spec: CameraSpec
     window_s: float
@@ -57,19 +57,19 @@ class CameraPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraNews:
-    """How a camera stands after a slice. Numbers count from when the worker, or the run, began."""
+    """The state of a camera after a slice. Its counts begin with the worker; those of a summary begin with the run."""
 
     state: State = State.WAITING
     num_connects: int = 0
     num_misses: int = 0
-    """How often the camera was opened in vain."""
+    """The camera was opened in vain so often."""
     last_error: str | None = None
     counts: CameraCounts = field(default_factory=CameraCounts)
-    """Of all its readers."""
+    """The sums over all its readers."""
     num_looked: int = 0
     """Frames that were glanced at."""
     dropped: int = 0
-    """Frames that had come and were not analysed, because newer ones came."""
+    """So many frames had come and were not analysed, because newer ones came."""
     waiting: int = 0
     analysed: tuple[tuple[float, bool], ...] = ()
     """(time_unix_s, whether it was focused) of every frame of this slice."""
@@ -80,11 +80,11 @@ class CameraNews:
 
     @property
     def num_behind(self) -> int:
-        """Frames dropped because the machine is too slow, wherever that was."""
+        """Counts the frames that were dropped because the machine is too slow, in the worker or in the reader."""
         return self.dropped + self.counts.num_behind
 
     def after(self, former: CameraNews) -> CameraNews:
-        """With what a worker had counted that is gone."""
+        """Gives the news with the counts of a former worker, which died, added."""
         return replace(
             self,
             num_connects=former.num_connects + self.num_connects,
@@ -105,7 +105,7 @@ class LiveNews:
     labels: tuple[ClipLabel, ...]
     cameras: Mapping[str, CameraNews]
     is_over: bool
-    """Every camera is stopped and nothing waits."""
+    """Whether every camera is stopped and no frame waits."""
 
 
 @dataclass(slots=True, eq=False)
@@ -113,37 +113,37 @@ class _Watched:
     """A camera as this worker holds it."""
 
     plan: CameraPlan
-    camera: Camera
+    camera: CameraStatus
     stream: Stream
     cutter: WindowCutter[int]
     handle: ReaderHandle | None = None
     wake_s: float = 0.0
     counts: CameraCounts = field(default_factory=CameraCounts)
-    """Of the present reader."""
+    """The counts of the present reader."""
     former: CameraCounts = field(default_factory=CameraCounts)
-    """Of those before it."""
+    """The sums over the readers before it."""
     dropped: int = 0
     seen: dict[int, Seen] = field(default_factory=dict)
     corrupt_before: dict[int, int] = field(default_factory=dict)
-    """Of each frame in `seen`: frames of all readers that were corrupt up to the one analysed before it."""
+    """For each frame in `seen`, the corrupt frames of all readers up to the frame that was analysed before it."""
     num_corrupt: int = 0
-    """Likewise up to the newest one that was analysed."""
-    num_corrupt_told: int = 0
-    """Likewise up to the newest window."""
+    """The corrupt frames of all readers up to the newest frame that was analysed."""
+    num_corrupt_labelled: int = 0
+    """The corrupt frames of all readers up to the newest window: no later window counts them."""
     num_seen: int = 0
     facts: Any = None
     analysed: list[tuple[float, bool]] = field(default_factory=list)
 
 
 class LiveWorker:
-    """Cameras that share networks. One thread; nothing in the loop waits for a camera."""
+    """Watches cameras that share networks, in one thread; nothing in the loop waits for a camera."""
 
     def __init__(
         self,
         *,
         gaze: LiveGaze,
         form: LabelForm,
-        limits: Limits,
+        limits: CameraLimits,
         max_waiting: int,
         max_batch: int = 32,
         clock: Callable[[], float] = time.monotonic,
@@ -165,7 +165,7 @@ class LiveWorker:
         self._is_stopping = False
 
     def begin(self, requests: tuple[CameraPlan, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
-        """The cameras to watch. They are opened once the networks are warm."""
+        """Warms the networks up for the cameras to watch, which the first slice opens."""
         self._gaze.warm_up(
             num_cameras=min(len(requests), self._max_batch),
             window_frames=[max(1, round(plan.window_s * plan.spec.analysis_fps)) for plan in requests],
@@ -174,7 +174,7 @@ class LiveWorker:
             spec = plan.spec
             self._watched[spec.name] = _Watched(
                 plan=plan,
-                camera=Camera(since_s=self._clock()),
+                camera=CameraStatus(since_s=self._clock()),
                 stream=Stream(name=spec.name),
                 cutter=WindowCutter(
                     analysis_fps=spec.analysis_fps, window_s=plan.window_s, stride_s=plan.stride_s
@@ -183,7 +183,7 @@ class LiveWorker:
         return Reply(rows=()), None
 
     def watch(self, requests: tuple[float], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
-        """Goes on for so many seconds, or until there are labels to tell of."""
+        """Goes on for so many seconds, or until there are labels to hand over."""
         until_s = self._clock() + requests[0]
         busy_s = 0.0
         num_frames = 0
@@ -196,10 +196,10 @@ class LiveWorker:
                 busy_s += self._clock() - begun_s
             else:
                 self._sleep(until_s)
-        return Reply(rows=(self._news(),), work=Work(busy_s=busy_s, num_items=num_frames)), None
+        return Reply(rows=(self._news(),), work=CallCost(busy_s=busy_s, num_items=num_frames)), None
 
     def stop(self, requests: tuple[Any, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
-        """Cameras are let go; what has arrived is still analysed by the slices that follow."""
+        """Lets the cameras go; what has arrived is still analysed by the slices that follow."""
         self._is_stopping = True
         return Reply(rows=()), None
 
@@ -217,32 +217,34 @@ class LiveWorker:
         return is_let_go and not len(self._buffer)
 
     def _attend(self) -> None:
-        """Takes what readers have sent, and does what each camera's state wants."""
+        """Takes what readers have sent, and does what each camera's state asks for."""
         for name, watched in self._watched.items():
             events: list[Event] = []
-            if self._is_stopping and not watched.camera.is_stopping:
-                events.append(Stop())
             handle = watched.handle
             if handle is not None and handle.is_open:
                 try:
-                    events += self._heard(name, watched, handle)
-                except Exception as exc:  # whatever a reader that has gone mad says: the other cameras go on
+                    events += self._received(name, watched, handle)
+                except Exception as exc:  # whatever a broken reader sends: the other cameras go on
                     events.append(Ended(reason=f"its reader cannot be understood: {_shown(exc)}"))
+            if self._is_stopping and not watched.camera.is_stopping:
+                # Behind what the reader has sent: the reason why a camera never lived may be in it.
+                events.append(Stop())
             if handle is not None and not handle.is_open and handle.is_gone():
                 watched.handle = None
                 events.append(Gone())
             self._step(watched, events)
 
-    def _heard(self, name: str, watched: _Watched, handle: ReaderHandle) -> list[Event]:
+    def _received(self, name: str, watched: _Watched, handle: ReaderHandle) -> list[Event]:
+        """Keeps the frames that a reader has sent, and gives what else it reports as events."""
         polled = handle.poll()
         counts = watched.counts = polled.counts
         for frame in polled.frames:
-            # It may wait until another reader counts from 0.
+            # The frame may wait until another reader counts from 0.
             num_corrupt = watched.former.num_corrupt + frame.facts.num_corrupt
             frame = replace(frame, facts=replace(frame.facts, num_corrupt=num_corrupt))
             watched.dropped += self._buffer.put(name, frame) is not None
         events: list[Event] = [
-            Progress(num_packets=counts.num_packets, num_decoded=counts.num_decoded)
+            ReaderProgress(num_packets=counts.num_packets, num_decoded=counts.num_decoded)
             if handle.is_ready
             else Preparing()
         ]
@@ -251,10 +253,10 @@ class LiveWorker:
         return events
 
     def _step(self, watched: _Watched, events: Sequence[Event]) -> None:
-        watched.camera, decision = step(
+        watched.camera, action = step(
             watched.camera, events, now_s=self._clock(), draw=self._draw(), limits=self._limits
         )
-        match decision:
+        match action:
             case Open():
                 watched.former = add_counts(watched.former, watched.counts)
                 watched.counts = CameraCounts()
@@ -268,10 +270,10 @@ class LiveWorker:
                     watched.handle.kill()
                 watched.wake_s = self._clock() + 0.01
             case Wait():
-                watched.wake_s = decision.until_s
+                watched.wake_s = action.until_s
 
     def _sleep(self, until_s: float) -> None:
-        """Until a reader has something to say, or until then."""
+        """Waits until a reader has sent something, or until then."""
         poll = select.poll()
         for watched in self._watched.values():
             if watched.handle is not None and watched.handle.is_open:
@@ -280,9 +282,9 @@ class LiveWorker:
         poll.poll(max(0.0, (wake_s - self._clock()) * 1000))
 
     def _analyse(self) -> int:
-        """Looks at the oldest frame of every camera that has one waiting; how many that were.
+        """Looks at the oldest waiting frame of each camera, and gives the number of frames looked at.
 
-        Of each camera one: its policy wants them in order, and between two looks readers are attended to.
+        It is one frame per camera, because a policy takes them in order and readers are attended to in between.
         """
         num_waiting = sum(size > 0 for size in self._buffer.sizes().values())
         # With many cameras, what is saved by going together counts for more.
@@ -303,8 +305,8 @@ class LiveWorker:
             watched.analysed.append((frame.time_unix_s, one.box_yxyx is not None))
             for window in watched.cutter.push(segment_start_s=frame.segment_start_s, tick=frame.tick, key=key):
                 # From the frame before its first one on; but none that came since the last window is left out.
-                since = min(watched.corrupt_before[window.keys[0]], watched.num_corrupt_told)
-                watched.num_corrupt_told = watched.num_corrupt
+                since = min(watched.corrupt_before[window.keys[0]], watched.num_corrupt_labelled)
+                watched.num_corrupt_labelled = watched.num_corrupt
                 cut.append((watched, window, [watched.seen[k] for k in window.keys], watched.num_corrupt - since))
             for unwanted in watched.cutter.forget():
                 watched.seen.pop(unwanted, None)

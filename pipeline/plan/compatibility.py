@@ -1,4 +1,4 @@
-"""Which settings and which checkpoint go with each other. Whatever does not is refused here, before workers start."""
+"""Settings and a checkpoint that do not go with each other are refused here, before workers start."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""From a machine to workers: how many of each stage, how many threads each, and what share of a GPU.
+"""Decides how many workers of each stage a machine gets, how many threads each of them, and what share of a GPU.
 
-`place` is pure; what machine this is, `this_machine` asks the system.
+`place` is pure; `this_machine` asks the system what machine this is.
 
 One thread budget per machine: decoders and networks share its cores, and none is left to a library's default, which
 would take all cores for each of them.
@@ -18,7 +18,7 @@ GPU_LIST = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a run may use: this machine, or the sum of a cluster's."""
+    """The means that a run may use: this machine, or the sum of a cluster's."""
 
     num_cores: int
     memory_bytes: int
@@ -33,12 +33,12 @@ class Placement:
     stream_workers: int
     focus_workers: int
     live_workers: int
-    """Of `live`, which has one kind only."""
+    """Workers of `live`, which has only one kind of them."""
     source_threads: int
     stream_threads: int
     focus_threads: int
     num_threads: int
-    """All of them: for work that has the machine for itself."""
+    """How many threads work that has the machine for itself may use."""
     device: str
     stream_gpus: float = 0.0
     focus_gpus: float = 0.0
@@ -51,7 +51,8 @@ class Placement:
     store_bytes: int = 512 << 20
 
     def cpus(self, stage: str) -> float:
-        """What Ray is told a worker takes. The stages take turns on few cores, so all together take what there is."""
+        """How many CPUs Ray reserves for a worker. The stages take turns on few cores, so all together take what there
+        is."""
         return {"source": self.source_threads, "stream": self.stream_threads, "focus": self.focus_threads}[stage]
 
 
@@ -95,43 +96,30 @@ def place(
     steps_in_rounds: bool = False,
     in_one_process: bool = False,
 ) -> Placement:
-    """Workers for a machine; numbers that somebody gave are kept. `steps_in_rounds`: clips advance step by step.
-    `in_one_process`: workers take turns there, so one of each stage has the threads that several would share."""
+    """Decides the workers for a machine; numbers that somebody gave are kept.
+
+    `steps_in_rounds`: clips advance step by step. `in_one_process`: workers take turns there, so one of each stage has
+    the threads that several would share.
+    """
     budget = max(1, threads or machine.num_cores)
     if in_one_process:
         source_workers, stream_workers, focus_workers = source_workers or 1, stream_workers or 1, focus_workers or 1
     use_gpu = device == "cuda" or (device == "auto" and machine.num_gpus > 0)
+    form = _beside_gpus(budget, machine.num_gpus) if use_gpu else _on_cores(budget)
+    sources, streams = source_workers or form.sources, stream_workers or form.streams
+    focuses, lives = focus_workers or form.focuses, stream_workers or form.lives
     if use_gpu:
-        sources = source_workers or max(1, budget - 2)
-        streams = stream_workers or max(1, machine.num_gpus)
-        focuses = focus_workers or max(1, machine.num_gpus)
-        # An actor has a whole GPU or a share of one, never parts of two: 3 actors on 2 GPUs are 2 on one of them.
-        per_gpu = -(-(streams + focuses) // machine.num_gpus) if machine.num_gpus else 0
-        stream_gpus = focus_gpus = 1 / per_gpu if per_gpu else 0.0
-        lives = streams
-        live_gpus = 1 / -(-lives // machine.num_gpus) if machine.num_gpus else 0.0
-        source_threads, stream_threads, focus_threads = 1, 1, 1
-        batch, together, depth = batch_size or 256, clips_per_call or 8, 2
+        source_threads = stream_threads = focus_threads = 1
     else:
-        # Decoding is most of the work, so on two cores it may have both, and gives way when frames pile up: 6 videos of
-        # 2 min and 30 clips of 10 s took 0.53 s a clip with two source workers and 1.02 s with one.
-        sources = source_workers or max(min(budget, 2), budget // 2)
-        streams = stream_workers or max(1, budget // 8)
-        # With few frames decoded most of the work is the focus network's, and one worker of it would leave cores idle:
-        # short clips with full-size networks on 2 cores, 1.9 and 1.8 a second with two, 1.5 and 1.4 with one.
-        focuses = focus_workers or max(min(budget, 2), budget // 16)
-        # Threads of one worker wait for each other after every layer, and for readers that take their core. 8 cameras
-        # on 2 busy cores: labels after 0.5 s (median) with two workers, 1.1 and 2.1 s with one.
-        lives = stream_workers or max(min(budget, 2), budget // 8)
-        stream_gpus = focus_gpus = live_gpus = 0.0
         source_threads = max(1, budget // 2 // sources)
         stream_threads = max(1, budget // 4 // streams)
         focus_threads = max(1, (budget // 2 + focuses // 2) // focuses)
-        batch, together, depth = batch_size or 32, clips_per_call or 2, 1
     if in_one_process:
         # They wait for each other, and how many threads torch has is the process's and not a worker's.
         source_threads = max(1, budget // 2)
         stream_threads = focus_threads = source_threads if not use_gpu else 1
+    networks_gpus = _share_of_gpu(streams + focuses, machine.num_gpus) if use_gpu else 0.0
+    batch, together = batch_size or form.batch_size, clips_per_call or form.clips_per_call
     # In rounds a clip brings few patches at a time, so more clips have to be open to fill a batch.
     open_clips = max(together, -(-2 * batch * focuses // streams) if steps_in_rounds else 4 * together)
     pieces = max_clips_in_flight or (open_clips * streams + 2 * sources + 2 * together)
@@ -145,14 +133,66 @@ def place(
         focus_threads=focus_threads,
         num_threads=budget,
         device="cuda" if use_gpu else "cpu",
-        stream_gpus=stream_gpus,
-        focus_gpus=focus_gpus,
-        live_gpus=live_gpus,
+        stream_gpus=networks_gpus,
+        focus_gpus=networks_gpus,
+        live_gpus=_share_of_gpu(lives, machine.num_gpus) if use_gpu else 0.0,
         clips_per_call=together,
         max_open_clips=min(open_clips, pieces),
         max_pieces=pieces,
         batch_size=batch,
-        focus_depth=depth,
+        focus_depth=form.focus_depth,
         # Frames in flight, their patches and what is about to be freed.
         store_bytes=min(max(256 << 20, 2 * max_frames_bytes), max(128 << 20, machine.memory_bytes // 4)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """Workers and sizes where nobody gave a number."""
+
+    sources: int
+    streams: int
+    focuses: int
+    lives: int
+    batch_size: int
+    clips_per_call: int
+    focus_depth: int
+
+
+def _beside_gpus(budget: int, num_gpus: int) -> _Form:
+    """Networks run on the GPUs, and the cores decode."""
+    networks = max(1, num_gpus)
+    return _Form(
+        sources=max(1, budget - 2),
+        streams=networks,
+        focuses=networks,
+        lives=networks,
+        batch_size=256,
+        clips_per_call=8,
+        focus_depth=2,
+    )
+
+
+def _on_cores(budget: int) -> _Form:
+    """Networks and decoders share the cores."""
+    return _Form(
+        # Decoding is most of the work, so on two cores it may have both, and gives way when frames pile up: 6 videos of
+        # 2 min and 30 clips of 10 s took 0.53 s a clip with two source workers and 1.02 s with one.
+        sources=max(min(budget, 2), budget // 2),
+        streams=max(1, budget // 8),
+        # With few frames decoded most of the work is the focus network's, and one worker of it would leave cores idle:
+        # short clips with full-size networks on 2 cores, 1.9 and 1.8 a second with two, 1.5 and 1.4 with one.
+        focuses=max(min(budget, 2), budget // 16),
+        # Threads of one worker wait for each other after every layer, and for readers that take their core. 8 cameras
+        # on 2 busy cores: labels after 0.5 s (median) with two workers, 1.1 and 2.1 s with one.
+        lives=max(min(budget, 2), budget // 8),
+        batch_size=32,
+        clips_per_call=2,
+        focus_depth=1,
+    )
+
+
+def _share_of_gpu(workers: int, num_gpus: int) -> float:
+    """The share of a GPU that each worker has. An actor has a whole GPU or a share of one, never parts of two: of 3
+    actors on 2 GPUs, 2 are on one of them."""
+    return 1 / -(-workers // num_gpus) if num_gpus else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from pipeline.families.calibrated import skip_sees
 from pipeline.families.files import load_checkpoint_file
 from pipeline.families.untrained import untrained
 from pipeline.plan.compatibility import check
+from pipeline.plan.network_choice import Choice, NetworkWork, by_rule, work_of
 from pipeline.plan.placement import Machine, Placement, place
+from pipeline.plan.processor import can_compute
 from pipeline.plan.run_plan import RunPlan
-from pipeline.plan.tuning import Choice, Work, by_rule, can_compute, choose, work_of
+from pipeline.plan.tuning import choose
 
 _REMEMBERED = ("compute.precision", "compute.compile")
 """Settings that a run takes over from the table that it goes on with, where nobody gives them: what the first run's
@@ -30,11 +32,17 @@ machine chose and labels depend on. What belongs to a machine is chosen anew on 
 
 
 def resolve(
-    config: Config, machine: Machine, *, remembered: Mapping[str, Any] | None = None, cache: Path | None = None
+    config: Config,
+    machine: Machine,
+    *,
+    remembered: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
+    doing: Callable[[str], None] = lambda text: None,
 ) -> RunPlan:
     """Everything that was left open, decided: by the checkpoint, by the machine, or as an earlier run had it.
 
     `cache`: folder of measurements. What is not there yet is measured, which takes seconds; None goes by rules.
+    `doing` is called with what is going on before something that takes seconds.
     """
     config, checkpoint, names = _loaded(config)
     given = config
@@ -64,7 +72,7 @@ def resolve(
     first = placed()
     if first.device == "cpu" and config.run.ray_address is None:
         _check_precision(config, given)
-    tuned = _tuned(config, given, header, first, cache)
+    tuned = _tuned(config, given, header, first, cache, doing)
     placement = placed(batch_size=config.focus.batch_size or tuned.focus_batch)
     return RunPlan(
         config=config.replaced(_chosen(config, placement, tuned)),
@@ -91,7 +99,7 @@ def _loaded(config: Config) -> tuple[Config, Checkpoint, tuple[str, ...]]:
 
 
 def _chosen(config: Config, placement: Placement, tuned: Choice) -> dict[str, Any]:
-    """What replaces settings that were `auto`, or that mean something else elsewhere."""
+    """The values that replace settings which were `auto`, or which mean something else elsewhere."""
     chosen: dict[str, Any] = {
         "compute.device": placement.device,
         "compute.precision": tuned.precision,
@@ -105,8 +113,8 @@ def _chosen(config: Config, placement: Placement, tuned: Choice) -> dict[str, An
     return chosen
 
 
-def network_work(config: Config, header: Header) -> Work:
-    """What the networks do for one clip."""
+def network_work(config: Config, header: Header) -> NetworkWork:
+    """The work of the networks on one clip."""
     return work_of(
         header,
         glance_px=config.glance.size_px,
@@ -143,9 +151,16 @@ def _check_precision(config: Config, given: Config) -> None:
     )
 
 
-def _tuned(config: Config, given: Config, header: Header, placement: Placement, cache: Path | None) -> Choice:
-    """How the networks are run. `given`: the config without what an earlier run chose, which is no demand: networks
-    are compiled where this machine can."""
+def _tuned(
+    config: Config,
+    given: Config,
+    header: Header,
+    placement: Placement,
+    cache: Path | None,
+    doing: Callable[[str], None],
+) -> Choice:
+    """Chooses how the networks are run. `given`: the config without what an earlier run chose, which is no demand:
+    networks are compiled where this machine can."""
     work = network_work(config, header)
     asked, device = config.compute, placement.device
     compile = asked.compile
@@ -160,13 +175,14 @@ def _tuned(config: Config, given: Config, header: Header, placement: Placement, 
         precision=asked.precision,
         compile=compile,
         cache=cache,
+        doing=doing,
     )
 
 
 def _class_names(config: Config, header: Header | None) -> tuple[str, ...]:
     if config.model.classes is not None:
         # Reading them is the driver's work, and its library is not needed in the workers that import this file.
-        from pipeline.inputs.sources import read_class_names
+        from pipeline.inputs.annotations import read_class_names
 
         return tuple(read_class_names(Path(config.model.classes)))
     if header is not None and header.class_names:

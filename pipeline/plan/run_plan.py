@@ -11,11 +11,13 @@ from typing import Any
 from operators.weights.checkpoints import Header
 from pipeline.config import Config
 from pipeline.families.calibrated import skip_price, skip_sees, steps_per_round, stop_rule
+from pipeline.plan.network_choice import Choice
 from pipeline.plan.placement import Placement
-from pipeline.plan.tuning import Choice
+from pipeline.plan.synthetic_weights import knows_only_synthetic, synthetic_warning
 from pipeline.steering.batching import SHAPES, Batcher
 from pipeline.steering.executor import WorkerSpec
-from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits
+from pipeline.steering.in_flight import FlowLimits
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM
 from policies.stopping import Confidence
 
 
@@ -32,7 +34,7 @@ class RunPlan:
     class_names: tuple[str, ...]
 
     def identity(self, *, live: bool = False) -> dict[str, Any]:
-        """What labels are made with. They lie in one table only with labels of the same `model_id` and `config_id`."""
+        """The identity of what labels are made with: one table holds only labels of one `model_id` and `config_id`."""
         settings = self._deciding_settings(live=live)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return {"model_id": self.model_id, "config_id": digest[:16], "config": settings}
@@ -60,7 +62,7 @@ class RunPlan:
         return self.config.replaced({"skip.sees": "glance"}) if self.config.skip.kind == "learned" else self.config
 
     def opening_line(self) -> str:
-        """What a run says of itself before it begins."""
+        """A line that a run prints of itself before it begins."""
         place = self.placement
         weights = "" if self.is_trained else ", UNTRAINED weights"
         return (
@@ -69,8 +71,12 @@ class RunPlan:
             f"{self.tuned.line()}"
         )
 
+    def warnings(self) -> list[str]:
+        """Sentences that whoever reads the labels should know."""
+        return [synthetic_warning(self.header)] if knows_only_synthetic(self.header) else []
+
     def live_arguments(self) -> dict[str, Any]:
-        """What a worker that watches cameras is made with: it has the machine for itself."""
+        """The arguments that make a worker that watches cameras: it has the machine for itself."""
         place = self.placement
         return {
             "config": self._live_config.model_dump(mode="json", exclude_unset=True),
@@ -84,12 +90,12 @@ class RunPlan:
 
     @property
     def num_cpus(self) -> int:
-        """What all workers together take of Ray's CPUs."""
+        """The number of Ray's CPUs that all workers together take."""
         return math.ceil(sum(spec.count * spec.num_cpus for spec in self.worker_specs()))
 
     @property
     def patches_per_clip(self) -> int | None:
-        """Where a clip's patches have to stay together in one pass; None where each may go alone."""
+        """How many patches a clip has, where they have to stay together in one pass; None where each may go alone."""
         return self.header.focus.num_segments or None if self.header.focus else None
 
     @property
@@ -104,12 +110,12 @@ class RunPlan:
 
     @property
     def workers(self) -> dict[str, int]:
-        """Of each stage."""
+        """The number of workers of each stage."""
         place = self.placement
         return {SOURCE: place.source_workers, STREAM: place.stream_workers, FOCUS: place.focus_workers, SINK: 1}
 
     def batcher(self) -> Batcher:
-        """What puts the patches of a run together."""
+        """The batcher that puts the patches of a run together."""
         return Batcher(
             max_rows=self.rows_per_batch,
             max_wait_s=self.config.focus.max_wait_ms / 1000,
@@ -118,10 +124,10 @@ class RunPlan:
         )
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> FlowLimits:
         place = self.placement
         is_whole = self.config.sampling.kind == "whole"
-        return Limits(
+        return FlowLimits(
             max_pieces=place.max_pieces,
             max_bytes=self.config.run.max_frames_mb << 20,
             max_open_clips=place.max_open_clips,
@@ -174,7 +180,7 @@ class RunPlan:
 
 
 def source_arguments(config: Config, *, num_threads: int) -> dict[str, Any]:
-    """What a source worker is made with; it never sees the config, so that it starts without pydantic or torch."""
+    """The arguments that make a source worker. It never sees the config, and so starts without pydantic or torch."""
     return {
         "sampling": config.sampling.model_dump(),
         "view": config.view.model_dump(),

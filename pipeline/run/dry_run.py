@@ -1,4 +1,4 @@
-"""What a run would do and cost, without doing it: inputs counted, a few of them labelled to time it."""
+"""`--dry-run`: what a run would do and cost. Its inputs are counted, and a few of them are labelled to time it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from operators.records import ClipLabel, Source, clip_id
-from operators.table.sink import look_at
+from operators.table.output import inspect_table
 from pipeline.config import Config
 from pipeline.plan.placement import Machine, Placement, this_machine
 from pipeline.plan.resolve import resolve
 from pipeline.plan.run_plan import RunPlan
 from pipeline.plan.tuning import cache_folder
-from pipeline.run.archive import machine_of, remembered
-from pipeline.run.loop import Runner, SourceFeed, StopRequest
+from pipeline.run.inline_executor import InlineExecutor
+from pipeline.run.label_recorder import LabelRecorder
+from pipeline.run.loop import Runner, StopRequest
 from pipeline.run.metrics import RunMetrics, StageTime
+from pipeline.run.session import machine_of, settings_of_table
+from pipeline.run.source_feed import SourceFeed
 from pipeline.steering.done_set import DoneSet
-from pipeline.steering.executor import InlineExecutor, WorkerSpec
+from pipeline.steering.executor import WorkerSpec
 from pipeline.steering.messages import Reply, WriteRequest
 from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 
@@ -29,24 +32,26 @@ WORKER_BYTES = 420 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
+    """What a run would do, and what it would cost as far as that is known."""
+
     inputs: int
     done_before: int
-    """Inputs that have a row from an earlier run, even if it is that of their first window only."""
+    """How many inputs have a row from an earlier run, even if it is that of their first window only."""
     failed_before: int
-    """Those of them whose row says that they failed."""
+    """How many of those have a row that says that they failed."""
     clips: int
-    """That would be labelled now."""
+    """How many clips would be labelled now."""
     gmacs_per_clip: float
     gmacs: float
     seconds_per_clip: float | None
-    """Of one core; measured on the first inputs. None where none of them could be labelled."""
+    """The time of one core, measured on the first inputs. None where none of them could be labelled."""
     wall_s: float | None
     memory_bytes: int
     sampled: int
     remark: str | None
-    """What the time leaves out, or was measured on, where that is not what the run will have."""
+    """How the measured time differs from what the run will have; None where it does not."""
     errors: list[str]
-    """Of the inputs that were tried: which could not be labelled, and why."""
+    """Why inputs that were tried could not be labelled."""
     is_trained: bool
 
     def to_dict(self) -> dict[str, object]:
@@ -80,7 +85,7 @@ class Estimate:
 
 
 class _NullSink:
-    """Where the labels of a try go: those that failed are kept."""
+    """A sink worker that writes nothing and keeps the labels that failed."""
 
     def __init__(self, failed: list[ClipLabel]) -> None:
         self._failed = failed
@@ -109,23 +114,15 @@ def estimate(
     run here: the first inputs are labelled on what this machine has.
     """
     machine = machine_of(config)
-    seen = look_at(out) if out is not None and resume else None
-    plan = resolve(config, machine, remembered=remembered(seen.identity) if seen else None, cache=cache_folder())
+    seen = inspect_table(out) if out is not None and resume else None
+    plan = resolve(config, machine, remembered=settings_of_table(seen.identity) if seen else None, cache=cache_folder())
     if seen is not None:
         seen.check(plan.identity())
-    labelled = DoneSet(seen.labelled if seen else None)
-    failed = DoneSet(seen.failed if seen and not retry_failed else None)
-    head: list[Source] = []
-    num_inputs = num_labelled = num_failed = 0
-    for source in list_sources(plan.class_names):
-        num_inputs += 1
-        clip = clip_id(source.source_id, 0.0)
-        if clip in labelled:
-            num_labelled += 1
-        elif clip in failed:
-            num_failed += 1
-        elif len(head) < sample:
-            head.append(source)
+    inputs = _Inputs(
+        labelled=DoneSet(seen.labelled if seen else None),
+        failed=DoneSet(seen.failed if seen and not retry_failed else None),
+    )
+    head = inputs.count(list_sources(plan.class_names), sample=sample)
     trial = _plan_here(config, plan)
     if trial.placement.device == "cuda":
         # A GPU's first passes take many times as long as all others.
@@ -133,26 +130,16 @@ def estimate(
     errors: list[ClipLabel] = []
     metrics, busy_s = _try_out(trial, head, errors)
     per_source = max(1.0, (metrics.labelled + metrics.failed) / len(head)) if head else 0.0
-    clips = round((num_inputs - num_labelled - num_failed) * per_source)
+    clips = round((inputs.num - inputs.num_labelled - inputs.num_failed) * per_source)
     seconds = busy_s / metrics.labelled if metrics.labelled else None
     gmacs = metrics.gmacs / metrics.labelled if metrics.labelled else 0.0
     workers = plan.placement
     is_inline = config.run.executor == "inline"
     is_alike = workers.device == trial.placement.device
-    remark = None
-    if config.run.ray_address is not None:
-        remark = f"the inputs were tried on this machine ({trial.placement.device}), not on the cluster"
-        if not is_alike:
-            remark += f" ({workers.device}): how fast that is, is not known here"
-    memory = (
-        (1 + workers.stream_workers + workers.focus_workers) * WORKER_BYTES
-        + workers.source_workers * WORKER_BYTES // 5
-        + workers.store_bytes
-    )
     return Estimate(
-        inputs=num_inputs,
-        done_before=num_labelled + num_failed,
-        failed_before=num_failed,
+        inputs=inputs.num,
+        done_before=inputs.num_labelled + inputs.num_failed,
+        failed_before=inputs.num_failed,
         clips=clips,
         gmacs_per_clip=gmacs,
         gmacs=gmacs * clips,
@@ -160,12 +147,52 @@ def estimate(
         wall_s=None
         if seconds is None or not is_alike
         else wall_s(metrics, busy_s, machine, workers, in_turn=is_inline) * clips / metrics.labelled,
-        memory_bytes=memory,
+        memory_bytes=_memory_bytes(workers),
         sampled=len(head),
-        remark=remark,
+        remark=None if config.run.ray_address is None else _remark(workers.device, tried_on=trial.placement.device),
         errors=[f"{label.error_code}: {label.error}" for label in errors],
         is_trained=plan.is_trained,
     )
+
+
+@dataclass(slots=True)
+class _Inputs:
+    """The inputs of a run, counted, and which of their clips have a row from an earlier run."""
+
+    labelled: DoneSet
+    failed: DoneSet
+    num: int = 0
+    num_labelled: int = 0
+    num_failed: int = 0
+
+    def count(self, sources: Iterator[Source], *, sample: int) -> list[Source]:
+        """Counts all inputs, and gives the first so many of those that would be labelled now."""
+        head: list[Source] = []
+        for source in sources:
+            self.num += 1
+            clip = clip_id(source.source_id, 0.0)
+            if clip in self.labelled:
+                self.num_labelled += 1
+            elif clip in self.failed:
+                self.num_failed += 1
+            elif len(head) < sample:
+                head.append(source)
+        return head
+
+
+def _memory_bytes(workers: Placement) -> int:
+    """The memory that the driver, all workers and the object store take at most."""
+    return (
+        (1 + workers.stream_workers + workers.focus_workers) * WORKER_BYTES
+        + workers.source_workers * WORKER_BYTES // 5
+        + workers.store_bytes
+    )
+
+
+def _remark(device: str, *, tried_on: str) -> str:
+    """What the figures of inputs that were tried here leave out where a cluster would label them."""
+    remark = f"the inputs were tried on this machine ({tried_on}), not on the cluster"
+    return remark if device == tried_on else f"{remark} ({device}): how fast that is, is not known here"
 
 
 def _plan_here(config: Config, plan: RunPlan) -> RunPlan:
@@ -193,7 +220,7 @@ def _plan_here(config: Config, plan: RunPlan) -> RunPlan:
 def wall_s(
     metrics: RunMetrics, busy_s: float, machine: Machine, workers: Placement, *, in_turn: bool = False
 ) -> float:
-    """How long the clips that were tried take with all workers at work, by the seconds that one thread took of them.
+    """The time that the clips which were tried take with all workers at work, by the seconds that one thread took.
 
     All stages share the cores that the run may use, and no stage has more of them than its workers' threads; `in_turn`:
     in one process one stage works at a time. What a GPU does is not shared out among cores.
@@ -215,8 +242,10 @@ def wall_s(
 
 
 def _try_out(plan: RunPlan, sources: list[Source], failed: list[ClipLabel]) -> tuple[RunMetrics, float]:
-    executor, done = InlineExecutor(), DoneSet()
-    metrics = RunMetrics(stages={name: StageTime() for name in plan.workers})
+    executor = InlineExecutor()
+    recorder = LabelRecorder(
+        done=DoneSet(), metrics=RunMetrics(stages={name: StageTime() for name in plan.workers})
+    )
     with contextlib.closing(executor), SourceFeed(iter(sources)) as feed:
         executor.start(
             WorkerSpec(stage=SINK, factory="pipeline.run.dry_run:null_sink", arguments={"failed": failed})
@@ -229,15 +258,15 @@ def _try_out(plan: RunPlan, sources: list[Source], failed: list[ClipLabel]) -> t
                 workers=plan.workers,
                 limits=plan.limits,
                 batcher=plan.batcher(),
-                is_wanted=lambda clip: clip not in done,
+                is_wanted=recorder.is_wanted,
+                on_label=recorder.add,
             ),
             feed=feed,
-            done=done,
-            metrics=metrics,
+            recorder=recorder,
             stop=StopRequest(),
             deadline_s=plan.config.decode.timeout_s,
             stride_s=plan.limits.stride_s,
         )
         begun_s = time.monotonic()
         runner.run()
-    return metrics, time.monotonic() - begun_s
+    return recorder.metrics, time.monotonic() - begun_s

@@ -1,4 +1,4 @@
-"""What the processes of an archive run are started with: settings and a checkpoint become a stream or focus worker."""
+"""The factories of an archive run's processes: settings and a checkpoint become a stream worker or a focus worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.families.files import load_checkpoint_file
 from pipeline.families.parts import build_focuser, gaze_parts
 from pipeline.families.truth import TruthAt
 from pipeline.families.untrained import untrained
-from pipeline.run.source_worker import FocusWorker
+from pipeline.run.focus_worker import FocusWorker
 from pipeline.run.stream_worker import StreamWorker
 
 
@@ -38,13 +38,13 @@ def load_checkpoint(config: Config, model_id: str) -> Checkpoint:
 
 
 def prepare(num_threads: int, device: str) -> None:
-    """Settles in this process how many threads torch takes, and that fp32 is exact."""
+    """Sets in this process how many threads torch takes, and that fp32 is exact."""
     torch.set_num_threads(num_threads)
     exact_fp32(device)
 
 
 def label_form(config: Config, class_names: tuple[str, ...]) -> LabelForm:
-    """What of an answer goes into its row, as the settings say."""
+    """The form in which an answer goes into its row, as the settings say."""
     output = config.output
     return LabelForm(
         class_names=class_names, topk=output.topk, logits=output.logits, step_logits=output.step_logits
@@ -54,7 +54,7 @@ def label_form(config: Config, class_names: tuple[str, ...]) -> LabelForm:
 def build_gaze(
     config: Config, checkpoint: Checkpoint, *, device: str, glance_batch: int = 8, truth_at: TruthAt | None = None
 ) -> Gaze:
-    """How this checkpoint's family looks under these settings. `truth_at`: in place of what policy.truth says."""
+    """The gaze of this checkpoint's family under these settings. `truth_at` is used in place of policy.truth."""
     header = checkpoint.header
     parts = gaze_parts(config, checkpoint, device=device, glance_batch=glance_batch, truth_at=truth_at)
     return family_named(header.family).gaze(parts, config, header)

@@ -1,110 +1,32 @@
-"""The loop: sources in, calls out, ends of calls back in, until every source has its rows.
+"""The loop of a run: sources go in, calls go out, ends of calls come back, until every source has its rows.
 
 Decisions are the scheduler's and execution is the executor's; what is here is time, deadlines and stopping.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from operators.errors import ClusterGone, SinkError, StageError
-from operators.records import ClipLabel, Source, clip_id
+from operators.records import Source, clip_id
+from pipeline.run.label_recorder import LabelRecorder
 from pipeline.run.metrics import RunMetrics
+from pipeline.run.source_feed import SourceFeed
 from pipeline.steering.deadlines import STUCK_S, Deadlines, Place, Staffing, Verdict
-from pipeline.steering.done_set import DoneSet
 from pipeline.steering.executor import Call, Completion, Executor
+from pipeline.steering.in_flight import PlannedCall
 from pipeline.steering.messages import WriteRequest
-from pipeline.steering.scheduler import SINK, SOURCE, Planned, Scheduler
+from pipeline.steering.scheduler import SINK, SOURCE, Scheduler
 
 LOCK_S = 120.0
 """How long a sink that takes a dead one's place waits for the lock that the other may still hold."""
 
-_END = object()
-
-
-class SourceFeed:
-    """Walks the inputs in a thread of its own, a bounded number ahead: a slow listing must not hold up the loop."""
-
-    def __init__(self, sources: Iterator[Source], *, ahead: int = 256) -> None:
-        self._ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
-        self._ahead: deque[Any] = deque()
-        """What was looked at already and is still to be given by `next`."""
-        self._is_closed = False
-        self.num_seen = 0
-        self.is_complete = False
-        """All inputs have been listed, and num_seen is their number."""
-        self._thread = threading.Thread(target=self._walk, args=(sources,), name="inputs", daemon=True)
-        self._thread.start()
-
-    def _walk(self, sources: Iterator[Source]) -> None:
-        try:
-            for source in sources:
-                self.num_seen += 1
-                self._put(source)
-                if self._is_closed:
-                    return
-            self.is_complete = True
-            self._put(_END)
-        except BaseException as exc:  # handed to the loop, which raises it
-            self._put(exc)
-
-    def _put(self, item: Any) -> None:
-        while not self._is_closed:
-            try:
-                return self._ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def next(self) -> Source | None:
-        """The next input if one is ready; raises StopIteration at the end and what the listing raised."""
-        try:
-            item = self._ahead.popleft() if self._ahead else self._ready.get_nowait()
-        except queue.Empty:
-            return None
-        if item is _END:
-            raise StopIteration
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def has_work(self, *, is_done: Callable[[Source], bool], stop: StopRequest, most: int = 4096) -> bool:
-        """Whether any of the first `most` inputs is not done yet; waits for them, and `next` gives them all the same.
-
-        True where there are more, or `stop` is set meanwhile. Raises what the listing raised.
-        """
-        while len(self._ahead) < most and not stop.is_set:
-            try:
-                item = self._ready.get(timeout=0.05)
-            except queue.Empty:
-                continue
-            self._ahead.append(item)
-            if item is _END:
-                return False
-            if isinstance(item, BaseException):
-                raise item
-            if not is_done(item):
-                return True
-        return True
-
-    def __enter__(self) -> SourceFeed:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._is_closed = True
-
-
 @dataclass(slots=True)
 class StopRequest:
-    """Set from a signal handler: the run drains."""
+    """A request to end the run in good order, made by a signal handler."""
 
     is_set: bool = False
     signal_number: int = 2
@@ -119,37 +41,33 @@ class Runner:
         executor: Executor,
         scheduler: Scheduler,
         feed: SourceFeed,
-        done: DoneSet,
-        metrics: RunMetrics,
+        recorder: LabelRecorder,
         stop: StopRequest,
         deadline_s: float,
         stride_s: float = 0.0,
-        max_failed: int | None = None,
         revive: Mapping[str, Call] | None = None,
         rescue: Callable[[Sequence[WriteRequest]], None] | None = None,
         can_kill: bool = True,
         say: Callable[[str], None] = lambda text: None,
         on_progress: Callable[[Runner], None] = lambda runner: None,
-        on_failed: Callable[[ClipLabel], None] = lambda label: None,
         note: Callable[..., None] = lambda event, **facts: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`deadline_s`: how long a source worker may take to come back. `stride_s`: 0 for one clip per source.
+        """`recorder`: the one that `scheduler` hands its labels to. `deadline_s`: how long a source worker may take to
+        come back. `stride_s`: 0 for one clip per source.
 
         `revive`: by stage, what a worker that takes a dead one's place is asked before anything else, and again for as
         long as it answers that it waits for a lock. `rescue` commits labels without any worker, when the cluster's
         head is gone. `can_kill`: workers are processes, so that a call that does not come back can be given up.
-        `note(event, **facts)`: told of what a person may want to know of afterwards.
+        `note(event, **facts)` is called with what a person may want to know afterwards.
         """
         self._executor = executor
         self._scheduler = scheduler
         self.feed = feed
-        self._done = done
-        self.metrics = metrics
+        self._recorder = recorder
         self._stop = stop
         self._deadline_s = deadline_s
         self._stride_s = stride_s
-        self._max_failed = max_failed
         self._revive = revive or {}
         self._rescue = rescue
         self._can_kill = can_kill
@@ -162,14 +80,11 @@ class Runner:
         """Since when the worker that takes a dead one's place waits for a lock."""
         self._drained_s: float | None = None
         self._on_progress = on_progress
-        self._on_failed = on_failed
         self._note = note
         self._clock = clock
-        self._running: dict[int, tuple[Planned, float]] = {}
+        self._running: dict[int, tuple[PlannedCall, float]] = {}
         self._active: set[str] = set()
-        self.ended_early: str | None = None
         self.was_stopped = False
-        scheduler.on_label = self._on_label
 
     def run(self) -> None:
         try:
@@ -180,6 +95,15 @@ class Runner:
                 self._rescue(parts)
                 self.metrics.committed += sum(len(part.labels) for part in parts)
             raise
+
+    @property
+    def metrics(self) -> RunMetrics:
+        return self._recorder.metrics
+
+    @property
+    def ended_early(self) -> str | None:
+        """Why the run ended before all inputs were labelled; None where it did not, or was stopped by a signal."""
+        return self._recorder.ended_early
 
     @property
     def sink_is_here(self) -> bool:
@@ -196,9 +120,9 @@ class Runner:
                 self.feed.close()
                 self._scheduler.drain()
             if not is_draining:
-                self._feed()
+                self._add_sources()
             now_s = self._clock()
-            self._muster(now_s)
+            self._note_missing(now_s)
             if self._drained_s is not None and self._can_kill and self._is_stuck(now_s):
                 self._note("given_up", why="what is under way does not come back")
                 if not self.sink_is_here:
@@ -208,11 +132,11 @@ class Runner:
             while (planned := self._scheduler.next_call(now_s)) is not None:
                 self._running[self._executor.submit(planned.call)] = (planned, now_s)
             self._collect()
-            self._watch()
+            self._end_hanging()
             self._on_progress(self)
 
-    def _muster(self, now_s: float) -> None:
-        """Keeps work from workers that are not made, and says so where one waits for a place."""
+    def _note_missing(self, now_s: float) -> None:
+        """Keeps work from workers that are not made, and reports it where one waits for a place."""
         missing = self._executor.missing()
         absent = {*missing, *((call.stage, call.worker) for call, _ in self._reviving.values())}
         if absent != self._absent:
@@ -220,7 +144,7 @@ class Runner:
                 self._deadlines.made(place, now_s)
             self._absent = absent
             self._scheduler.note_absent(absent)
-        for verdict in self._staffing.look(missing, now_s):
+        for verdict in self._staffing.verdicts(missing, now_s):
             if verdict.kind == "again":
                 self._executor.replace(verdict.stage, verdict.workers[0])
                 continue
@@ -243,7 +167,7 @@ class Runner:
             for planned, since_s in self._running.values()
         )
 
-    def _feed(self) -> None:
+    def _add_sources(self) -> None:
         while self._scheduler.wants_source():
             try:
                 source = self.feed.next()
@@ -253,7 +177,7 @@ class Runner:
             if source is None:
                 return
             # Its first clip stands for a source that was given before, however long ago.
-            if source.source_id in self._active or self._done.is_given(clip_id(source.source_id, 0.0)):
+            if source.source_id in self._active or self._recorder.done.is_given(clip_id(source.source_id, 0.0)):
                 self.metrics.duplicates += 1
                 continue
             window = self._first_window(source)
@@ -266,9 +190,9 @@ class Runner:
     def _first_window(self, source: Source) -> int | None:
         """The first window that has no label yet; None where the only one has."""
         if self._stride_s <= 0:
-            return None if self._done.meet(clip_id(source.source_id, 0.0)) else 0
+            return None if self._recorder.done.meet(clip_id(source.source_id, 0.0)) else 0
         window = 0
-        while self._done.meet(clip_id(source.source_id, window * self._stride_s)):
+        while self._recorder.done.meet(clip_id(source.source_id, window * self._stride_s)):
             window += 1
         return window
 
@@ -316,7 +240,7 @@ class Runner:
             self._reviving[self._executor.submit(call)] = (call, self._clock())
 
     def _revived(self, call: Call, completion: Completion) -> None:
-        """What a worker that takes a dead one's place answers first."""
+        """Takes the first answer of a worker that is in a dead one's place: it has the lock, or waits for it."""
         now_s = self._clock()
         match completion.outcome:
             case "done" if completion.reply.rows and completion.reply.rows[0].waits_for is not None:
@@ -339,7 +263,7 @@ class Runner:
                 self._scheduler.on_idle_death(call.stage)
                 self._remake((call.stage, call.worker))
 
-    def _watch(self) -> None:
+    def _end_hanging(self) -> None:
         """Ends workers that do not come back: a decoder that hangs, or an answer that was lost on its way."""
         now_s = self._clock()
         for ticket, (call, since_s) in list(self._reviving.items()):
@@ -365,20 +289,8 @@ class Runner:
                 self._note("hangs", **_place(planned), seconds=round(now_s - since_s, 1))
                 self._executor.kill(*place)
 
-    def _on_label(self, label: ClipLabel) -> None:
-        self._done.add(label.clip_id)
-        self.metrics.add_label(label, self._clock())
-        if label.error_code is None:
-            return
-        self._on_failed(label)
-        if self._max_failed is None or self.ended_early:
-            return
-        # With 0 the first failure ends it, not the first label.
-        if self.metrics.failed >= self._max_failed:
-            self.ended_early = f"{self.metrics.failed} items failed (run.max_failed={self._max_failed})"
 
-
-def _place(planned: Planned) -> dict[str, Any]:
+def _place(planned: PlannedCall) -> dict[str, Any]:
     """Where a call ran, and which sources it was to read."""
     call, sources = planned.call, [reading.source.shown_uri for reading in planned.readings]
     return {"stage": call.stage, "worker": call.worker, "method": call.method, "sources": sources}
@@ -389,7 +301,7 @@ def _last_line(error: str) -> str:
 
 
 def _short_of(verdict: Verdict, why: str) -> str:
-    """A stage that has fewer workers than were planned, in words."""
+    """The message about a stage that has fewer workers than were planned."""
     many, of = len(verdict.workers), verdict.count
     who = f"{many} of {of} {verdict.stage} workers {'waits' if many == 1 else 'wait'}"
     if of == 1:

@@ -1,4 +1,4 @@
-"""What a run counted: per stage the time worked and waited, over all the clips and their cost. No clock of its own."""
+"""The figures of a run: by stage the time worked and waited, over all the clips and their cost. No clock of its own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from operators.records import ClipLabel
-from pipeline.steering.messages import Work
+from pipeline.steering.messages import CallCost
 
 
 @dataclass(slots=True)
 class StageTime:
+    """The sums over all calls of one stage."""
+
     workers: int = 1
     calls: int = 0
     busy_s: float = 0.0
@@ -33,6 +35,8 @@ class RunMetrics:
     duplicates: int = 0
     committed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    """How many clips have each label."""
     frames_total: int = 0
     frames_focused: int = 0
     frames_skipped: int = 0
@@ -43,11 +47,11 @@ class RunMetrics:
     correct: int = 0
     patches_sent: int = 0
     patches_waited_s: float = 0.0
-    """All together, each from when it was cut until its pass was put together."""
+    """The sum of the times from when a patch was cut until its pass was put together."""
     first_label_s: float | None = None
     last_label_s: float = 0.0
 
-    def add_work(self, stage: str, work: Work) -> None:
+    def add_work(self, stage: str, work: CallCost) -> None:
         time = self.stages.setdefault(stage, StageTime())
         time.calls += 1
         time.busy_s += work.busy_s
@@ -64,6 +68,8 @@ class RunMetrics:
             self.errors[label.error_code] += 1
             return
         self.labelled += 1
+        if label.label is not None:
+            self.labels[label.label] += 1
         self.frames_total += label.frames_total or 0
         self.frames_focused += label.frames_focused or 0
         self.frames_skipped += label.frames_skipped or 0
@@ -75,7 +81,7 @@ class RunMetrics:
             self.correct += label.label in label.truth
 
     def shares(self, wall_s: float) -> dict[str, float]:
-        """Per stage, the share of its workers' time that they worked."""
+        """For each stage, the share of its workers' time that they worked."""
         return {name: t.busy_s / (t.workers * wall_s) if wall_s > 0 else 0.0 for name, t in self.stages.items()}
 
     def bottleneck(self, wall_s: float) -> str | None:
@@ -83,25 +89,25 @@ class RunMetrics:
         return max(shares, key=lambda name: shares[name]) if any(shares.values()) else None
 
     def steady_clips_per_s(self) -> float | None:
-        """Between the first label and the last: without the start of processes and the loading of weights."""
+        """The rate between the first label and the last: without the start of processes and the loading of weights."""
         ended = self.labelled + self.failed
         if self.first_label_s is None or ended < 2 or self.last_label_s <= self.first_label_s:
             return None
         return (ended - 1) / (self.last_label_s - self.first_label_s)
 
     def occupancy(self) -> float | None:
-        """Real over padded rows of the focus network's passes."""
+        """The share of the rows of the focus network's passes that are not padding."""
         focus = self.stages.get("focus")
         if focus is None or not focus.items:
             return None
         return focus.items / (focus.items + focus.padded)
 
     def patch_wait_s(self) -> float | None:
-        """Mean of a patch, until its pass was put together."""
+        """The mean time that a patch waited until its pass was put together."""
         return self.patches_waited_s / self.patches_sent if self.patches_sent else None
 
     def focus_idle_share(self) -> float | None:
-        """Of the focus workers' time from their first pass to their last, what lay between two passes."""
+        """The share of the focus workers' time, from their first pass to their last, that lay between two passes."""
         focus = self.stages.get("focus")
         if focus is None or not focus.busy_s + focus.wait_s:
             return None
@@ -110,27 +116,32 @@ class RunMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What a run is told as, on the terminal and in JSON."""
+    """The summary of a run, as it is shown on the terminal and written as JSON."""
 
     out: str
     run_id: str
     clips: int
     failed: int
     done_before: int
-    """Clips of this command's inputs that have their row from an earlier run."""
+    """How many clips of this command's inputs have their row from an earlier run."""
     failed_before: int
-    """Those of them whose row says that they failed."""
+    """How many of those have a row that says that they failed."""
     duplicates: int
     errors: dict[str, int]
+    labels_by_class: dict[str, int]
+    """How many clips of this run have each label, the most frequent first."""
     skipped_files: dict[str, int]
     unreadable: list[str]
-    """Folders that could not be listed, the first hundred."""
+    """The folders that could not be listed, the first hundred of them."""
     empty_patterns: list[str]
-    """Globs that matched nothing."""
+    """The globs that matched nothing."""
     wall_s: float
+    """Seconds from the first call to the last."""
+    total_s: float
+    """Seconds from the command's start to its last label, the start of processes among them."""
     clips_per_s: float
     steady_clips_per_s: float | None
-    """From the first label to the last."""
+    """The rate from the first label to the last."""
     focused_share: float | None
     mean_steps: float | None
     gmacs_per_clip: float | None
@@ -141,20 +152,22 @@ class RunSummary:
     bottleneck: str | None
     occupancy: float | None
     patch_wait_s: float | None
-    """Mean of a patch, until its pass was put together."""
+    """The mean time that a patch waited until its pass was put together."""
     focus_idle_share: float | None
-    """Of the focus workers' time from their first pass to their last."""
+    """The share of the focus workers' time, from their first pass to their last, that lay between two passes."""
     focus_wait_s: float
-    """That idle time, of all of them together."""
+    """The sum of that idle time over all focus workers."""
     interrupted: bool
     ended_early: str | None
     is_trained: bool
+    warnings: list[str]
+    """What whoever reads the labels should know of them."""
     model_id: str
     config_id: str
 
     @property
     def has_labels(self) -> bool:
-        """Some clip has its label, from this run or an earlier one."""
+        """Whether some clip has its label, from this run or an earlier one."""
         return self.clips + self.done_before > self.failed_before
 
     @property
@@ -170,6 +183,8 @@ def summarise(
     metrics: RunMetrics,
     *,
     wall_s: float,
+    total_s: float | None = None,
+    warnings: Sequence[str] = (),
     skipped_files: Mapping[str, int],
     unreadable: Sequence[str] = (),
     empty_patterns: Sequence[str] = (),
@@ -186,10 +201,13 @@ def summarise(
         failed_before=metrics.failed_before,
         duplicates=metrics.duplicates,
         errors=dict(sorted(metrics.errors.items())),
+        labels_by_class=dict(metrics.labels.most_common()),
         skipped_files=dict(skipped_files),
         unreadable=list(unreadable),
         empty_patterns=list(empty_patterns),
         wall_s=wall_s,
+        total_s=wall_s if total_s is None else total_s,
+        warnings=list(warnings),
         clips_per_s=num / wall_s if wall_s > 0 else 0.0,
         steady_clips_per_s=metrics.steady_clips_per_s(),
         focused_share=metrics.frames_focused / metrics.frames_total if metrics.frames_total else None,

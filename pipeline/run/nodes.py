@@ -32,7 +32,7 @@ class Node:
 
 
 def share_of(num_cpus: float, share: float) -> float:
-    """What an actor asks of a cluster: Ray takes parts of one CPU, and of more whole numbers only."""
+    """The CPUs that an actor asks of a cluster: Ray takes parts of one CPU, and of more only whole numbers."""
     wanted = num_cpus * share
     return float(math.floor(wanted)) if wanted >= 1 else math.floor(100 * wanted) / 100
 
@@ -59,14 +59,14 @@ def share_that_fits(sizes: Sequence[float], nodes: Collection[Node]) -> float:
 
 
 def needs(num_cpus: float, num_gpus: float) -> str:
-    """What a worker asks for, in words."""
+    """The words for what a worker asks for."""
     wanted = [f"{num_cpus:g} CPU"] if num_cpus else []
     wanted += [f"{num_gpus:g} GPU"] if num_gpus else []
     return " and ".join(wanted) or "a machine"
 
 
 def free_places(nodes: Collection[Node]) -> str:
-    """What is free on each machine that is alive, in words."""
+    """The words for what is free on each machine that is alive."""
     places = []
     for node in nodes:
         if node.is_alive:
@@ -80,7 +80,7 @@ def free_places(nodes: Collection[Node]) -> str:
 
 
 def answers(address: str, port: int, timeout_s: float = _ANSWER_S) -> bool:
-    """Whether somebody listens there."""
+    """Whether somebody listens at this address and port."""
     try:
         socket.create_connection((address, port), timeout=timeout_s).close()
     except OSError:
@@ -99,21 +99,21 @@ class ClusterWatch:
         self,
         *,
         head: tuple[str, int],
-        look: Callable[[], Sequence[Node]],
+        list_nodes: Callable[[], Sequence[Node]],
         every_s: float = EVERY_S,
         is_there: Callable[[str, int], bool] = answers,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`look` gives the machines as the head lists them."""
+        """`list_nodes` gives the machines as the head lists them."""
         self._head = head
-        self._look = look
+        self._list_nodes = list_nodes
         self._every_s = every_s
         self._is_there = is_there
         self._clock = clock
         self._head_heard_s = clock()
         self._missed_s: dict[str, float] = {}
         """When a machine last did not answer."""
-        self.nodes: dict[str, Node] = {node.node_id: node for node in look()}
+        self.nodes: dict[str, Node] = {node.node_id: node for node in list_nodes()}
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._walk, name="cluster", daemon=True)
 
@@ -127,18 +127,18 @@ class ClusterWatch:
     def _walk(self) -> None:
         while not self._is_over.wait(self._every_s):
             try:
-                self.ask()
+                self.check_all()
             except Exception:
                 # Whatever Ray raises here means that its head has given no list; the silence is what counts.
                 continue
 
-    def ask(self) -> None:
-        """One round."""
+    def check_all(self) -> None:
+        """Asks the head and every machine once whether they are there."""
         for node in list(self.nodes.values()):
             if node.is_alive and not self._is_there(node.address, node.port):
                 self._missed_s[node.node_id] = self._clock()
         if self._is_there(*self._head):
-            self.nodes = {node.node_id: node for node in self._look()}
+            self.nodes = {node.node_id: node for node in self._list_nodes()}
             self._head_heard_s = self._clock()
 
     @property
@@ -159,7 +159,7 @@ class ClusterWatch:
         return missed_s is None or self._clock() - missed_s > for_s + self._every_s
 
     def lost(self) -> list[str]:
-        """Machines that Ray still counts on but that did not answer a moment ago: nothing is to be placed there."""
+        """The machines that Ray still counts on but that did not answer a moment ago: nothing is to be placed there."""
         now_s = self._clock()
         return [
             node_id

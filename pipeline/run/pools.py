@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def process_pool(num_workers: int) -> ProcessPoolExecutor:
-    """Spawned, not forked: the caller may have threads."""
+    """A pool of processes that are spawned and not forked, because the caller may have threads."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(num_workers, mp_context=context, initializer=follow_parent)
 
@@ -54,7 +54,7 @@ class KillableProcess:
 
 
 def follow_parent() -> None:
-    """In a process of a pool: a parent that is killed cannot end it, so it watches the parent itself."""
+    """Has a process of a pool watch its parent: one that is killed cannot end it."""
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

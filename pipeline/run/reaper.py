@@ -1,8 +1,8 @@
-"""Ends what a run started once the run is over, however it ended: a process of its own that outlives the driver.
+"""The reaper: a process that outlives the driver and ends what a run started, once the run is over, however it ended.
 
 Ray's own clean-up needs the driver or its raylet to be alive to do it; killed in the wrong moment they leave agents
 behind. Every process of a run carries a mark in its environment, or has a file open in the run's own folder: one that
-gives itself a title may overwrite its environment, but Ray's write their logs there. This one reads from a pipe that
+gives itself a title may overwrite its environment, but Ray's write their logs there. The reaper reads from a pipe that
 nobody writes to: when it closes, the driver is done or dead, and the rest of the run is ended. It imports nothing of
 ours, so that it is there at once and costs nothing.
 """
@@ -17,7 +17,7 @@ MARK = "SACCADE_RUN"
 
 
 def marked(mark: str, folder: str, driver: int) -> list[int]:
-    """Processes of the run, this one and the driver left out."""
+    """The processes of the run, except for this one and the driver."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for name in os.listdir("/proc"):
@@ -44,7 +44,7 @@ def _has_open(name: str, folder: str) -> bool:
 
 
 def end_all(mark: str, folder: str, driver: int, *, within_s: float = 20.0) -> None:
-    """SIGKILL until a second look finds nobody: a process may be starting another one meanwhile."""
+    """Kills the run's processes until a second look finds none: one of them may be starting another meanwhile."""
     until = time.monotonic() + within_s
     quiet = 0
     while quiet < 2 and time.monotonic() < until:

@@ -1,4 +1,7 @@
-"""The log of a run: OUT/run/log-RUN.jsonl, one event a line as it happens. It is for people; nothing reads it back."""
+"""The log of a run: OUT/run/log-RUN.jsonl, one event a line as it happens. It is for people; no code reads it back.
+
+Its cousin `pipeline/training/journal.py` keeps the metrics of a training, with a state to go on from.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from operators.passwords import without_password
 from operators.records import ClipLabel
 
 MAX_LINES = {"failed": 10_000, "died": 1_000, "exception": 100}
-"""Of an event; the table has every clip that failed."""
+"""How many lines of an event are written; the table has every clip that failed."""
 MAX_BYTES = 16 << 20
 """Cameras come and go for months: what is older moves to one other file of this size, and then goes."""
 
 
 class RunLog:
-    """A context manager. What cannot be written is lost: a log ends no run."""
+    """Writes the log while it is open. What cannot be written is lost: a log ends no run."""
 
     def __init__(self, out: Path, run_id: str, *, max_bytes: int = MAX_BYTES) -> None:
         self._path = out / "run" / f"log-{run_id}.jsonl"
@@ -36,7 +39,7 @@ class RunLog:
         return self
 
     def begin(self, text: str, **facts: Any) -> None:
-        """Once the folder is this run's. What is noted before is not kept."""
+        """Begins the log, once the folder is this run's. What is noted before is not kept."""
         self._open()
         self.note("begun", text=text, host=socket.gethostname(), process=os.getpid(), **facts)
 
@@ -46,7 +49,7 @@ class RunLog:
         self._close()
 
     def note(self, event: str, **facts: Any) -> None:
-        """`facts` is anything that JSON can say. Passwords are taken out of every text."""
+        """Writes one line. `facts` is anything that JSON can hold. Passwords are taken out of every text."""
         self._counts[event] += 1
         left = MAX_LINES.get(event, self._counts[event]) - self._counts[event]
         if left < 0:
@@ -57,18 +60,18 @@ class RunLog:
             self._write({"time": time, "event": "message", "text": f"{event}: further lines are left out here"})
 
     def failed(self, label: ClipLabel) -> None:
-        """A clip that could not be labelled."""
+        """Notes a clip that could not be labelled."""
         where = {"uri": label.source_uri, "start_s": label.start_s}
         self.note("failed", **where, code=label.error_code, error=label.error)
 
-    def telling(self, say: Callable[[str], None]) -> Callable[[str], None]:
-        """Says it, and notes it here."""
+    def noting(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """A function that notes every message here and passes it on to `say`."""
 
-        def tell(text: str) -> None:
+        def note_and_say(text: str) -> None:
             self.note("message", text=text)
             say(text)
 
-        return tell
+        return note_and_say
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is None:
@@ -86,7 +89,7 @@ class RunLog:
     def _open(self) -> None:
         self._num_bytes = 0
         with contextlib.suppress(OSError):
-            # Line by line, so that a run that is killed has told everything.
+            # Line by line, so that the log of a run that is killed is complete.
             self._file = self._path.open("a", buffering=1)
 
     def _close(self) -> None:

@@ -12,27 +12,29 @@ import numpy as np
 
 from operators.errors import SinkError
 from operators.table.sink import ParquetSink
-from pipeline.steering.messages import Reply, Work, WriteRequest
+from pipeline.steering.executor import WorkerSpec
+from pipeline.steering.messages import CallCost, Reply, WriteRequest
+from pipeline.steering.scheduler import SINK
 
 
 @dataclass(frozen=True, slots=True)
 class SinkOpened:
-    """What the folder held when the lock was had; or who else holds the lock, and then nothing else."""
+    """The content of the folder once its lock is had; while another run holds the lock, `waits_for` alone."""
 
     waits_for: str | None = None
     identity: Mapping[str, Any] | None = None
     done: np.ndarray | None = None
-    """uint64 [N,2]: clips that have their row."""
+    """uint64 [N,2]: the clips that have their row."""
     failed: np.ndarray | None = None
     """uint64 [N,2]: those of them that failed."""
 
 
 class _StillLocked(Exception):
-    pass
+    """Raised where the lock is not had within one slice of time."""
 
 
 class SinkWorker:
-    """Opens in slices, so that whoever waits for the lock can be told and can give up."""
+    """Holds the table of a run. It waits for the lock in slices, so that the driver can report that, or give up."""
 
     def __init__(
         self,
@@ -59,6 +61,9 @@ class SinkWorker:
         return Reply(rows=(self._open(**self._arguments),)), None
 
     def _open(self, **arguments: Any) -> SinkOpened:
+        if self._sink is not None:
+            # The answer to the first call was lost. Another lock on the same folder would wait for this one for ever.
+            return SinkOpened(identity=self._sink.found_identity)
         waits: list[str] = []
         give_up_at = time.monotonic() + self._lock_slice_s
 
@@ -81,7 +86,7 @@ class SinkWorker:
         return Reply(rows=(SinkOpened(done=self._sink.done(), failed=self._sink.failed()),)), None
 
     def try_reopen(self, requests: tuple[Mapping[str, Any]], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
-        """In a dead worker's place: goes on with the table that it had begun, unless the lock is still held."""
+        """Goes on with the table that a dead worker had begun, unless the lock is still held."""
         opened = self._open(**{**self._arguments, "resume": True})
         if opened.waits_for is None:
             assert self._sink is not None
@@ -89,7 +94,7 @@ class SinkWorker:
         return Reply(rows=(opened,)), None
 
     def reopen(self, requests: tuple[Mapping[str, Any]], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
-        """The same for those who cannot do anything else meanwhile; waits for the lock, but not for ever."""
+        """Goes on with the table as `try_reopen` does, but waits for the lock, though not for ever."""
         give_up_at = time.monotonic() + self._lock_timeout_s
         while (opened := self.try_reopen(requests, payloads)[0].rows[0]).waits_for is not None:
             if time.monotonic() > give_up_at:
@@ -103,7 +108,7 @@ class SinkWorker:
         for request in requests:
             self._sink.write(request.sequence, list(request.labels))
             num_rows += len(request.labels)
-        return Reply(rows=(), work=Work(busy_s=time.monotonic() - begun_s, num_items=num_rows)), None
+        return Reply(rows=(), work=CallCost(busy_s=time.monotonic() - begun_s, num_items=num_rows)), None
 
     def fold(self, requests: tuple[Any, ...], payloads: tuple[Any, ...]) -> tuple[Reply, None]:
         """Folds at most one finished hour of a camera, for a moment when nothing waits to be written.
@@ -127,3 +132,9 @@ class SinkWorker:
 
 def sink_worker(**arguments: Any) -> SinkWorker:
     return SinkWorker(**arguments)
+
+
+def sink_spec(*, out: Path, run_id: str, resume: bool, retry_failed: bool) -> WorkerSpec:
+    """The one sink worker of a run that writes to `out`."""
+    arguments = {"out": str(out.resolve()), "run_id": run_id, "resume": resume, "retry_failed": retry_failed}
+    return WorkerSpec(stage=SINK, factory=f"{__name__}:{sink_worker.__name__}", arguments=arguments)

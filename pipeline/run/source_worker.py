@@ -1,7 +1,6 @@
-"""The workers of the source, focus and sink stages: an operator each, and the lists of records around it.
+"""The source worker: it reads sources a slice of time at a go, and gives their frames with the clips cut from them.
 
-A worker runs in one process and one thread of its own; nothing here knows of Ray. The stream worker, which holds the
-state of clips, is in stages.py, because it needs torch and these must start without.
+It runs in one process and one thread of its own, and starts without torch: there are many of them.
 """
 
 from __future__ import annotations
@@ -10,16 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-import numpy as np
-
 from operators.errors import ErrorCode, SourceError
-from operators.records import ClipLabel, FrameBatch, PatchBatch, Source, clip_id
-from pipeline.steering.messages import ClipRef, PieceInfo, ReadReply, ReadRequest, Reply, Slice, Work
+from operators.records import ClipLabel, FrameBatch, Source, clip_id
+from pipeline.steering.messages import CallCost, ClipRef, PieceInfo, ReadReply, ReadRequest, Reply
 from pipeline.steering.read_queue import failed_label
 
 
 class Reader(Protocol):
-    """What reads one source; FileReader is one. A context manager."""
+    """A context manager that reads one source, as FileReader does."""
 
     def __enter__(self) -> Any: ...
 
@@ -42,7 +39,7 @@ class SourceWorker:
         retires_after: int = 5000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`retires_after`: sources after which a fresh process is asked for: the bindings leak a little of each."""
+        """`retires_after`: so many sources, then a fresh process is asked for: the bindings leak a little of each."""
         self._open_reader = open_reader
         self._stride_s = stride_s
         self._slice_s = slice_s
@@ -68,7 +65,7 @@ class SourceWorker:
             for request in requests:
                 self._close(request.source.source_id)
             raise
-        work = Work(busy_s=self._clock() - begun_s, num_items=len(batches))
+        work = CallCost(busy_s=self._clock() - begun_s, num_items=len(batches))
         is_spent = self._sources_left <= 0 and not self._open
         return Reply(rows=tuple(rows), work=work, is_spent=is_spent), batches
 
@@ -126,14 +123,14 @@ _END: Any = object()
 
 
 class _OpenSource:
-    """A reader in the middle of its work."""
+    """A source that is being read, and the window that comes next."""
 
     def __init__(self, open_reader: Callable[[Source, int], Reader], request: ReadRequest) -> None:
         self._reader = open_reader(request.source, request.first_window)
         self.frames = self._reader.__enter__().read()
         self.next_window = request.first_window
         self.total_s = 0.0
-        """Time spent on it in earlier calls."""
+        """The time that was spent on it in earlier calls."""
 
     def piece(self, batch: FrameBatch, *, row: int) -> PieceInfo:
         clips = []
@@ -148,47 +145,6 @@ class _OpenSource:
         self._reader.__exit__(None, None, None)
 
 
-def gather_rows(requests: tuple[Slice, ...], arrays: list[np.ndarray]) -> np.ndarray:
-    """Rows of several arrays as one; no copy where they are one run of one array."""
-    parts = [arrays[r.payload][r.start : r.stop] for r in requests]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-class FocusWorker:
-    """Patches of any clips through the heavy network in one pass."""
-
-    def __init__(
-        self,
-        *,
-        focuser: Callable[[PatchBatch], Any],
-        round_up: Callable[[int], int] = int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._focuser = focuser
-        self._round_up = round_up
-        self._clock = clock
-        self._idle_since_s: float | None = None
-
-    def focus(self, requests: tuple[Slice, ...], payloads: tuple[PatchBatch, ...]) -> tuple[Reply, Any]:
-        begun_s = self._clock()
-        waited_s = 0.0 if self._idle_since_s is None else begun_s - self._idle_since_s
-        shifts = [p.shifts for p in payloads if p.shifts is not None]
-        patches = PatchBatch(
-            pixels=gather_rows(requests, [p.pixels for p in payloads]),
-            shifts=gather_rows(requests, shifts) if shifts else None,
-        )
-        features = self._focuser(patches)
-        num_rows = len(patches.pixels)
-        self._idle_since_s = self._clock()
-        work = Work(
-            busy_s=self._idle_since_s - begun_s,
-            wait_s=waited_s,
-            num_items=num_rows,
-            num_padded=self._round_up(num_rows) - num_rows,
-        )
-        return Reply(rows=(), work=work), features
-
-
 def file_worker(
     *,
     sampling: Mapping[str, Any],
@@ -197,13 +153,12 @@ def file_worker(
     max_total_s: float,
     num_threads: int,
 ) -> SourceWorker:
-    """The source worker of an archive. Plain values, so that its process needs neither pydantic nor torch."""
-    from operators.media.decode import FileReader
-    from operators.media.decode import Limits as ReadLimits
-    from operators.media.frame_plan import Sampling
+    """The source worker of an archive, made of plain values, so that its process needs neither pydantic nor torch."""
+    from operators.media.decode import FileReader, ReadLimits
+    from operators.media.sampling import SamplingRule
     from operators.media.view import Viewer
 
-    wanted = Sampling(**sampling)
+    wanted = SamplingRule(**sampling)
     viewer = Viewer(**view)
     read_limits = ReadLimits(**limits)
 
@@ -214,7 +169,7 @@ def file_worker(
             viewer=viewer,
             limits=read_limits,
             num_threads=num_threads,
-            # Of the wall: the records say when a source was opened.
+            # The clock of the wall, because the records say when a source was opened.
             clock=time.time,
             first_window=first_window,
         )

@@ -1,7 +1,7 @@
 """The stream worker: it holds clips that are open, and moves them from frames to patches to labels.
 
-How a family of models looks is a Gaze; what is the same for all of them is here. A clip opens with its frames, steps
-each time the features of its patches arrive, and closes with its label.
+How a family of models looks is in its Gaze; what is the same for all families is here. A clip opens with its frames,
+steps each time the features of its patches arrive, and closes with its label.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from operators.media.view import crop_between_pixels, crop_patches, place_in_fra
 from operators.records import (
     ClipLabel,
     FrameBatch,
-    Kind,
     PatchBatch,
     PatchFeatures,
     PatchPlace,
+    StepKind,
 )
 from pipeline.families.clip import Gaze, LabelForm, OpenClip, generator_of
-from pipeline.steering.messages import Advance, OpenRequest, Reply, StepRequest, Work
+from pipeline.steering.messages import Advance, CallCost, OpenRequest, Reply, StepRequest
 
 
 class StreamWorker:
@@ -91,13 +91,13 @@ class StreamWorker:
             clip.corners, clip.rows = [], []
             rows.append(Advance(clip_id=clip_id, start=start, stop=num_patches))
         patches = _joined(cut) if cut else None
-        work = Work(busy_s=self._clock() - begun_s, num_items=len(clips))
+        work = CallCost(busy_s=self._clock() - begun_s, num_items=len(clips))
         return Reply(rows=tuple(rows), work=work), patches
 
     def _answers(self, clips: Sequence[OpenClip]) -> Sequence[torch.Tensor]:
-        """float32 [n,K] of each clip, on the CPU: the logits of its steps, of the last alone where that is enough.
+        """The logits of each clip's steps, of the last alone where that is enough, as float32 [n,K] on the CPU.
 
-        All in one copy: the host waits for a GPU with each.
+        They are copied all at once, because the host waits for a GPU with every copy.
         """
         if not clips:
             return ()
@@ -117,8 +117,8 @@ class StreamWorker:
             **self._form.answer(answers),
             frames_total=clip.num_frames,
             # Many looks at one image are still one frame.
-            frames_focused=min(sum(d.kind is Kind.FOCUS for d in clip.decisions), clip.num_frames),
-            frames_skipped=sum(d.kind is Kind.SKIP for d in clip.decisions),
+            frames_focused=min(sum(d.kind is StepKind.FOCUS for d in clip.decisions), clip.num_frames),
+            frames_skipped=sum(d.kind is StepKind.SKIP for d in clip.decisions),
             stopped_at=len(clip.step_logits),
             patches=tuple(_places(clip)),
             gmacs=clip.gmacs,

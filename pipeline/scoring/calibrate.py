@@ -1,7 +1,7 @@
 """`calibrate`: from one run with all steps to thresholds for a whole range of budgets.
 
-Thresholds are searched on one half of the clips and told with the accuracy they give on the other: that of the clips
-they were fitted to would flatter. What they cost is told of all clips, since thresholds hardly fit a mean cost, and a
+Thresholds are searched on one half of the clips and judged by the accuracy they give on the other: that of the clips
+they were fitted to would flatter. Their cost is the mean over all clips, since thresholds hardly fit a mean cost, and a
 half alone misses it by two to four percent. Two searches compete at every budget, the published one (exits spread
 geometrically, one number) and a direct one (one threshold from some step on, two numbers); the direct one is kept where
 it is better by more than a margin on the clips that both were searched on.
@@ -20,21 +20,22 @@ import numpy as np
 
 from operators.errors import ConfigError
 from operators.records import Source
-from operators.table.sink import check_output
+from operators.table.output import check_output
 from operators.weights import checkpoints
 from pipeline.config import Config
 from pipeline.families.calibrated import calibrated_for, made_for
 from pipeline.families.files import load_checkpoint_file
 from pipeline.plan.resolve import resolve
-from pipeline.run.archive import Told, label_archive, machine_of
+from pipeline.run.archive import RunReports, label_archive
 from pipeline.run.loop import StopRequest
 from pipeline.run.metrics import RunSummary
+from pipeline.run.session import machine_of
 from pipeline.scoring.plots import draw_curves
 from pipeline.scoring.read_labels import read_predictions
 from pipeline.scoring.scores import Predictions, mean_average_precision, softmax
-from policies.stopping import (
+from policies.stopping import OperatingPoint
+from policies.thresholds import (
     NEVER_STOPS,
-    OperatingPoint,
     accuracy_at,
     direct_for_budget,
     exit_steps,
@@ -48,13 +49,13 @@ MARGIN = 0.5
 """Points by which the direct search must be better. It has a number more to fit what it sees: on some hundred clips a
 lead of one or two of them says nothing."""
 
-Score = Literal["accuracy", "map"]
-NAMES: dict[Score, str] = {"accuracy": "accuracy", "map": "mAP"}
+ScoreKind = Literal["accuracy", "map"]
+SCORE_NAMES: dict[ScoreKind, str] = {"accuracy": "accuracy", "map": "mAP"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """What all steps of N labelled clips said and cost."""
+class StepTable:
+    """The answers and costs of all steps of N labelled clips."""
 
     confidences: np.ndarray
     """float64 [N,T]"""
@@ -67,8 +68,8 @@ class Table:
     truth: np.ndarray | None = None
     """int64 [N,L], filled up with -1: every label counts"""
 
-    def rows(self, which: np.ndarray) -> Table:
-        return Table(
+    def rows(self, which: np.ndarray) -> StepTable:
+        return StepTable(
             confidences=self.confidences[which],
             correct=self.correct[which],
             costs=self.costs[which],
@@ -76,8 +77,8 @@ class Table:
             truth=None if self.truth is None else self.truth[which],
         )
 
-    def at_steps(self, steps: np.ndarray) -> Table:
-        return Table(
+    def at_steps(self, steps: np.ndarray) -> StepTable:
+        return StepTable(
             confidences=self.confidences[:, steps],
             correct=self.correct[:, steps],
             costs=self.costs[:, steps],
@@ -85,8 +86,8 @@ class Table:
             truth=self.truth,
         )
 
-    def score(self, exits: np.ndarray, by: Score) -> float:
-        """In percent, of each clip's answer at its exit."""
+    def score(self, exits: np.ndarray, by: ScoreKind) -> float:
+        """The score in percent of the answers that the clips give at their exits."""
         if by == "accuracy":
             return accuracy_at(exits, self.correct)
         if self.logits is None or self.truth is None:
@@ -104,7 +105,7 @@ class Calibration:
 
     points: tuple[OperatingPoint, ...]
     measure: str
-    score: Score
+    score: ScoreKind
     margin: float
     steps_per_round: int
     num_searched: int
@@ -113,11 +114,11 @@ class Calibration:
     gmacs_all_steps: float
 
     def rows(self, out: Path) -> list[tuple[str, str]]:
-        """What a person reads of it."""
-        score = f"{self.score_all_steps:.1f} % {NAMES[self.score]}"
+        """The calibration as a person reads it: names and values."""
+        score = f"{self.score_all_steps:.1f} % {SCORE_NAMES[self.score]}"
         lines = [
             ("all steps", f"{score} at {self.gmacs_all_steps:.4g} GMACs per clip"),
-            ("searched on", f"{self.num_searched} clips, told on {self.num_reported} others"),
+            ("searched on", f"{self.num_searched} clips, judged on {self.num_reported} others"),
         ]
         for loss in (0.5, 1.0, 2.0):
             enough = [point for point in self.points if point.score >= self.score_all_steps - loss]
@@ -131,7 +132,7 @@ class Calibration:
         return lines
 
     def to_header(self) -> dict[str, Any]:
-        """As a checkpoint's header holds it, beside the settings it was made for."""
+        """The calibration as a checkpoint's header holds it, beside the settings it was made for."""
         return {
             "measure": self.measure,
             "score": self.score,
@@ -145,8 +146,8 @@ class Calibration:
         }
 
 
-def table_of(predictions: Predictions, *, measure: str, score: Score = "accuracy") -> Table:
-    """From a labels table with step_logits and step_gmacs."""
+def table_of(predictions: Predictions, *, measure: str, score: ScoreKind = "accuracy") -> StepTable:
+    """The steps of labels that were made with step_logits and step_gmacs."""
     if predictions.step_logits is None or predictions.step_gmacs is None:
         raise ConfigError("the labels have no step_logits: label with --set output.step_logits=true")
     logits = predictions.step_logits
@@ -154,7 +155,7 @@ def table_of(predictions: Predictions, *, measure: str, score: Score = "accuracy
     truth = predictions.truth
     best = logits.argmax(axis=2)
     correct = (best[:, :, None] == truth[:, None, :]).any(axis=2)
-    return Table(
+    return StepTable(
         confidences=values.max(axis=2).astype(np.float64),
         correct=correct,
         costs=predictions.step_gmacs,
@@ -164,15 +165,15 @@ def table_of(predictions: Predictions, *, measure: str, score: Score = "accuracy
 
 
 def search(
-    table: Table,
+    table: StepTable,
     *,
     steps_per_round: int = 1,
     seed: int = 0,
     margin: float = MARGIN,
     measure: str = "softmax",
-    score: Score = "accuracy",
+    score: ScoreKind = "accuracy",
 ) -> Calibration:
-    """Thresholds for budgets from the cheapest exit to all steps.
+    """Searches thresholds for budgets from the cheapest exit to all steps.
 
     margin: points of the score by which the direct search must be better where both were searched, to be kept over the
     published one, which has less freedom to fit what it sees. With mAP the direct search still chooses its first step
@@ -219,7 +220,7 @@ def search(
     )
 
 
-def _best(table: Table, budget: float, margin: float, by: Score) -> tuple[np.ndarray, str] | None:
+def _best(table: StepTable, budget: float, margin: float, by: ScoreKind) -> tuple[np.ndarray, str] | None:
     published = geometric_for_budget(table.confidences, table.costs, budget)
     direct = direct_for_budget(table.confidences, table.correct, table.costs, budget)
     if published is None:
@@ -239,7 +240,7 @@ def _spread(thresholds: np.ndarray, ends: np.ndarray, num_steps: int) -> np.ndar
 
 
 def write_into(checkpoint: Path, out: Path, calibration: Mapping[str, Any]) -> None:
-    """The checkpoint again, with the calibration in its header; one made under the same settings is replaced."""
+    """Writes the checkpoint again, with the calibration in its header; one made under the same settings is replaced."""
     found = load_checkpoint_file(checkpoint)
     known = found.header.thresholds.get("calibrations", [])
     others = [c for c in known if made_for(c, found.header) != calibration["for"]]
@@ -248,7 +249,7 @@ def write_into(checkpoint: Path, out: Path, calibration: Mapping[str, Any]) -> N
 
 
 def all_steps(config: Config) -> Config:
-    """What the set is labelled with: every step, and all that it says."""
+    """The settings that the set is labelled with: every step, and all logits."""
     if config.model.checkpoint is None:
         raise ConfigError("calibration belongs to a checkpoint: give --checkpoint FILE, or a preset that has one")
     return config.replaced({"stop.kind": "none", "output.step_logits": True, "output.logits": True})
@@ -261,12 +262,12 @@ def run_calibration(
     out: Path,
     resume: bool = True,
     measure: str,
-    score: Score = "accuracy",
+    score: ScoreKind = "accuracy",
     margin: float = MARGIN,
     steps_per_round: int | None,
     write: Path | None,
     stop: StopRequest,
-    told: Told,
+    told: RunReports,
 ) -> tuple[Calibration | None, RunSummary]:
     """Labels the set once with all steps, searches, and writes what was found: nothing where it was stopped, or no
     label was made. Says how the labelling went, too.
@@ -279,7 +280,7 @@ def run_calibration(
     machine = machine_of(config)
     plan = resolve(labels_as.replaced({"stop.steps_per_round": every}), machine)
     run = label_archive(
-        labels_as, list_sources, out=out, resume=resume, stop=stop, told=told, machine=machine
+        labels_as, list_sources, out=out, resume=resume, stop=stop, reports=told, machine=machine
     )
     if stop.is_set or not run.has_labels:
         return None, run
@@ -292,13 +293,13 @@ def run_calibration(
         measure=measure,
         score=score,
     )
-    told_as = calibration.to_header() | {"for": calibrated_for(plan.config, plan.header)}
-    (out / "calibration.json").write_text(json.dumps(told_as, indent=1))
+    written = calibration.to_header() | {"for": calibrated_for(plan.config, plan.header)}
+    (out / "calibration.json").write_text(json.dumps(written, indent=1))
     curves = {
         "thresholds": [(point.gmacs, point.score) for point in calibration.points],
         "all steps": [(calibration.gmacs_all_steps, calibration.score_all_steps)],
     }
-    draw_curves(out / "calibration.png", curves, x_label="GMACs per clip", y_label=f"{NAMES[score]} (%)")
+    draw_curves(out / "calibration.png", curves, x_label="GMACs per clip", y_label=f"{SCORE_NAMES[score]} (%)")
     if write is not None:
-        write_into(Path(config.model.checkpoint), write, told_as)
+        write_into(Path(config.model.checkpoint), write, written)
     return calibration, run

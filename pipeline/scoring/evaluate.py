@@ -56,7 +56,7 @@ class Evaluation:
     budgeted: tuple[CurvePoint, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The figures in a form that JSON can hold."""
         return json_value(asdict(self))
 
     def remarks(self) -> list[str]:
@@ -75,14 +75,15 @@ class Evaluation:
         return lines
 
 
-def evaluate(
+def evaluate_predictions(
     predictions: Predictions,
     *,
     looks: LookScores | None = None,
     step_gmacs: np.ndarray | None = None,
     thresholds: np.ndarray | None = None,
 ) -> Evaluation:
-    """All figures. `step_gmacs` [T] cumulative adds the anytime curve; `thresholds` [39,T] the budgeted one."""
+    """All figures of the predictions. `step_gmacs` [T] cumulative adds the anytime curve; `thresholds` [39,T] the
+    budgeted one."""
 
     def mean(values: np.ndarray | None) -> float | None:
         return None if values is None or not len(values) else float(values.mean())
@@ -126,7 +127,7 @@ def evaluate_labels(
     search: str | Path | None = None,
     published: Sequence[Sequence[float]] | None = None,
 ) -> tuple[Predictions, Evaluation]:
-    """A labels table against its truth; `truth_boxes` is the synthetic archive's truth.parquet.
+    """Judges a labels table against its truth; `truth_boxes` is the synthetic archive's truth.parquet.
 
     The budgeted curve takes its thresholds from `search`, a table of other clips, or else from `published`, those
     that a checkpoint file holds.
@@ -145,7 +146,7 @@ def evaluate_labels(
         table = np.array(published, np.float64)
         # With fewer looks than the published ones there is no such curve.
         thresholds = table if table.shape == (len(BUDGET_QS), steps.shape[1]) else None
-    return predictions, evaluate(predictions, looks=looks, thresholds=thresholds)
+    return predictions, evaluate_predictions(predictions, looks=looks, thresholds=thresholds)
 
 
 def _search_logits(searched: Predictions, judged: Predictions, name: str) -> np.ndarray:
@@ -165,7 +166,7 @@ def _search_logits(searched: Predictions, judged: Predictions, name: str) -> np.
     if shared := set(searched.sources) & set(judged.sources):
         raise ConfigError(
             f"{len(shared)} of the sources to evaluate are in {name} too ({min(shared)}): thresholds are searched on "
-            "other clips than those that they are told with"
+            "other clips than those that they are judged with"
         )
     return searched.step_logits
 
@@ -187,7 +188,7 @@ def predictions_json(predictions: Predictions, *, num_best: int | None = None) -
 
 
 def write_report(out: str | Path, predictions: Predictions, evaluation: Evaluation) -> list[Path]:
-    """Write scores, classes, confusion matrix, predictions and curves into folder `out`; gives what was written."""
+    """Writes scores, classes, confusion matrix, predictions and curves into folder `out`; gives what was written."""
     # Matplotlib takes half a second to import, and only reports need it.
     from pipeline.scoring.plots import draw_confusion, draw_curves
 
@@ -218,10 +219,11 @@ def write_report(out: str | Path, predictions: Predictions, evaluation: Evaluati
     return written
 
 
-def comparison(
+def policy_table(
     evaluations: Mapping[str, Evaluation],
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A table's head and its rows, one per policy, in the order given; columns that nothing fills are left out."""
+    """The head of a table that sets policies side by side, and its rows, one per policy, in the order given; columns
+    that nothing fills are left out."""
 
     def cell(value: float | None, form: str = ".1f") -> str:
         return "" if value is None or not np.isfinite(value) else format(value, form)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from operators.errors import ConfigError
-from operators.media.frame_plan import sample_indices
+from operators.media.sampling import sample_indices
 from pipeline.families.truth import TruthBoxes
 
 

@@ -114,17 +114,17 @@ class _Survey:
     num_judged: int = 0
     answers: dict[int, str] = field(default_factory=dict)
     """The classes that are among the answers, by their number."""
-    told: set[str] = field(default_factory=set)
+    true_labels: set[str] = field(default_factory=set)
     """The labels of the truth."""
 
 
 def _survey(dataset: ds.Dataset, wanted: Sequence[str], truth: Mapping[str, Sequence[str]] | None) -> _Survey:
     found = _Survey(whole=set(wanted))
-    for batch, told, num_rows, num_failed in _judged(dataset, wanted, truth):
+    for batch, true_labels, num_rows, num_failed in _judged(dataset, wanted, truth):
         found.num_rows += num_rows
         found.num_failed += num_failed
-        found.num_judged += len(told)
-        found.told.update(*told)
+        found.num_judged += len(true_labels)
+        found.true_labels.update(*true_labels)
         names, ids, _ = batch["topk"].flatten().flatten()
         pairs = pa.table({"id": ids, "name": names}).group_by(["id", "name"]).aggregate([])
         found.answers |= dict(zip(pairs["id"].to_pylist(), pairs["name"].to_pylist(), strict=True))
@@ -146,11 +146,12 @@ def _judged(
         if "error_code" in columns:
             batch = batch.filter(pc.is_null(batch["error_code"]))
         num_good = batch.num_rows
-        told: list[Sequence[str]] = batch["truth"].to_pylist()
+        true_labels: list[Sequence[str]] = batch["truth"].to_pylist()
         if truth is not None:
-            told = [truth.get(name, ()) for name in batch["video_id"].to_pylist()]
-        keep = [number for number, row in enumerate(told) if row]
-        yield batch.take(pa.array(keep, pa.int64())), [told[number] for number in keep], num_rows, num_rows - num_good
+            true_labels = [truth.get(name, ()) for name in batch["video_id"].to_pylist()]
+        keep = [number for number, row in enumerate(true_labels) if row]
+        judged = batch.take(pa.array(keep, pa.int64()))
+        yield judged, [true_labels[number] for number in keep], num_rows, num_rows - num_good
 
 
 def _class_names(given: Sequence[str] | None, found: _Survey) -> tuple[str, ...]:
@@ -165,7 +166,7 @@ def _class_names(given: Sequence[str] | None, found: _Survey) -> tuple[str, ...]
         return tuple(given)
     num_classes = max([found.lists.get("logits", 0), *(k + 1 for k in found.answers)])
     names = [found.answers.get(k, f"class_{k:03d}") for k in range(num_classes)]
-    if strange := sorted(found.told - set(names)):
+    if strange := sorted(found.true_labels - set(names)):
         raise ConfigError(
             f"the truth's label {strange[0]!r} ({len(strange)} such) is among no answer of the table, so its "
             "number is not known: give the class names (--classes FILE)"
@@ -191,14 +192,14 @@ def _predictions(
     steps = _Steps(num, found.lists.get("step_logits", 0), num_classes)
     gmacs = _Steps(num, found.lists.get("step_gmacs", 0))
     is_exact, start = True, 0
-    for batch, told, _, _ in _judged(dataset, wanted, truth):
-        if not told:
+    for batch, true_labels, _, _ in _judged(dataset, wanted, truth):
+        if not true_labels:
             continue
-        rows = slice(start, start + len(told))
+        rows = slice(start, start + len(true_labels))
         start = rows.stop
         video_ids += batch["video_id"].to_pylist()
         sources += batch["source_uri"].to_pylist() if "source_uri" in found.whole else ()
-        ids, strange = truth_array(told, names)
+        ids, strange = truth_array(true_labels, names)
         truth_ids.append(ids)
         unknown |= dict.fromkeys(strange)
         for name, values in numbers.items():

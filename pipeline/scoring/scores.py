@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from operators.errors import ConfigError
-from policies.stopping import accuracy_at, exit_steps, geometric_thresholds, mean_cost
+from policies.thresholds import accuracy_at, exit_steps, geometric_thresholds, mean_cost
 
 BUDGET_QS = tuple(p / 20 for p in range(1, 40))
 """The published row of q for budgeted-batch curves."""

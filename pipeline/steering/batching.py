@@ -1,4 +1,4 @@
-"""Patches of many clips in one forward pass: which rows go together, and when. Pure: takes now_s.
+"""Batches of patches: which rows of which clips go together in one forward pass, and when. Pure: `now_s` is passed in.
 
 A batch goes when it is full, when its oldest patch has waited enough, or because a focus worker would idle.
 Order is by age: every batch begins with the oldest patch there is, so no clip starves.
@@ -22,17 +22,17 @@ because another pass later costs less than the padding now."""
 
 @dataclass(slots=True, eq=False)
 class PatchRows:
-    """Rows start..stop of a payload of patches, all of one clip and one round."""
+    """The rows start..stop of a payload of patches, all of one clip and one round."""
 
     clip: Any
-    """Whose they are; the batcher never looks inside."""
+    """The clip that they belong to; the batcher never looks inside."""
     handle: Any
     start: int
     stop: int
     since_s: float
     is_suspect: bool = False
     number: int = -1
-    """Its place in the order of age, given by the batcher."""
+    """The place of these rows in the order of age, given by the batcher."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -69,11 +69,11 @@ class Batcher:
         self._suspects: list[tuple[int, int, PatchRows]] = []
         self._numbers = itertools.count()
         self.num_rows = 0
-        """Patches that wait, suspects not counted."""
+        """How many patches wait, those of suspects not counted."""
         self.num_suspect_rows = 0
         self.num_taken = 0
         self.waited_s = 0.0
-        """By the num_taken patches that went, all together."""
+        """The sum of the times that the num_taken patches which went have waited."""
 
     def __len__(self) -> int:
         return self.num_rows + self.num_suspect_rows
@@ -85,7 +85,7 @@ class Batcher:
         self._push(rows)
 
     def put_back(self, batch: Sequence[PatchRows]) -> None:
-        """Rows that were taken and never looked at: they are as old as they were."""
+        """Takes rows back that no network has seen: they are as old as they were."""
         for rows in batch:
             self._push(rows)
 
@@ -96,12 +96,12 @@ class Batcher:
 
     @property
     def is_suspect_next(self) -> bool:
-        """A suspect is older than whatever else waits."""
+        """Whether a suspect is older than whatever else waits."""
         suspect, other = self._head(self._suspects), self._head(self._waiting)
         return suspect is not None and (other is None or suspect.number < other.number)
 
     def take_suspect(self, now_s: float) -> list[PatchRows]:
-        """Rows of one suspect clip, alone."""
+        """Takes rows of one suspect clip, alone."""
         rows = self._head(self._suspects)
         return [] if rows is None else self._take_rows(self._suspects, min(len(rows), self._max_rows), now_s)
 

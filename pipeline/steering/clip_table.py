@@ -1,4 +1,4 @@
-"""Clips from their frames to their labels: which wait to be opened, are open, or wait for features. Pure.
+"""The clips that are under way: those that wait to be opened, are open, or wait for features. Pure.
 
 A clip is done again from its frames whenever something goes wrong with it. Each time it is opened is a stay of its
 own: what comes back for a stay that is over is ignored.
@@ -21,7 +21,7 @@ from pipeline.steering.read_queue import MAX_DEATHS, Reading, failed_label
 
 @dataclass(slots=True, eq=False)
 class Frames:
-    """What one call brought: held until the last of its pieces is labelled."""
+    """The frames that one call brought: they are held until the last of their pieces is labelled."""
 
     handle: Any
     num_bytes: int
@@ -43,7 +43,7 @@ class Clip:
     """A clip that has no label yet."""
 
     number: int
-    """Its age: the order in which clips were read."""
+    """The place of the clip in the order in which clips were read, which is its age."""
     piece: Piece
     ref: ClipRef
     is_suspect: bool = False
@@ -62,11 +62,11 @@ class Stay:
     waiting: list[PatchRows] = field(default_factory=list)
     patches_left: int = 0
     features: list[tuple[int, Any, int, int]] = field(default_factory=list)
-    """(first patch row, handle, start, stop), in the order in which they arrived."""
+    """Features as (first patch row, handle, start, stop), in the order in which they arrived."""
 
 
 class ClipTable:
-    """Every clip under way, and where it stands."""
+    """Holds every clip that is under way, and how far it has got."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class ClipTable:
         emit: Callable[[ClipLabel, float], None],
         on_end: Callable[[Reading], None],
     ) -> None:
-        """`on_end` is told of the source of every clip that got its label."""
+        """`on_end` is called with the reading of every clip that got its label."""
         self._max_open_clips = max_open_clips
         self._pieces_per_call = pieces_per_call
         self._batcher = batcher
@@ -97,7 +97,7 @@ class ClipTable:
         self.num_bytes = 0
 
     def is_new(self, clip_id: str) -> bool:
-        """It has no label and is not under way."""
+        """Whether a clip has no label and is not under way."""
         return clip_id not in self._clips and self._is_wanted(clip_id)
 
     def add(self, reading: Reading, infos: Sequence[PieceInfo], frames: Frames) -> int:
@@ -127,7 +127,7 @@ class ClipTable:
     # What to do next
 
     def open(self, idle: Collection[int], *, may_suspect: bool) -> list[Stay]:
-        """The oldest clips that wait, for the worker that has the fewest; a suspect alone."""
+        """Gives the oldest clips that wait to the worker that has the fewest; a suspect goes alone."""
         if not idle or not (self._to_open or self._suspects):
             return []
         worker = min(idle, key=lambda w: len(self._stays[w]))
@@ -147,12 +147,12 @@ class ClipTable:
         return stays
 
     def to_close(self, worker: int) -> list[str]:
-        """Clips whose state is of no use any more. Nothing else may be asked of the worker before."""
+        """The clips whose state on a worker is of no use any more: they are closed before any other call there."""
         closed, self._to_close[worker] = self._to_close[worker], []
         return closed
 
     def to_step(self, worker: int, *, may_suspect: bool) -> list[Stay]:
-        """Stays whose features have all arrived: a suspect alone, all others together."""
+        """Takes the stays whose features have all arrived: a suspect alone, all others together."""
         ready = [stay for stay in self._to_step[worker] if not stay.is_over]
         taken: list[Stay] = []
         if ready and ready[0].clip.is_suspect and may_suspect:
@@ -186,7 +186,7 @@ class ClipTable:
                 self.fail(clip, ErrorCode.INTERNAL, "the stream worker gave neither a label nor patches for it", now_s)
 
     def have_features(self, batch: Sequence[PatchRows], payload: Any) -> None:
-        """The focus network has looked at these rows; `payload` has theirs one after another."""
+        """Takes the features of these rows, which `payload` has one after another."""
         at = 0
         for rows in batch:
             stay: Stay = rows.clip
@@ -199,14 +199,14 @@ class ClipTable:
             at += len(rows)
 
     def put_back(self, batch: Sequence[PatchRows]) -> None:
-        """Rows that a worker took and never began with."""
+        """Lets rows wait again that a worker was given and never began with."""
         left = [rows for rows in batch if not rows.clip.is_over]
         for rows in left:
             rows.clip.waiting.append(rows)
         self._batcher.put_back(left)
 
     def died(self, stay: Stay, *, is_alone: bool, now_s: float) -> None:
-        """Its worker died over a call that it was in."""
+        """Starts a clip again whose worker died over a call that it was in, unless that happened too often."""
         clip = stay.clip
         if stay.is_over:
             return
@@ -218,6 +218,7 @@ class ClipTable:
             self._start_again(clip)
 
     def raised(self, stay: Stay, error: str, *, is_alone: bool, now_s: float) -> None:
+        """Fails a clip whose call raised an exception, or starts it again where others were in the call."""
         if stay.is_over:
             return
         if is_alone:
@@ -227,7 +228,7 @@ class ClipTable:
             self._start_again(stay.clip)
 
     def lost_patches(self, stay: Stay, now_s: float) -> None:
-        """Its patches or features went with the machine that held them; its frames may be there."""
+        """Starts a clip again whose patches or features went with a machine: its frames may still be there."""
         if stay.is_over:
             return
         stay.clip.losses += 1
@@ -246,7 +247,7 @@ class ClipTable:
         lost = {id(stay.clip.piece.frames) for stay in stays if not stay.is_over}
         for stay in stays:
             if not stay.is_over:
-                self._end_stay(stay, tell_worker=True)
+                self._end_stay(stay, close_there=True)
         refs: dict[Reading, list[ClipRef]] = {}
         for clip in [c for c in self._clips.values() if c.stay is None and id(c.piece.frames) in lost]:
             del self._clips[clip.ref.clip_id]
@@ -259,14 +260,14 @@ class ClipTable:
         return list(refs.items())
 
     def worker_gone(self, worker: int) -> None:
-        """State that was on a worker is gone: its clips start again, unblamed."""
+        """Starts the clips of a worker again, unblamed: their state there is gone."""
         for stay in list(self._stays[worker].values()):
             self._start_again(stay.clip)
         self._to_close[worker].clear()
 
     def fail(self, clip: Clip, code: ErrorCode, message: str, now_s: float) -> None:
         if clip.stay is not None:
-            self._end_stay(clip.stay, tell_worker=True)
+            self._end_stay(clip.stay, close_there=True)
         self._end(clip, failed_label(clip.piece.reading.source, code=code, message=message, ref=clip.ref), now_s)
 
     # Steps of a clip's life
@@ -281,17 +282,17 @@ class ClipTable:
 
     def _start_again(self, clip: Clip) -> None:
         if clip.stay is not None:
-            self._end_stay(clip.stay, tell_worker=True)
+            self._end_stay(clip.stay, close_there=True)
             self._queue(clip)
 
-    def _end_stay(self, stay: Stay, *, tell_worker: bool = False) -> None:
+    def _end_stay(self, stay: Stay, *, close_there: bool = False) -> None:
         stay.is_over = True
         stay.clip.stay = None
         stay.features.clear()
         del self._stays[stay.worker][stay.clip.ref.clip_id]
         for rows in stay.waiting:
             self._batcher.drop(rows)
-        if tell_worker:
+        if close_there:
             self._to_close[stay.worker].append(stay.clip.ref.clip_id)
 
     def _end(self, clip: Clip, label: ClipLabel, now_s: float) -> None:
@@ -301,7 +302,7 @@ class ClipTable:
         self._on_end(clip.piece.reading)
 
     def _let_go(self, clip: Clip) -> None:
-        """Of its frames."""
+        """Counts a clip out of its piece, and lets the frames go with their last one."""
         piece = clip.piece
         piece.num_clips -= 1
         if piece.num_clips == 0:

@@ -9,27 +9,32 @@ Place = tuple[str, int]
 """A stage and a worker of it."""
 
 SPARE_S = 60.0
+"""The time that a call may take beyond four times the slowest."""
 FIRST_S = 600.0
-"""For the first call of a stage: networks may be compiled in it."""
+"""The time that the first call of a stage may take: networks may be compiled in it."""
 STUCK_S = 3.0
+"""The time after which a run that is to stop no longer waits for a call, unless its stage has seen slower ones."""
 WAITS_S = 20.0
+"""The time after which it is reported that a worker waits for a place."""
 NONE_S = 120.0
+"""The time after which a stage without any worker ends the run."""
 MAKE_S = 600.0
+"""The time after which a worker that has a place and is not made there is made anew."""
 
 
 class Deadlines:
-    """Of calls: four times the slowest that a stage has seen, and a minute."""
+    """The time that a call may take: four times the slowest that its stage has seen, and a minute."""
 
     def __init__(self) -> None:
         self._slowest_s: dict[str, float] = {}
         self._free_s: dict[Place, float] = {}
-        """When a worker was made or last ended a call: what is behind that in its line begins then."""
+        """When a worker was made or last ended a call; the next call in its line begins then."""
 
     def made(self, place: Place, now_s: float) -> None:
         self._free_s[place] = now_s
 
     def ended(self, place: Place, submitted_s: float, now_s: float) -> None:
-        """A call came back in good order."""
+        """Notes that a call came back in good order."""
         seconds = self.running_s(place, submitted_s, now_s)
         self._slowest_s[place[0]] = max(seconds, self._slowest_s.get(place[0], 0.0))
         self._free_s[place] = now_s
@@ -38,7 +43,7 @@ class Deadlines:
         return now_s - max(submitted_s, self._free_s.get(place, submitted_s))
 
     def is_late(self, place: Place, submitted_s: float, now_s: float) -> bool:
-        """So late that its answer is lost, or its worker hangs."""
+        """Whether a call is so late that its answer must be lost or its worker hang."""
         return self.running_s(place, submitted_s, now_s) > self.limit_s(place[0])
 
     def limit_s(self, stage: str) -> float:
@@ -46,7 +51,7 @@ class Deadlines:
         return FIRST_S if slowest_s is None else 4 * slowest_s + SPARE_S
 
     def is_stuck(self, place: Place, submitted_s: float, now_s: float) -> bool:
-        """So late that somebody who wants to stop need not wait for it."""
+        """Whether a call is so late that somebody who wants to stop need not wait for it."""
         slowest_s = self._slowest_s.get(place[0], 0.0)
         return self.running_s(place, submitted_s, now_s) > max(STUCK_S, 2 * slowest_s)
 
@@ -56,7 +61,7 @@ class Verdict:
     """What is to be done about the workers of a stage that are missing."""
 
     kind: str
-    """waits: is to be reported. none: the stage has nobody and the run ends. again: one is to be made anew."""
+    """waits: that is to be reported. none: the stage has no worker and the run ends. again: one is to be made anew."""
     stage: str
     workers: tuple[int, ...]
     num_here: int
@@ -64,16 +69,17 @@ class Verdict:
 
 
 class Staffing:
-    """Which workers are not made, since when, and what follows from that."""
+    """Keeps which workers are not made and since when, and decides what follows from that."""
 
     def __init__(self, workers: Mapping[str, int]) -> None:
         self._workers = dict(workers)
         self._since_s: dict[Place, tuple[bool, float]] = {}
-        """Whether it has a place, and since when it is so."""
+        """For each worker that is not made, whether it has a place, and since when that is so."""
         self._reported: set[Place] = set()
 
-    def look(self, missing: Mapping[Place, bool], now_s: float) -> list[Verdict]:
-        """`missing`: whether a worker that is not made has a place at least, and is being made there."""
+    def verdicts(self, missing: Mapping[Place, bool], now_s: float) -> list[Verdict]:
+        """What is to be done now. `missing`: for each worker that is not made, whether it has a place and is being made
+        there."""
         for place in [place for place in self._since_s if place not in missing]:
             del self._since_s[place]
             self._reported.discard(place)

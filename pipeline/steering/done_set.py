@@ -1,4 +1,4 @@
-"""Which clips are done: 16 bytes and a bit each, so that a list of millions does not fill the driver."""
+"""The set of clips that are done: 16 bytes and a bit each, so that a list of millions does not fill the driver."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DoneSet:
         self._failed_met = None if self._failed is None else DoneSet()
         self._buckets = [np.empty((0, 2), np.uint64) for _ in range(_NUM_BUCKETS)]
         self._given = [np.empty(0, np.uint8) for _ in range(_NUM_BUCKETS)]
-        """Of each bucket, one bit per key, eight in a byte."""
+        """For each bucket, one bit for every key, eight in a byte: whether this run was given that clip."""
         self._new: set[bytes] = set()
         if keys is not None:
             self.extend(keys)
@@ -57,7 +57,7 @@ class DoneSet:
         return key in self._new or self._row(key) is not None
 
     def add(self, clip_id: str) -> bool:
-        """True when the clip was not in the set yet."""
+        """Adds a clip; true when it was not in the set yet."""
         key = bytes.fromhex(clip_id)
         if len(key) != 16:
             raise ValueError(f"{clip_id!r} is not 32 hex digits")
@@ -92,13 +92,13 @@ class DoneSet:
                 self._given[number] = np.packbits(given[is_first], bitorder="little")
 
     def _mark(self, key: bytes) -> None:
-        """As given to this run. Keys that wait to be merged are, without a mark."""
+        """Marks a key as given to this run. Keys that wait to be merged count as given without a mark."""
         row = self._row(key)
         if row is not None:
             self._given[key[0]][row >> 3] |= np.uint8(1 << (row & 7))
 
     def _row(self, key: bytes) -> int | None:
-        """Where a key is in its bucket; None where it is not."""
+        """The row of a key in its bucket; None where it is not there."""
         bucket = self._buckets[key[0]]
         high, low = np.frombuffer(key, ">u8").astype(np.uint64)
         # Keys are hashes: more than one with the same first half is possible, and never happens.

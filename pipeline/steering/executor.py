@@ -1,20 +1,15 @@
-"""The port between the loop and what runs the workers, and the form of it that runs them in this process.
+"""The port between the loop and what runs the workers: specifications of workers, calls, and how calls ended.
 
-A worker is any object whose methods take (requests, payloads) and return (Reply, payload). It is made by a
-factory that is named by its dotted place, so that another process can make it too.
+A worker is any object whose methods take (requests, payloads) and return (Reply, payload). It is made by a factory
+that is named by its dotted place, so that another process can make it too.
 """
 
 from __future__ import annotations
 
 import importlib
-import itertools
-import traceback
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-from operators.errors import PipelineError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +18,7 @@ class WorkerSpec:
 
     stage: str
     factory: str
-    """`package.module:function`"""
+    """The place of a function that makes one worker, as `package.module:function`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     count: int = 1
     num_cpus: float = 0.0
@@ -37,7 +32,7 @@ class Call:
     method: str
     requests: tuple[Any, ...]
     payloads: tuple[Any, ...] = ()
-    """Handles as executors give them out."""
+    """The payloads that the requests point into, as handles that the executor gave out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +41,15 @@ class Completion:
 
     ticket: int
     outcome: str
-    """done, died, lost, failed"""
+    """One of done, died, lost and failed."""
     reply: Any = None
     payload: Any = None
     error: str = ""
 
 
 class Executor(Protocol):
+    """What the loop needs of whatever runs the workers."""
+
     def start(self, spec: WorkerSpec) -> None:
         """Makes the workers of a stage; may return before they are ready."""
 
@@ -87,93 +84,14 @@ class Executor(Protocol):
         """Ends a worker that hangs. Its calls come back as `died`."""
 
     def replace(self, stage: str, worker: int) -> None:
-        """Makes a new worker in the place of one that is gone, that has nothing left to do, or that cannot be reached:
-        one that still lives is ended."""
+        """Makes a new worker in the place of one that is gone, is spent or cannot be reached; one that still lives is
+        ended."""
 
     def close(self) -> None:
         """Ends all workers; nothing of them stays behind."""
 
 
 def make_worker(factory: str, arguments: Mapping[str, Any]) -> Any:
+    """The worker that the factory at this dotted place makes of these arguments."""
     module, _, name = factory.partition(":")
     return getattr(importlib.import_module(module), name)(**arguments)
-
-
-class InlineExecutor:
-    """The same stages in this process: one call at a time, in the order in which they were handed over.
-
-    A decoder that hangs cannot be killed here; deadlines need processes.
-    """
-
-    def __init__(self) -> None:
-        self._specs: dict[str, WorkerSpec] = {}
-        self._workers: dict[tuple[str, int], Any] = {}
-        self._waiting: deque[tuple[int, Call]] = deque()
-        self._tickets = itertools.count()
-
-    def start(self, spec: WorkerSpec) -> None:
-        self._specs[spec.stage] = spec
-        for worker in range(spec.count):
-            self._workers[spec.stage, worker] = make_worker(spec.factory, spec.arguments)
-
-    def wait_ready(self) -> None:
-        return None
-
-    def is_ready(self, stage: str, worker: int) -> bool:
-        return True
-
-    def missing(self) -> Mapping[tuple[str, int], bool]:
-        return {}
-
-    def why_missing(self, stage: str) -> str:
-        return ""
-
-    def is_here(self, stage: str, worker: int) -> bool:
-        return True
-
-    def machine_answered(self, stage: str, worker: int, for_s: float) -> bool:
-        return True
-
-    def submit(self, call: Call) -> int:
-        ticket = next(self._tickets)
-        self._waiting.append((ticket, call))
-        return ticket
-
-    def poll(self, timeout_s: float) -> list[Completion]:
-        if not self._waiting:
-            return []
-        ticket, call = self._waiting.popleft()
-        worker = self._workers[call.stage, call.worker]
-        try:
-            reply, payload = getattr(worker, call.method)(call.requests, call.payloads)
-        except PipelineError:
-            raise
-        except Exception:
-            return [Completion(ticket=ticket, outcome="failed", error=traceback.format_exc())]
-        return [Completion(ticket=ticket, outcome="done", reply=reply, payload=payload)]
-
-    def kill(self, stage: str, worker: int) -> None:
-        """Nothing: a call that is late only waited for its turn, or it is over before anybody can ask for its end."""
-
-    def replace(self, stage: str, worker: int) -> None:
-        spec = self._specs[stage]
-        self._workers[stage, worker] = make_worker(spec.factory, spec.arguments)
-
-    def close(self) -> None:
-        for worker in self._workers.values():
-            if hasattr(worker, "shutdown"):
-                worker.shutdown()
-        self._workers.clear()
-
-
-def count_payloads(handles: Sequence[Any]) -> tuple[tuple[Any, ...], list[int]]:
-    """The distinct handles in order of first use, and for each given handle its place among them."""
-    distinct: list[Any] = []
-    places: dict[int, int] = {}
-    rows: list[int] = []
-    for handle in handles:
-        if id(handle) not in places:
-            places[id(handle)] = len(distinct)
-            distinct.append(handle)
-        rows.append(places[id(handle)])
-    return tuple(distinct), rows

@@ -1,4 +1,4 @@
-"""What the driver and its workers say to each other: small, and without pixels.
+"""The messages between the driver and its workers: small, and without pixels.
 
 Every call carries a list of requests and the payloads they point into; every reply answers row by row.
 Payloads (frames, patches, features) are named by handles, which only an executor can open.
@@ -6,6 +6,7 @@ Payloads (frames, patches, features) are named by handles, which only an executo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from operators.records import ClipLabel, Source
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Rows of a payload: `payload` counts within the call's list of payloads."""
+    """The rows start..stop of a payload; `payload` counts within the call's list of payloads."""
 
     payload: int
     start: int
@@ -23,7 +24,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """Read a source from `first_window` on, or go on with it if the window that comes next is that one."""
+    """Asks for a source to be read from `first_window` on; one that is open and has got there is gone on with."""
 
     source: Source
     first_window: int = 0
@@ -31,12 +32,14 @@ class ReadRequest:
 
 @dataclass(frozen=True, slots=True)
 class ClipRef:
+    """A clip that was cut from a source, by its id and its place there."""
+
     clip_id: str
     start_s: float
     end_s: float | None
-    """None where its source was not read so far."""
+    """None where the source was not read as far as the clip's end."""
     window: int = 0
-    """Its number in the source, for reading again from there."""
+    """The number of its window in the source, for reading again from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class PieceInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReadReply:
-    """What one call got out of a source. Neither done nor failed: call again to go on."""
+    """What one call got out of a source; where it is neither done nor failed, the next call goes on."""
 
     source_id: str
     pieces: tuple[PieceInfo, ...] = ()
@@ -60,7 +63,7 @@ class ReadReply:
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """Glance at a FrameBatch: row `slice.start` of its payload. `clip_ids` are those still wanted."""
+    """Asks for the clips of a FrameBatch, row `frames.start` of its payload, to be opened: those still wanted."""
 
     frames: Slice
     clip_ids: tuple[str, ...]
@@ -68,7 +71,7 @@ class OpenRequest:
 
 @dataclass(frozen=True, slots=True)
 class StepRequest:
-    """The features of all the patches that a clip is waiting for, in order."""
+    """Hands a clip the features of all the patches that it is waiting for, in order."""
 
     clip_id: str
     features: tuple[Slice, ...]
@@ -76,7 +79,7 @@ class StepRequest:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """What became of a clip: a label, or patches start..stop of the reply's payload (a PatchBatch)."""
+    """A clip that was opened or stepped: it has a label, or patches start..stop of the reply's PatchBatch."""
 
     clip_id: str
     label: ClipLabel | None = None
@@ -86,13 +89,15 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
+    """A part of the table: labels, and the number by which a part that is sent twice is recognised."""
+
     sequence: int
     labels: tuple[ClipLabel, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What a call cost, for the figures at the end of a run."""
+class CallCost:
+    """The time that a call took and the items that it worked on, for the figures at the end of a run."""
 
     busy_s: float = 0.0
     wait_s: float = 0.0
@@ -102,7 +107,22 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """A worker's answer to a call, row by row as the requests were."""
+
     rows: tuple[Any, ...]
-    work: Work = Work()
+    work: CallCost = CallCost()
     is_spent: bool = False
-    """The worker holds nothing and wants a fresh process in its place."""
+    """Whether the worker holds nothing and wants a fresh process in its place."""
+
+
+def distinct_payloads(handles: Sequence[Any]) -> tuple[tuple[Any, ...], list[int]]:
+    """The distinct handles in order of first use, and for each given handle its place among them."""
+    distinct: list[Any] = []
+    places: dict[int, int] = {}
+    rows: list[int] = []
+    for handle in handles:
+        if id(handle) not in places:
+            places[id(handle)] = len(distinct)
+            distinct.append(handle)
+        rows.append(places[id(handle)])
+    return tuple(distinct), rows

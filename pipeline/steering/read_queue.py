@@ -1,4 +1,4 @@
-"""Sources on their way to frames: which are read next, and whose fault it was when reading failed. Pure.
+"""The sources that are under way: which are read next, and which are to blame when reading failed. Pure.
 
 A source is under way from the moment it is given until the last of its clips has a label, so that it is read by one
 worker at a time, and frames that were lost are read again when its reading has ended.
@@ -15,17 +15,18 @@ from operators.records import ClipLabel, Media, Source, clip_id
 from pipeline.steering.messages import ClipRef, ReadReply
 
 MAX_DEATHS = 3
+"""How many deaths of workers, or losses, make a row with an error of what they happened to."""
 
 
 @dataclass(slots=True, eq=False)
 class Reading:
-    """A source: it waits to be read, is being read, or has clips without a label."""
+    """A source that waits to be read, is being read, or has clips without a label."""
 
     source: Source
     first_window: int = 0
-    """Where to go on; the windows before it have been handed over."""
+    """The window where reading goes on; those before it have been handed over."""
     is_resumed: bool = False
-    """Begun behind windows that an earlier run labelled, and nothing has come out of it since."""
+    """Whether reading began behind windows that an earlier run labelled, and nothing has come out of it since."""
     is_reading: bool = True
     is_suspect: bool = False
     deaths: int = 0
@@ -35,9 +36,9 @@ class Reading:
     """How often what was read of it went with the machine that held it."""
     has_clips: bool = False
     num_clips: int = 0
-    """Clips under way."""
+    """How many of its clips are under way."""
     lost: dict[str, ClipRef] = field(default_factory=dict)
-    """Clips whose frames are gone and have to be read again."""
+    """The clips whose frames are gone and have to be read again, by their id."""
 
 
 def failed_label(source: Source, *, code: ErrorCode, message: str, ref: ClipRef | None = None) -> ClipLabel:
@@ -55,7 +56,7 @@ def failed_label(source: Source, *, code: ErrorCode, message: str, ref: ClipRef 
 
 
 class ReadQueue:
-    """Sources until they are read."""
+    """Holds sources until they are read, and makes the rows of those that cannot be."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class ReadQueue:
         is_new: Callable[[str], bool],
         emit: Callable[[ClipLabel, float], None],
     ) -> None:
-        """`is_new`: the clip has no label and is not under way."""
+        """`is_new`: whether a clip has no label and is not under way. `emit` is given the row of a failed clip."""
         self._sources_per_call = sources_per_call
         self._images_per_call = images_per_call
         self._stride_s = stride_s
@@ -77,7 +78,7 @@ class ReadQueue:
         self._waiting: deque[Reading] = deque()
         self._suspects: deque[Reading] = deque()
         self._going_on: list[deque[Reading]] = [deque() for _ in range(num_workers)]
-        """By worker, the sources that are open there. One that is made in its place opens them anew."""
+        """The sources that are open on each worker. One that is made in its place opens them anew."""
         self._is_draining = False
         self.num_active = 0
         self.finished: list[Source] = []
@@ -90,7 +91,7 @@ class ReadQueue:
         self.num_active += 1
 
     def next(self, idle: Collection[int], *, may_suspect: bool, room: int) -> tuple[int, list[Reading]] | None:
-        """A worker and at most `room` sources for it. Suspects are read alone, one at a time."""
+        """Chooses a worker and at most `room` sources for it. Suspects are read alone, one at a time."""
         for worker in idle:
             going_on = self._going_on[worker]
             if going_on and going_on[0].is_suspect and not may_suspect:
@@ -112,7 +113,7 @@ class ReadQueue:
         return len(readings) < (self._images_per_call if are_images else self._sources_per_call)
 
     def drain(self) -> None:
-        """Nothing more is read."""
+        """Reads nothing more from here on."""
         self._is_draining = True
         for readings in [self._waiting, self._suspects, *self._going_on]:
             for reading in readings:
@@ -122,7 +123,10 @@ class ReadQueue:
     # What became of a call
 
     def answered(self, reading: Reading, row: ReadReply, *, worker: int, now_s: float) -> None:
-        """After its pieces have been taken. `worker`: where it is open, and goes on."""
+        """Ends a reading or lets it go on, as the answer says, once its pieces have been taken.
+
+        `worker`: the one that has the source open.
+        """
         if row.failed is not None:
             self._fail(reading, row.failed, now_s)
         elif row.is_done:
@@ -131,8 +135,8 @@ class ReadQueue:
             self._go_on(reading, worker)
 
     def unanswered(self, reading: Reading, *, worker: int | None, now_s: float) -> None:
-        """The answer was lost on its way, which is nobody's fault: the same is asked of the same worker again, or of
-        any where that one is gone."""
+        """Reads a source again whose answer was lost on its way, which is nobody's fault: on the same worker, or on any
+        where that one is gone."""
         reading.losses += 1
         if reading.losses >= MAX_DEATHS:
             message = f"what was read of it was lost {reading.losses} times"
@@ -144,7 +148,7 @@ class ReadQueue:
             self._go_on(reading, worker)
 
     def worker_gone(self, worker: int) -> None:
-        """What was open on a worker is opened anew by whoever is free."""
+        """Lets whoever is free open anew what was open on a worker."""
         readings = list(self._going_on[worker])
         self._going_on[worker].clear()
         for reading in reversed(readings):
@@ -153,7 +157,10 @@ class ReadQueue:
     def died(
         self, reading: Reading, *, is_alone: bool, timed_out: bool, now_s: float, is_doubtful: bool = False
     ) -> None:
-        """`is_doubtful`: it may be that the answer was lost, so that a first timeout says nothing."""
+        """Reads a source again whose worker died over it, unless that happened too often.
+
+        `is_doubtful`: it may be that the answer was lost, so that a first timeout proves nothing.
+        """
         reading.is_suspect = True
         reading.deaths += is_alone
         reading.timeouts += is_alone and timed_out
@@ -166,6 +173,7 @@ class ReadQueue:
             self._read_again(reading)
 
     def raised(self, reading: Reading, error: str, *, is_alone: bool, now_s: float) -> None:
+        """Fails a source whose call raised an exception, or reads it again where others were in the call."""
         if is_alone:
             self._fail(reading, self._label(reading, ErrorCode.INTERNAL, error), now_s)
         else:
@@ -173,12 +181,13 @@ class ReadQueue:
             self._read_again(reading)
 
     def clip_ended(self, reading: Reading) -> None:
+        """Counts a clip of this source as labelled; the source is finished with its last one."""
         reading.num_clips -= 1
         if reading.num_clips == 0 and not reading.is_reading:
             self._finish(reading)
 
     def lost(self, reading: Reading, refs: Iterable[ClipRef], now_s: float) -> None:
-        """The frames of these clips went with the machine that held them."""
+        """Has these clips read again: their frames went with the machine that held them."""
         for ref in refs:
             reading.lost[ref.clip_id] = ref
             reading.num_clips -= 1
@@ -202,7 +211,7 @@ class ReadQueue:
     def _fail(self, reading: Reading, label: ClipLabel, now_s: float) -> None:
         if reading.is_resumed:
             # Did the earlier run get so far and write this failure down, as the row of the window before? Only
-            # reading from there tells: if it is that failure, its row is known.
+            # reading from there shows it: if it is that failure, its row is known.
             reading.is_resumed = False
             reading.first_window -= 1
             reading.deaths = 0

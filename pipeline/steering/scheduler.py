@@ -1,135 +1,45 @@
-"""Who runs next: sources become frames, frames clips, clips patches, patches features, features labels. Pure.
+"""The scheduler: which call is made next, until sources have become frames, clips, patches, features and labels. Pure.
 
-The scheduler says which call to make; it takes `now_s` and the ends of calls, and touches no clock, process or pixel.
-Stages are served last to first: what is nearly done leaves before anything new comes in. What waits to be read is in
-reading.py, what has frames in clip_table.py; here is which worker is free, what may be in flight, and who is to blame.
+It takes `now_s` and the ends of calls, and touches no clock, process or pixel. Stages are served last to first: what is
+nearly done leaves before anything new comes in. What waits to be read is in read_queue.py, what has frames in
+clip_table.py, what has a label in label_parts.py; here it is decided which worker gets a call and who is to blame.
 
 What happens when things die:
 - A worker's death is noticed by a call that does not come back. What was in that call runs again alone, one call
   at a time per stage. A death alone counts against an item; after three it becomes a row with `worker_died`.
 - Calls that only queued behind that call, and clips that had state on that worker, start again unblamed.
 - An exception from our own code is no reason to try again: alone, it makes a row with `internal`.
-- What went with the machine that held it is nobody's fault and is made again; but what is lost three times is a row,
-  and what was lost twice runs alone. A call whose answer does not come back counts as lost.
+- What went with the machine that held it is nobody's fault and is made again; but what is lost three times becomes a
+  row, and what was lost twice runs alone. A call whose answer does not come back counts as lost.
 - A worker that is not made gets no work; the others of its stage do it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from operators.errors import StageError
 from operators.records import ClipLabel, Source
-from pipeline.steering.batching import Batcher, PatchRows
-from pipeline.steering.clip_table import ClipTable, Frames, Stay
-from pipeline.steering.executor import Call, count_payloads
-from pipeline.steering.messages import OpenRequest, ReadReply, ReadRequest, Reply, Slice, StepRequest, WriteRequest
+from pipeline.steering.batching import Batcher
+from pipeline.steering.clip_table import ClipTable, Frames
+from pipeline.steering.executor import Call
+from pipeline.steering.in_flight import FlowLimits, PlannedCall, StageCalls
+from pipeline.steering.label_parts import LabelParts
+from pipeline.steering.messages import (
+    OpenRequest,
+    ReadReply,
+    ReadRequest,
+    Reply,
+    Slice,
+    StepRequest,
+    WriteRequest,
+    distinct_payloads,
+)
 from pipeline.steering.read_queue import MAX_DEATHS, Reading, ReadQueue
 
 SOURCE, STREAM, FOCUS, SINK = "source", "stream", "focus", "sink"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What may be in flight. Bytes are those of views; nothing else that is large is held.
-
-    A call that reads begins only if what it may bring has room; a single one may go over.
-    """
-
-    max_pieces: int = 32
-    max_bytes: int = 512 << 20
-    pieces_per_source: int = 1
-    bytes_per_source: int = 0
-    """What one call may bring of one source, as far as that is known beforehand; what was seen counts if it is more."""
-    max_open_clips: int = 16
-    """Clips with state on one stream worker."""
-    sources_per_call: int = 1
-    images_per_call: int = 16
-    """Still images are read in company: a call costs more than a small picture."""
-    stride_s: float = 0.0
-    """From the start of one window of a source to the next."""
-    pieces_per_call: int = 1
-    rows_per_part: int = 2048
-    part_age_s: float = 15.0
-    focus_depth: int = 1
-    """Calls handed to one focus worker at a time."""
-    shares_cores: bool = False
-    """All stages run on the same cores: a focus worker that waits for a fuller batch leaves its core to the others."""
-
-
-@dataclass(slots=True, eq=False)
-class Planned:
-    """A call and what it is about."""
-
-    call: Call
-    epoch: int
-    number: int
-    is_suspect: bool = False
-    readings: list[Reading] = field(default_factory=list)
-    stays: list[Stay] = field(default_factory=list)
-    rows: list[PatchRows] = field(default_factory=list)
-    num_rows: int = 0
-    timed_out: bool = False
-    """Set by whoever ends a worker that does not come back."""
-    is_excused: bool = False
-    """Set where the machine or the network may be at fault: its items start again as if they had been lost."""
-    is_doubtful: bool = False
-    """Set with timed_out where an answer may have been lost on its way: only the second time makes a row."""
-    is_blamed: bool = False
-    """It was being worked on when its worker died."""
-
-    @property
-    def is_alone(self) -> bool:
-        return len(self.readings) + len(self.stays) <= 1
-
-
-@dataclass(slots=True)
-class _Stage:
-    """Calls in flight per worker, oldest first, and how often each worker has been replaced."""
-
-    depth: int
-    running: list[list[Planned]]
-    epochs: list[int]
-    idle: set[int]
-    """Workers without a call that are there."""
-    absent: set[int] = field(default_factory=set)
-    """Workers that are not made: they get no work."""
-    suspects_running: int = 0
-    deaths_in_a_row: int = 0
-
-    def enter(self, planned: Planned) -> None:
-        worker = planned.call.worker
-        self.running[worker].append(planned)
-        self.idle.discard(worker)
-        self.suspects_running += planned.is_suspect
-
-    def leave(self, planned: Planned) -> None:
-        worker = planned.call.worker
-        self.running[worker].remove(planned)
-        self.suspects_running -= planned.is_suspect
-        if not self.running[worker] and worker not in self.absent:
-            self.idle.add(worker)
-
-    def first_to_idle(self) -> int | None:
-        """The worker with the fewest calls, and of those the one whose call began first; None where there is none."""
-        if self.idle:
-            return min(self.idle)
-        here = [worker for worker in range(len(self.running)) if worker not in self.absent]
-        return min(here, key=lambda w: (len(self.running[w]), self.running[w][0].number), default=None)
-
-    def note_death(self, planned: Planned) -> bool:
-        """Blames the call that was being worked on; true for the first word of a death."""
-        worker = planned.call.worker
-        if planned.epoch != self.epochs[worker]:
-            return False
-        next(call for call in self.running[worker] if call.epoch == planned.epoch).is_blamed = True
-        self.epochs[worker] += 1
-        self.deaths_in_a_row += 1
-        return True
 
 
 class Scheduler:
@@ -139,20 +49,17 @@ class Scheduler:
         self,
         *,
         workers: dict[str, int],
-        limits: Limits,
+        limits: FlowLimits,
         batcher: Batcher,
         is_wanted: Callable[[str], bool] = lambda clip: True,
+        on_label: Callable[[ClipLabel], None] = lambda label: None,
     ) -> None:
-        """`is_wanted`: the clip has no label yet, neither from an earlier run nor from this one."""
+        """`is_wanted`: whether a clip has no label yet, neither from an earlier run nor from this one. `on_label` is
+        called with every label as it is made, and from then on `is_wanted` is false for its clip."""
         self._limits = limits
         self._batcher = batcher
         self._stages = {
-            stage: _Stage(
-                depth=limits.focus_depth if stage == FOCUS else 1,
-                running=[[] for _ in range(count)],
-                epochs=[0] * count,
-                idle=set(range(count)),
-            )
+            stage: StageCalls.of_workers(count, depth=limits.focus_depth if stage == FOCUS else 1)
             for stage, count in workers.items()
         }
         self._reading = ReadQueue(
@@ -177,21 +84,17 @@ class Scheduler:
         self._num_being_read = 0
         self._pieces_per_source = limits.pieces_per_source
         self._bytes_per_source = limits.bytes_per_source
-        self._labels: list[ClipLabel] = []
-        self._labels_since_s = 0.0
-        self._unsent_writes: deque[WriteRequest] = deque()
-        self._sequence = itertools.count()
+        self._parts = LabelParts(rows_per_part=limits.rows_per_part, part_age_s=limits.part_age_s)
         self._sources_ended = False
         self._draining = False
         self._is_given_up = False
-        self.on_label: Callable[[ClipLabel], None] = lambda label: None
-        """Told of every label as it is made; the runner takes note of it."""
+        self._on_label = on_label
         self.num_done_before = 0
-        """Clips that had a label from an earlier run."""
+        """How many clips had a label from an earlier run."""
 
     @property
     def workers(self) -> dict[str, int]:
-        """How many each stage has, made or not."""
+        """How many workers each stage has, made or not."""
         return {name: len(stage.running) for name, stage in self._stages.items()}
 
     # What comes in
@@ -208,37 +111,33 @@ class Scheduler:
         self._sources_ended = True
 
     def drain(self) -> None:
-        """Nothing new is begun; what has been read is labelled, what has been labelled is committed."""
+        """Begins nothing new from here on: what has been read is labelled, what has been labelled is committed."""
         self._draining = True
         self._reading.drain()
 
     def give_up(self) -> None:
-        """Nothing is waited for but that what has a label is committed: the rest may never come."""
+        """Waits from here on only until what has a label is committed: the rest may never come."""
         self.drain()
         self._is_given_up = True
 
     def note_absent(self, absent: Collection[tuple[str, int]]) -> None:
-        """Which workers are not made. They get no work, and what was open there is opened elsewhere."""
+        """Takes these workers as not made: they get no work, and what was open there is opened elsewhere."""
         for name, stage in self._stages.items():
             gone = {worker for place, worker in absent if place == name}
             if name == SOURCE:
                 for worker in gone - stage.absent:
                     self._reading.worker_gone(worker)
-            stage.absent = gone
-            stage.idle = {w for w, calls in enumerate(stage.running) if not calls and w not in gone}
+            stage.note_absent(gone)
 
     def unwritten(self) -> list[WriteRequest]:
         """All that has a label and is not known to be committed, in parts as they would be sent (again)."""
-        parts = [planned.call.requests[0] for planned in self._stages[SINK].running[0]]
-        parts += self._unsent_writes
-        if self._labels:
-            parts.append(WriteRequest(sequence=next(self._sequence), labels=tuple(self._labels)))
-        return parts
+        sent = [planned.call.requests[0] for planned in self._stages[SINK].running[0]]
+        return sent + self._parts.all_waiting()
 
     @property
     def is_finished(self) -> bool:
         is_at_work = self._stages[SINK].running[0] if self._is_given_up else self._num_running
-        return self._has_all_labels and not self._labels and not self._unsent_writes and not is_at_work
+        return self._has_all_labels and not self._parts and not is_at_work
 
     @property
     def _has_all_labels(self) -> bool:
@@ -265,7 +164,7 @@ class Scheduler:
 
     # What goes out
 
-    def next_call(self, now_s: float) -> Planned | None:
+    def next_call(self, now_s: float) -> PlannedCall | None:
         """The call to make now, or None if every worker that could help is busy."""
         planned = self._next_write(now_s)
         if planned is None and not self._is_given_up:
@@ -278,30 +177,17 @@ class Scheduler:
 
     def _plan(
         self, stage: str, worker: int, method: str, requests: Iterable[Any], handles: tuple[Any, ...] = (), **about: Any
-    ) -> Planned:
+    ) -> PlannedCall:
         call = Call(stage=stage, worker=worker, method=method, requests=tuple(requests), payloads=handles)
-        return Planned(call, self._stages[stage].epochs[worker], next(self._numbers), **about)
+        return PlannedCall(call, self._stages[stage].epochs[worker], next(self._numbers), **about)
 
-    def _next_write(self, now_s: float) -> Planned | None:
+    def _next_write(self, now_s: float) -> PlannedCall | None:
         if not self._stages[SINK].idle:
             return None
-        if not self._unsent_writes and self._labels:
-            is_due = (
-                len(self._labels) >= self._limits.rows_per_part
-                or now_s - self._labels_since_s >= self._limits.part_age_s
-                or self._has_all_labels
-            )
-            if not is_due:
-                return None
-            part = self._labels[: self._limits.rows_per_part]
-            del self._labels[: len(part)]
-            self._labels_since_s = now_s
-            self._unsent_writes.append(WriteRequest(sequence=next(self._sequence), labels=tuple(part)))
-        if not self._unsent_writes:
-            return None
-        return self._plan(SINK, 0, "write", [self._unsent_writes.popleft()])
+        part = self._parts.next(now_s, is_last=self._has_all_labels)
+        return None if part is None else self._plan(SINK, 0, "write", [part])
 
-    def _next_step(self) -> Planned | None:
+    def _next_step(self) -> PlannedCall | None:
         stage = self._stages[STREAM]
         for worker in stage.idle:
             if gone := self._clips.to_close(worker):
@@ -309,7 +195,7 @@ class Scheduler:
             stays = self._clips.to_step(worker, may_suspect=not stage.suspects_running)
             if not stays:
                 continue
-            handles, places = count_payloads([handle for stay in stays for _, handle, _, _ in stay.features])
+            handles, places = distinct_payloads([handle for stay in stays for _, handle, _, _ in stay.features])
             place = iter(places)
             requests = [
                 StepRequest(
@@ -324,7 +210,7 @@ class Scheduler:
             return self._plan(STREAM, worker, "step", requests, handles, stays=stays, is_suspect=is_suspect)
         return None
 
-    def _next_focus(self, now_s: float) -> Planned | None:
+    def _next_focus(self, now_s: float) -> PlannedCall | None:
         batcher = self._batcher
         stage = self._stages[FOCUS]
         if not len(batcher) or not (stage.idle or stage.depth > 1):
@@ -344,7 +230,7 @@ class Scheduler:
             rows = batcher.take(now_s, num_idle=num_idle, num_ahead=num_ahead)
         if not rows:
             return None
-        handles, places = count_payloads([r.handle for r in rows])
+        handles, places = distinct_payloads([r.handle for r in rows])
         requests = [Slice(place, r.start, r.stop) for place, r in zip(places, rows, strict=True)]
         stays = list({id(r.clip): r.clip for r in rows}.values())
         is_suspect = rows[0].is_suspect
@@ -354,10 +240,10 @@ class Scheduler:
 
     @property
     def _may_bring_patches(self) -> bool:
-        """Something is read, opened or stepped."""
+        """Whether something is being read, opened or stepped, of which patches may come."""
         return any(running for name in (SOURCE, STREAM) for running in self._stages[name].running)
 
-    def _next_open(self) -> Planned | None:
+    def _next_open(self) -> PlannedCall | None:
         stage = self._stages[STREAM]
         stays = self._clips.open(stage.idle, may_suspect=not stage.suspects_running)
         if not stays:
@@ -366,7 +252,7 @@ class Scheduler:
         clip_ids: dict[int, list[str]] = {key: [] for key in pieces}
         for stay in stays:
             clip_ids[id(stay.clip.piece)].append(stay.clip.ref.clip_id)
-        handles, places = count_payloads([piece.frames.handle for piece in pieces.values()])
+        handles, places = distinct_payloads([piece.frames.handle for piece in pieces.values()])
         requests = [
             OpenRequest(frames=Slice(place, piece.row, piece.row + 1), clip_ids=tuple(clip_ids[key]))
             for place, (key, piece) in zip(places, pieces.items(), strict=True)
@@ -374,7 +260,7 @@ class Scheduler:
         is_suspect = stays[0].clip.is_suspect
         return self._plan(STREAM, stays[0].worker, "open", requests, handles, stays=stays, is_suspect=is_suspect)
 
-    def _next_read(self) -> Planned | None:
+    def _next_read(self) -> PlannedCall | None:
         stage = self._stages[SOURCE]
         room = self._room_to_read() if stage.idle else 0
         if room <= 0:
@@ -392,7 +278,7 @@ class Scheduler:
         limits, num_expected = self._limits, self._num_being_read
         # Where a stage has no worker, something will come of it when one is made.
         is_moving = self._num_running or any(len(s.absent) == len(s.running) for s in self._stages.values())
-        if len(self._labels) >= 2 * limits.rows_per_part and is_moving:
+        if self._parts.is_far_behind and is_moving:
             return 0
         pieces_left = limits.max_pieces - self._clips.num_pieces
         bytes_left = limits.max_bytes - self._clips.num_bytes
@@ -407,7 +293,7 @@ class Scheduler:
 
     # How calls end
 
-    def on_done(self, planned: Planned, reply: Reply, payload: Any, now_s: float) -> None:
+    def on_done(self, planned: PlannedCall, reply: Reply, payload: Any, now_s: float) -> None:
         self._leave(planned)
         stage, worker = self._stages[planned.call.stage], planned.call.worker
         if planned.epoch == stage.epochs[worker]:
@@ -431,14 +317,14 @@ class Scheduler:
         for reading, row in zip(readings, rows, strict=True):
             self._reading.answered(reading, row, worker=worker, now_s=now_s)
 
-    def on_died(self, planned: Planned, now_s: float) -> bool:
-        """Says whether the worker has to be replaced: true for the first call that tells of a death."""
+    def on_died(self, planned: PlannedCall, now_s: float) -> bool:
+        """Returns whether the worker has to be replaced: true for the first call that reports a death."""
         stage, worker = self._stages[planned.call.stage], planned.call.worker
         is_news = stage.note_death(planned)
         self._leave(planned)
         if planned.call.method == "write":
             _may_die_again(stage)
-            self._unsent_writes.appendleft(planned.call.requests[0])
+            self._parts.put_back(planned.call.requests[0])
         if planned.is_blamed and planned.is_excused:
             for reading in planned.readings:
                 self._reading.unanswered(reading, worker=None, now_s=now_s)
@@ -462,12 +348,12 @@ class Scheduler:
         return is_news
 
     def on_idle_death(self, name: str) -> None:
-        """The only worker of a stage died before any call was given to it."""
+        """Counts a death of a stage's only worker before any call was given to it."""
         self._stages[name].deaths_in_a_row += 1
         _may_die_again(self._stages[name])
 
-    def on_failed(self, planned: Planned, error: str, now_s: float) -> None:
-        """An exception from our own code. Alone it makes a row; in company each runs alone to see whose it is."""
+    def on_failed(self, planned: PlannedCall, error: str, now_s: float) -> None:
+        """Takes an exception from our own code. Alone it makes a row; in company each runs alone to see whose it is."""
         self._leave(planned)
         last_line = error.strip().splitlines()[-1] if error.strip() else "unknown error"
         if planned.call.stage == SINK:
@@ -477,12 +363,12 @@ class Scheduler:
         for stay in planned.stays:
             self._clips.raised(stay, last_line, is_alone=planned.is_alone, now_s=now_s)
 
-    def on_lost(self, planned: Planned, now_s: float) -> None:
-        """What the call was to work on went with the machine that held it; nobody is to blame."""
+    def on_lost(self, planned: PlannedCall, now_s: float) -> None:
+        """Has what the call was about made again: it went with the machine that held it, and nobody is to blame."""
         self._leave(planned)
         match planned.call.method:
             case "write":
-                self._unsent_writes.appendleft(planned.call.requests[0])
+                self._parts.put_back(planned.call.requests[0])
             case "open":
                 for reading, refs in self._clips.lost_frames(planned.stays):
                     self._reading.lost(reading, refs, now_s)
@@ -493,19 +379,17 @@ class Scheduler:
                 for reading in planned.readings:
                     self._reading.unanswered(reading, worker=planned.call.worker, now_s=now_s)
 
-    def _leave(self, planned: Planned) -> None:
+    def _leave(self, planned: PlannedCall) -> None:
         self._stages[planned.call.stage].leave(planned)
         self._num_running -= 1
         self._num_being_read -= len(planned.readings)
 
     def _emit(self, label: ClipLabel, now_s: float) -> None:
-        if not self._labels:
-            self._labels_since_s = now_s
-        self._labels.append(label)
-        self.on_label(label)
+        self._parts.add(label, now_s)
+        self._on_label(label)
 
 
-def _may_die_again(sink: _Stage) -> None:
+def _may_die_again(sink: StageCalls) -> None:
     if sink.deaths_in_a_row >= MAX_DEATHS:
         raise StageError(
             f"the process that writes the labels died {sink.deaths_in_a_row} times in a row; "

@@ -43,7 +43,7 @@ STEPS_PER_VIDEO = 12
 """Focus steps that a motion is made for. From one to the next the texture moves 0.14 to 0.2 of its period: less than
 half even where frames are drawn at random within equal pieces of the video, so that the direction stays clear."""
 
-Kind = Literal["needle", "motion"]
+ArchiveKind = Literal["needle", "motion"]
 Box = tuple[float, float, float, float]
 
 
@@ -62,10 +62,10 @@ class VideoPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
+class SceneLook:
     """What the scenes of one archive have in common."""
 
-    kind: Kind
+    kind: ArchiveKind
     num_classes: int
     num_hues: int
     visible: float
@@ -74,7 +74,7 @@ class Look:
     """1.0: fourteen shapes, three checker boards and two distractors."""
 
 
-def class_names(look: Look) -> tuple[str, ...]:
+def class_names(look: SceneLook) -> tuple[str, ...]:
     """`red-036`: stripes at 36 degrees anticlockwise from the horizontal on a red disc. Motion: the direction."""
     if look.kind == "motion":
         return DIRECTIONS[:: len(DIRECTIONS) // look.num_classes]
@@ -137,7 +137,7 @@ def _path(rng: np.random.Generator, num_frames: int, fps: int, *, is_calm: bool)
 def _actor(
     rng: np.random.Generator,
     plan: VideoPlan,
-    look: Look,
+    look: SceneLook,
     *,
     hue: int,
     class_in_hue: int,
@@ -182,7 +182,7 @@ def _actor(
     )
 
 
-def _cast(rng: np.random.Generator, plan: VideoPlan, look: Look) -> list[_Actor]:
+def _cast(rng: np.random.Generator, plan: VideoPlan, look: SceneLook) -> list[_Actor]:
     """Distractors first, the carrier of the evidence last: it is painted over everything else."""
     per_hue = look.num_classes // look.num_hues if look.kind == "needle" else look.num_classes
     hue, own = divmod(plan.label_id, per_hue)
@@ -268,7 +268,7 @@ def _paint(
     return float(top), float(left), float(side), float(side)
 
 
-def render(plan: VideoPlan, look: Look) -> Iterator[tuple[np.ndarray, Box | None]]:
+def render(plan: VideoPlan, look: SceneLook) -> Iterator[tuple[np.ndarray, Box | None]]:
     """Frames uint8 RGB [H,W,3], each with the evidence's box (y, x, h, w in units of the frame) or None."""
     rng = np.random.default_rng(plan.seed)
     height, width = plan.height, plan.width

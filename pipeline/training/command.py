@@ -5,41 +5,30 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from operators.errors import ConfigError, NoSubsetError
-from operators.media.decode import Limits
-from operators.media.view import Viewer
+from operators.media.decode import ReadLimits
 from operators.records import Source
-from pipeline.config import Config, Decode
-from pipeline.config.training import FULL, STAGES, Stage, TrainSettings
-from pipeline.config.training_motion import STAGES_OF_MOTION, MotionSettings
+from pipeline.config import Config
+from pipeline.config.training import TrainSettings
 from pipeline.families.truth import read_truth
 from pipeline.inputs import sources as inputs
+from pipeline.inputs.annotations import read_class_names
 from pipeline.plan.placement import this_machine
 from pipeline.training import sequence
 from pipeline.training.clips import FrameTruth
-from pipeline.training.frame_cache import Read
-from pipeline.training.journal import Progress
+from pipeline.training.course import Course, course_of
+from pipeline.training.journal import StageProgress
 from pipeline.training.model import with_device
-from pipeline.training.read_clips import ClipReader, ReadInProcesses
-from pipeline.training.read_motion import MotionReader
+from pipeline.training.read_clips import ReadInProcesses
+from pipeline.training.subsets import Surroundings, TrainingData
 
 TEST_SUBSETS = ("test", "testing")
-
-
-def _wanted(names: str, settings: TrainSettings) -> list[Stage]:
-    """The stages that `names` asks for, in their order: `all`, or some separated by commas."""
-    if names == "all":
-        return list(STAGES_OF_MOTION if isinstance(settings, MotionSettings) else STAGES)
-    asked = [name.strip() for name in names.split(",")]
-    unknown = set(asked) - {*STAGES, FULL}
-    if unknown:
-        raise ConfigError(f"there is no stage {sorted(unknown)[0]!r}; there are {', '.join((*STAGES, FULL))}, all")
-    return [stage for stage in (*STAGES, FULL) if stage in asked]
 
 
 def train(
@@ -53,37 +42,35 @@ def train(
     truth: Path | None = None,
     subsets: tuple[str, str] = ("train", "val"),
     limit: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[StageProgress], None] | None = None,
     on_cache: Callable[[str, int, int], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, Any]]:
     """Trains the stages; gives each one's record. `say` gets what the user should know of the data."""
     settings = with_device(config.training())
-    if "family" in config.model.model_fields_set and config.model.family != settings.family:
-        raise ConfigError(
-            f"model.family={config.model.family}: train.preset={settings.preset} trains {settings.family}"
-        )
+    course = _course(config, settings)
     num_threads = config.run.threads or this_machine().num_cores
     torch.set_num_threads(num_threads)
     if config.model.classes is None:
         raise ConfigError("training needs the class names in the model's order: --classes FILE")
-    names = inputs.read_class_names(Path(config.model.classes))
+    names = read_class_names(Path(config.model.classes))
 
     def sources(subset: str) -> list[Source]:
         found = list(inputs.sources(listing, videos=videos, subset=subset, class_names=names))
         return found if limit is None else found[:limit]
 
-    data = sequence.TrainingData(
+    data = TrainingData(
         train=sources(subsets[0]),
         val=sources(subsets[1]),
         test=_test_sources(sources, say),
         class_names=names,
         truth=None if truth is None else _frame_truth(truth),
     )
-    setting = sequence.Setting(
+    limits = ReadLimits(**config.decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"}))
+    around = Surroundings(
         out=out,
         cache=cache or out / "cache",
-        read=_reader(settings, config.decode),
+        reader=partial(course.reader, settings, limits),
         read_many=ReadInProcesses(
             num_threads, timeout_s=config.decode.timeout_s, max_total_s=config.decode.max_total_s
         ),
@@ -94,22 +81,17 @@ def train(
         cache_progress=on_cache,
         say=say,
     )
-    return sequence.run(_wanted(stages, settings), settings=settings, data=data, setting=setting)
+    wanted = course.stages if stages == "all" else [name.strip() for name in stages.split(",")]
+    return sequence.run(wanted, settings=settings, data=data, around=around)
 
 
-def _reader(settings: TrainSettings, decode: Decode) -> Read:
-    """What reads a video, as these settings sample it."""
-    viewer = Viewer(**settings.cached_view)
-    limits = Limits(**decode.model_dump(include={"max_pixels", "max_duration_s", "max_streams"}))
-    if isinstance(settings, MotionSettings):
-        return MotionReader(
-            num_glance=settings.num_steps,
-            num_focus=settings.num_focus_steps,
-            candidates=settings.candidates,
-            viewer=viewer,
-            limits=limits,
-        )
-    return ClipReader(num_steps=settings.num_steps, candidates=settings.candidates, viewer=viewer, limits=limits)
+def _course(config: Config, settings: TrainSettings) -> Course[Any]:
+    """The course of the family that is trained; ConfigError where the settings name another one than the preset."""
+    named = config.model.family if "family" in config.model.model_fields_set else settings.family
+    course = course_of(named)
+    if named != settings.family:
+        raise ConfigError(f"model.family={named}: train.preset={settings.preset} trains {settings.family}")
+    return course
 
 
 def _test_sources(sources: Callable[[str], list[Source]], say: Callable[[str], None]) -> list[Source]:
@@ -131,9 +113,9 @@ def _commit() -> str:
     """The code's commit, where it is a checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
-        told = subprocess.run(
+        answer = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return told.stdout.strip()
+    return answer.stdout.strip()

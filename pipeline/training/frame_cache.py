@@ -6,7 +6,6 @@ while it is made, it goes on where it was; a second process that wants the same 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,23 +17,25 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from operators.durable import write_durably
 from operators.errors import ConfigError, SourceError, StageError
+from operators.file_lock import take_lock
 from operators.records import Source
 
 _SYNC_EVERY = 64
-"""Clips between two syncs to disk: what a kill costs at most."""
+"""The clips between two syncs to disk, which a kill costs at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClipFrames:
-    """What decoding one video gives: distinct frames, in order."""
+    """The distinct frames that decoding one video gives, in order."""
 
     pixels: np.ndarray
     """uint8 [F,S,S,3]"""
     frame_index: np.ndarray
     """int64 [F]: numbers in decoder order."""
     num_frames: int
-    """Of the whole video."""
+    """The number of frames of the whole video."""
     view_yxhw: tuple[float, float, float, float]
     rows: np.ndarray | None = None
     """int64 [T,k] of the pixels for every step and candidate, where the reader chooses itself."""
@@ -45,12 +46,12 @@ Read = Callable[[Source], ClipFrames]
 
 @runtime_checkable
 class StepReader(Protocol):
-    """A Read that comes back now and then, so that one that is slow can be told from one that hangs."""
+    """A Read that comes back now and then, so that one that is slow differs from one that hangs."""
 
     def __call__(self, source: Source) -> ClipFrames: ...
 
     def steps(self, source: Source) -> Iterator[ClipFrames | None]:
-        """None for every step on the way, and the frames at last."""
+        """Yields None for every step on the way, and the frames at last."""
 
 
 ReadMany = Callable[[Read, Iterable[Source]], Generator[ClipFrames | SourceError, None, None]]
@@ -71,7 +72,7 @@ class FrameCache:
     errors: dict[int, str]
     """Clip -> why it could not be read."""
     fingerprint: str
-    """32 hex digits: of the files, their order and the way they are viewed. Not of labels: they change no pixel."""
+    """32 hex digits that stand for the files, their order and the way they are viewed; labels change no pixel."""
 
     @property
     def readable(self) -> np.ndarray:
@@ -82,7 +83,7 @@ class FrameCache:
 def choose_candidates(
     frame_index: np.ndarray, num_frames: int, *, num_steps: int, candidates: int, pad: str = "last"
 ) -> np.ndarray:
-    """Rows of the decoded frames for every step and candidate: int64 [T,k].
+    """Chooses rows of the decoded frames for every step and candidate: int64 [T,k].
 
     Candidate 0 is the validation frame int(n/T/2 + n/T*i). The others are spread over the step's segment i*d
     .. i*d+d-1, d = n // T, from which the published training draws. A video of at most T frames has its
@@ -108,7 +109,8 @@ def choose_candidates(
 
 
 def data_fingerprint(sources: Sequence[Source], view: dict[str, Any]) -> str:
-    """32 hex digits of what is decoded and how: paths, sizes and times of the files, and the view's settings."""
+    """32 hex digits that stand for what is decoded and how: paths, sizes and times of the files, and the view's
+    settings."""
     digest = hashlib.sha256(json.dumps(view, sort_keys=True).encode())
     for source in sources:
         try:
@@ -136,12 +138,14 @@ def open_cache(
     max_bytes: int = 64 << 30,
     read_many: ReadMany | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> FrameCache:
-    """The cache of these sources below `folder`: as it is there, or made now.
+    """Opens the cache of these sources below `folder`, and makes it first where it is not there.
 
-    A video that cannot be read is left out and told in `errors`. `look`: whatever else the pixels depend on, so
+    A video that cannot be read is left out and named in `errors`. `look`: whatever else the pixels depend on, so
     that trainings share a cache only where `read` gives both the same. `read_many` gives the sources' frames in
-    order, or the error of each; None reads one after the other here.
+    order, or the error of each; None reads one after the other here. `on_wait` is called once where another process
+    makes the same cache, with a message that names it.
     """
     if candidates < 1 or num_steps < 1:
         raise ValueError(f"{num_steps} steps, {candidates} candidates")
@@ -159,12 +163,13 @@ def open_cache(
     home.mkdir(parents=True, exist_ok=True)
     shape = (len(sources), num_steps, candidates, size_px, size_px, 3)
     if not (home / "done.json").exists():
-        with open(home / "lock", "w") as lock:
-            # Whoever comes second waits here, and then finds the cache finished. The lock goes with the
-            # process.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Whoever comes second waits here, and then finds the cache finished.
+        lock = take_lock(home / "lock", folder=home, on_wait=on_wait)
+        try:
             if not (home / "done.json").exists():
                 _fill(home, sources, read, read_many or _one_by_one, shape, pad, progress)
+        finally:
+            os.close(lock)
     return _open(home, shape, fingerprint)
 
 
@@ -236,9 +241,9 @@ def _fill(
                 progress(i + 1, len(sources))
             if (i + 1) % _SYNC_EVERY == 0:
                 _sync(maps)
-                _write(position, {"done": i + 1, "errors": errors})
+                write_durably(position, json.dumps({"done": i + 1, "errors": errors}).encode())
     _sync(maps)
-    _write(home / "done.json", {"errors": errors})
+    write_durably(home / "done.json", json.dumps({"errors": errors}).encode())
     position.unlink(missing_ok=True)
 
 
@@ -249,12 +254,7 @@ def _sync(maps: dict[str, np.ndarray]) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_durably(path, json.dumps(value).encode())
 
 
 def _open(home: Path, shape: tuple[int, ...], fingerprint: str) -> FrameCache:

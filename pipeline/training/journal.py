@@ -1,10 +1,12 @@
-"""What a stage leaves behind while it runs: metrics as JSON lines, and a state to go on from after a kill."""
+"""What a stage of training leaves behind while it runs: metrics as JSON lines, and a state to go on from after a kill.
+
+Its cousin `pipeline/run/run_log.py` keeps the log of a run over an archive, which needs no state: the table is one.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,13 +15,13 @@ from typing import Any
 
 import torch
 
+from operators.durable import replaced_durably, write_durably
 from operators.errors import CheckpointError, StageError
-from operators.table.sink import write_durably
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """Where a stage is, for a bar."""
+class StageProgress:
+    """How far a stage has come, for a bar."""
 
     stage: str
     done: int
@@ -42,7 +44,8 @@ class Diverged(StageError):
 
 
 class Journal:
-    """Of one stage, in its folder. `identity` is what a state must have been made with to be gone on from."""
+    """The metrics and the state of one stage, in its folder. A state is gone on from only where it was made with the
+    same `identity`."""
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class Journal:
         stage: str,
         identity: str,
         clock: Callable[[], float],
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[StageProgress], None] | None = None,
     ) -> None:
         self.folder = folder
         self.stage = stage
@@ -60,7 +63,7 @@ class Journal:
         self.progress = progress
         self.started_s = clock()
         self.spent_s = 0.0
-        """By runs before this one."""
+        """Seconds that calls before this one spent on the stage."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
@@ -79,18 +82,18 @@ class Journal:
         return self.spent_s + self.clock() - self.started_s
 
     def log(self, *, done: int, total: int, asked: int | None = None, **values: float) -> None:
-        """One line of metrics after epoch or update number `done`. `asked`: how many the settings ask for, where the
-        stage makes others of its own after them; progress counts these alone."""
+        """Writes one line of metrics after epoch or update number `done`. `asked`: how many the settings ask for, where
+        the stage makes others of its own after them; progress counts these alone."""
         row: dict[str, Any] = {"stage": self.stage, "done": done, "total": total, "seconds": round(self.seconds, 3)}
         row |= {k: (round(v, 6) if math.isfinite(v) else None) for k, v in values.items()}
         with open(self.metrics_path, "a") as file:
             file.write(json.dumps(row) + "\n")
         if self.progress is not None:
             asked = total if asked is None else asked
-            self.progress(Progress(stage=self.stage, done=min(done, asked), total=asked, values=values))
+            self.progress(StageProgress(stage=self.stage, done=min(done, asked), total=asked, values=values))
 
     def save(self, *, done: int, **parts: Any) -> None:
-        """Everything that the stage goes on from: modules and optimisers by name, each with a state_dict. What is
+        """Saves everything that the stage goes on from: modules and optimisers by name, each with a state_dict. What is
         saved is good: weights that are no numbers are refused, whatever the loss before them was."""
         for name, part in parts.items():
             values = part.state_dict() if isinstance(part, torch.nn.Module) else {}
@@ -102,13 +105,9 @@ class Journal:
                     )
         state = {name: part.state_dict() for name, part in parts.items()}
         saved = {"done": done, "identity": self.identity, "seconds": self.seconds, "state": state}
-        aside = self.state_path.with_name("state.pt.part")
         try:
-            with open(aside, "wb") as file:
+            with replaced_durably(self.state_path) as aside, open(aside, "wb") as file:
                 torch.save(saved, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self.state_path)
         except OSError as exc:
             raise StageError(f"cannot write {self.state_path}: {exc.strerror}") from exc
 
@@ -133,7 +132,7 @@ class Journal:
         return int(value["done"])
 
     def _forget_after(self, done: int) -> None:
-        """Metrics of what a kill undid would otherwise stand twice."""
+        """Drops the metrics of what a kill undid, which would otherwise be there twice."""
         kept = [row for row in read_metrics(self.metrics_path) if row["done"] <= done]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         try:
@@ -142,7 +141,7 @@ class Journal:
             raise StageError(f"cannot write {self.metrics_path}: {exc.strerror}") from exc
 
     def finish(self) -> None:
-        """The state has served: the stage's checkpoint stands."""
+        """Removes the state, once the stage's checkpoint is written."""
         self.state_path.unlink(missing_ok=True)
 
 

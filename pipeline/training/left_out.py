@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from operators.durable import write_durably
 from operators.errors import StageError
 from operators.records import Source
-from operators.table.sink import write_durably
 from pipeline.training.frame_cache import FrameCache
 
 _NUM_NAMED = 10

@@ -6,53 +6,37 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from operators.errors import CheckpointError, ConfigError
-from operators.networks.backbones import build, fill, normalisation_of
+from operators.networks.backbones import fill, normalisation_of
 from operators.networks.classify import GRUClassifier
 from operators.networks.glance import resize_views
 from operators.networks.network import Network
 from operators.networks.tensors import IMAGENET, Normalisation
 from operators.weights import checkpoints
 from operators.weights.checkpoints import Checkpoint
-from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec, Preprocessing, SkipSpec
+from operators.weights.header import Header, Preprocessing
 from pipeline.config.training import Settings, TrainSettings
+from pipeline.families.parts import modules_of
 from pipeline.training.clips import Clips, batches, normalised
 from policies.recurrent import RecurrentPolicy, SkipHead
-
-SECTIONS_AFTER: dict[str, tuple[str, ...]] = {
-    "0a": ("glancer",),
-    "0b": ("glancer", "focuser"),
-    "1": ("glancer", "focuser", "classifier"),
-    "2": ("glancer", "focuser", "classifier", "policy"),
-    "3": ("glancer", "focuser", "classifier", "policy"),
-    "skip": ("glancer", "focuser", "classifier", "policy", "skip"),
-    "full": ("glancer", "focuser", "classifier"),
-}
-"""What is trained, or at least begun, when a stage is over."""
-
-
-def sections_after(stage: str, family: str) -> tuple[str, ...]:
-    """In AdaFocus-TSM the linear layer over focused frames is already the focus network's own, of stage 0b."""
-    if family == "adafocus_tsm" and stage == "0b":
-        return ("glancer", "focuser", "classifier")
-    return SECTIONS_AFTER[stage]
 
 
 @dataclass(eq=False)
 class Parts:
-    """All networks, on the device. Which of them a stage trains, the stage says."""
+    """All networks of a model, on the device. Each stage chooses which of them it trains."""
 
     glancer: Network
     focuser: Network
     classifier: GRUClassifier
     policy: RecurrentPolicy
-    skip: SkipHead
+    skip: SkipHead | None
+    """None in a family that skips nothing."""
     header: Header
     device: torch.device
 
@@ -63,10 +47,14 @@ class Parts:
     def module(self, section: str) -> nn.Module:
         return getattr(self, section)
 
+    def modules(self) -> list[nn.Module]:
+        """All networks, in the order of a checkpoint's sections."""
+        found = [getattr(self, section) for section in checkpoints.SECTIONS]
+        return [module for module in found if module is not None]
+
     def freeze(self, *trained: nn.Module) -> None:
-        """Everything rests in eval mode but the modules given, which train."""
-        for section in checkpoints.SECTIONS:
-            module = self.module(section)
+        """Puts everything at rest in eval mode but the modules given, which train."""
+        for module in self.modules():
             module.eval().requires_grad_(False)
         for module in trained:
             module.train().requires_grad_(True)
@@ -82,70 +70,24 @@ def with_device(settings: Settings) -> Settings:
     return settings
 
 
-def new_parts(settings: TrainSettings, class_names: Sequence[str], *, whole_views: bool = False) -> Parts:
-    """Fresh networks; the same seed gives the same weights. `whole_views`: the focus network sees views, not
-    patches."""
-    device = torch.device(settings.device)
-    sizes = settings.networks
+def new_parts(header: Header, settings: TrainSettings) -> Parts:
+    """The networks that a header describes, with fresh weights; the same seed gives the same weights."""
     # Weights are drawn on the CPU, so that a seed means the same on every device.
     torch.manual_seed(settings.seed)
-    glancer, focuser = build(sizes.glance), build(sizes.focus)
-    header = _new_header(settings, class_names, glancer, focuser, whole_views=whole_views)
-    spec = header.classifier
-    assert spec is not None and header.policy is not None and header.skip is not None
+    drawn = modules_of(header)
     parts = Parts(
-        glancer=glancer,
-        focuser=focuser,
-        classifier=GRUClassifier(in_features=spec.in_features, hidden=spec.hidden, num_classes=spec.num_classes),
-        policy=RecurrentPolicy(**dataclasses.asdict(header.policy)),
-        skip=SkipHead(
-            policy_hidden=header.skip.policy_hidden,
-            classifier_hidden=header.skip.classifier_hidden,
-            hidden=header.skip.hidden,
-            price=header.skip.price,
-        ),
+        glancer=drawn.glancer,
+        focuser=drawn.focuser,
+        # Each course's stages take the classifier of its own family and no other.
+        classifier=cast(Any, drawn.classifier),
+        policy=drawn.policy,
+        skip=drawn.skip,
         header=header,
-        device=device,
+        device=torch.device(settings.device),
     )
-    for section in checkpoints.SECTIONS:
-        place_on(parts.module(section), device)
+    for module in parts.modules():
+        place_on(module, parts.device)
     return parts
-
-
-def _new_header(
-    settings: TrainSettings, class_names: Sequence[str], glancer: Network, focuser: Network, *, whole_views: bool
-) -> Header:
-    """What a checkpoint of all stages says of itself."""
-    sizes = settings.networks
-    return Header(
-        family="adafocus",
-        glance=NetworkSpec(name=sizes.glance, size_px=sizes.glance_px),
-        focus=NetworkSpec(name=sizes.focus, size_px=settings.preprocessing.crop_px if whole_views else sizes.patch_px),
-        classifier=ClassifierSpec(
-            kind="gru",
-            num_classes=settings.num_classes or len(class_names),
-            in_features=glancer.num_features + focuser.num_features,
-            hidden=sizes.classifier_hidden,
-        ),
-        policy=PolicySpec(
-            kind="grid",
-            encoder="conv",
-            map_channels=glancer.map_channels,
-            map_side=_map_side(glancer, sizes.glance_px),
-            hidden=sizes.policy_hidden,
-            width=sizes.policy_width,
-            num_actions=sizes.num_actions,
-        ),
-        skip=SkipSpec(
-            policy_hidden=sizes.policy_hidden,
-            classifier_hidden=sizes.classifier_hidden,
-            hidden=sizes.skip_hidden,
-            price=settings.skip.price,
-        ),
-        preprocessing=preprocessing_of(settings),
-        num_steps=settings.num_steps,
-        class_names=tuple(class_names),
-    )
 
 
 def preprocessing_of(settings: TrainSettings) -> Preprocessing:
@@ -173,11 +115,6 @@ def place_on(module: nn.Module, device: torch.device) -> None:
             part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
 
 
-def _map_side(glancer: Network, size_px: int) -> int:
-    with torch.no_grad():
-        return int(glancer.eval().feature_map(torch.zeros(1, 3, size_px, size_px)).shape[-1])
-
-
 def fill_parts(parts: Parts, checkpoint: Checkpoint, sections: Sequence[str], purpose: str) -> None:
     """Takes these sections of a checkpoint over."""
     for section in sections:
@@ -199,10 +136,9 @@ def begin_from_files(parts: Parts, settings: TrainSettings) -> None:
         place_on(parts.module(section), parts.device)
 
 
-def save_parts(path: Path, parts: Parts, *, stage: str, training: dict[str, Any]) -> None:
-    """The checkpoint of a finished stage: the networks that are trained by then."""
+def save_parts(path: Path, parts: Parts, *, sections: Sequence[str], training: dict[str, Any]) -> None:
+    """Writes the checkpoint of a finished stage, with the sections that are trained by then."""
     header = parts.header
-    sections = sections_after(stage, header.family)
     header = dataclasses.replace(
         header,
         focus=header.focus if "focuser" in sections else None,

@@ -1,4 +1,4 @@
-"""AdaFocus-TSM under training: its networks, what they see of a clip, and how good they are.
+"""What AdaFocus-TSM's networks see of a clip while they are trained, and how good they are.
 
 A cached clip's steps are the glance's frames followed by the focus's. One place serves a whole clip.
 """
@@ -6,83 +6,19 @@ A cached clip's steps are the glance's frames followed by the focus's. One place
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from operators.networks.backbones import build
-from operators.networks.classify import AverageClassifier
 from operators.networks.glance import resize_views
 from operators.records import Observation
-from operators.weights import checkpoints
-from operators.weights.header import ClassifierSpec, Header, NetworkSpec, PolicySpec
 from pipeline.config.training_motion import MotionSettings
 from pipeline.training.clips import Augmentation, Clips, batches, cut, load_views, normalised
-from pipeline.training.model import Parts, place_on, preprocessing_of
+from pipeline.training.model import Parts
 from pipeline.training.optimise import half_precision
-from pipeline.training.scoring import Score, truth_of
+from pipeline.training.scoring import SubsetScore, truth_of
 from policies.base import Policy, corners
-from policies.recurrent import RecurrentPolicy
-
-
-def new_motion_parts(settings: MotionSettings, class_names: tuple[str, ...]) -> Parts:
-    """Fresh networks; the same seed gives the same weights."""
-    sizes = settings.networks
-    num_classes = settings.num_classes or len(class_names)
-    torch.manual_seed(settings.seed)
-    segments = (settings.num_steps, settings.num_focus_steps) if settings.is_shifted else (0, 0)
-    glancer = build(sizes.glance, num_segments=segments[0], num_classes=num_classes)
-    focuser = build(sizes.focus, num_segments=segments[1])
-    with torch.no_grad():
-        blank = torch.zeros(settings.num_steps, 3, sizes.glance_px, sizes.glance_px)
-        side = int(glancer.eval().feature_map(blank).shape[-1])
-    spec = PolicySpec(
-        kind="continuous",
-        encoder="clip",
-        map_channels=settings.num_steps * glancer.map_channels,
-        map_side=side,
-        hidden=sizes.policy_hidden,
-        width=sizes.policy_width,
-        std=settings.policy_std,
-    )
-    policy = RecurrentPolicy(
-        kind="continuous",
-        encoder="clip",
-        map_channels=spec.map_channels,
-        map_side=side,
-        hidden=spec.hidden,
-        width=spec.width,
-        std=spec.std,
-    )
-    header = Header(
-        family="adafocus_tsm",
-        glance=NetworkSpec(
-            name=sizes.glance, size_px=sizes.glance_px, num_segments=segments[0], num_classes=num_classes
-        ),
-        focus=NetworkSpec(name=sizes.focus, size_px=sizes.patch_px, num_segments=segments[1]),
-        classifier=ClassifierSpec(kind="average", num_classes=num_classes, in_features=focuser.num_features),
-        policy=spec,
-        preprocessing=preprocessing_of(settings),
-        num_steps=settings.num_steps,
-        num_focus_steps=settings.num_focus_steps,
-        pad="first",
-        class_names=tuple(class_names),
-    )
-    parts = Parts(
-        glancer=glancer,
-        focuser=focuser,
-        # The stages of this form take no other.
-        classifier=cast(Any, AverageClassifier(in_features=focuser.num_features, num_classes=num_classes)),
-        policy=policy,
-        skip=cast(Any, nn.Identity()),
-        header=header,
-        device=torch.device(settings.device),
-    )
-    for section in checkpoints.SECTIONS:
-        place_on(parts.module(section), parts.device)
-    return parts
 
 
 def sizes_of(parts: Parts) -> tuple[int, int, int]:
@@ -160,7 +96,7 @@ def motion_score(
     *,
     glances: MotionGlances | None = None,
     batch_size: int = 32,
-) -> Score:
+) -> SubsetScore:
     """Every clip once, at the frames that inference takes. Hits count focused frames that show the evidence."""
     parts.freeze()
     view_px, patch_px, num_glance = sizes_of(parts)
@@ -193,8 +129,8 @@ def motion_score(
             whole.append(np.all((boxes[..., :2] >= start) & (end <= stop), axis=-1)[visible])
     accuracy = 100 * float(np.mean(right))
     if not inside or not sum(map(len, inside)):
-        return Score(accuracy=accuracy, per_step=(accuracy,))
-    return Score(
+        return SubsetScore(accuracy=accuracy, per_step=(accuracy,))
+    return SubsetScore(
         accuracy=accuracy,
         per_step=(accuracy,),
         hits=100 * float(np.concatenate(inside).mean()),

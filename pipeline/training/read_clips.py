@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from operators.errors import ErrorCode, PipelineError, SourceError, StageError
-from operators.media.frame_plan import Sampling
+from operators.media.sampling import SamplingRule
 from operators.media.view import Viewer
 from operators.records import FrameBatch, Source
 from pipeline.run.pools import KillableProcess
@@ -21,7 +21,7 @@ from pipeline.steering.read_queue import MAX_DEATHS
 from pipeline.training.frame_cache import ClipFrames, Read, StepReader
 
 if TYPE_CHECKING:
-    from operators.media.decode import Limits
+    from operators.media.decode import ReadLimits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,7 @@ class ClipReader:
     candidates: int
     viewer: Viewer
     pad: str = "last"
-    limits: Limits | None = None
+    limits: ReadLimits | None = None
     clock: Callable[[], float] = time.time
 
     def __call__(self, source: Source) -> ClipFrames:
@@ -44,7 +44,7 @@ class ClipReader:
 
         # Two samples cost one decode: inference's frames, and a denser one to draw from.
         dense = self.num_steps * self.candidates if self.candidates > 1 else None
-        sampling = Sampling(num_frames=self.num_steps, num_focus_frames=dense, pad=self.pad)
+        sampling = SamplingRule(num_frames=self.num_steps, num_focus_frames=dense, pad=self.pad)
         with FileReader(
             source=source, sampling=sampling, viewer=self.viewer, clock=self.clock, limits=self.limits
         ) as reader:
@@ -101,9 +101,9 @@ class ReadInProcesses:
                     busy[-1].begin(*item)
                 if not busy:
                     return
-                wait([reader.call for reader in busy], timeout=_LOOK_S, return_when=FIRST_COMPLETED)
+                wait([reader.call for reader in busy], timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 for reader in list(busy):
-                    result = reader.look()
+                    result = reader.result_so_far()
                     if result is not None:
                         found[reader.number] = result
                         busy.remove(reader)
@@ -147,8 +147,8 @@ class _Reader:
             self.call = Future()
             self.call.set_exception(exc)
 
-    def look(self) -> ClipFrames | SourceError | None:
-        """What became of the video; None while it is being read."""
+    def result_so_far(self) -> ClipFrames | SourceError | None:
+        """The frames of the video, or why there are none; None while it is being read."""
         assert self._process is not None
         if self.call.done():
             try:
@@ -198,10 +198,10 @@ class _Reader:
             self._process = None
 
 
-_LOOK_S = 0.2
-"""How often is looked whether a reader is late."""
+_POLL_S = 0.2
+"""The time between two checks whether a reader is late."""
 _SLICE_S = 1.0
-"""A reader comes back so often, or it hangs."""
+"""A reader that makes progress comes back after this time."""
 
 
 _under_way: Iterator[ClipFrames | None] = iter(())

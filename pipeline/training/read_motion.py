@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from operators.media.frame_plan import Sampling
+from operators.media.sampling import SamplingRule
 from operators.media.view import Viewer
 from operators.records import Source
 from pipeline.training.frame_cache import ClipFrames, choose_candidates
 from pipeline.training.read_clips import last_step, only_batch
 
 if TYPE_CHECKING:
-    from operators.media.decode import Limits
+    from operators.media.decode import ReadLimits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class MotionReader:
     candidates: int
     viewer: Viewer
     pad: str = "first"
-    limits: Limits | None = None
+    limits: ReadLimits | None = None
     clock: Callable[[], float] = time.time
 
     def __call__(self, source: Source) -> ClipFrames:
@@ -39,12 +39,12 @@ class MotionReader:
         # Stages can be trained where there is no decoder, from frames that are there already.
         from operators.media.decode import FileReader
 
-        sampling = Sampling(num_frames=self.num_glance, num_focus_frames=self.num_focus, pad=self.pad)
+        sampling = SamplingRule(num_frames=self.num_glance, num_focus_frames=self.num_focus, pad=self.pad)
         if self.candidates > 1:
             # Every frame of a short video, and of a long one enough that the nearest may stand in for any. Padding
             # is done below: `first` would leave a short video's other frames out.
             dense = self.num_glance * self.num_focus
-            sampling = Sampling(num_frames=self.num_focus, num_focus_frames=dense, pad="last")
+            sampling = SamplingRule(num_frames=self.num_focus, num_focus_frames=dense, pad="last")
         with FileReader(
             source=source, sampling=sampling, viewer=self.viewer, clock=self.clock, limits=self.limits
         ) as reader:

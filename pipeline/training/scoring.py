@@ -20,16 +20,16 @@ from policies.kinds import KINDS, fixed_policy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """In percent."""
+class SubsetScore:
+    """How good the networks are on a subset, in percent."""
 
     accuracy: float
-    """After the last step."""
+    """The accuracy after the last step."""
     per_step: tuple[float, ...]
     hits: float | None = None
-    """Of the focused frames that show the evidence: those whose patch holds the evidence's centre."""
+    """The share of the focused frames with evidence whose patch holds the evidence's centre."""
     whole_hits: float | None = None
-    """Likewise, those whose patch holds all of the evidence's box."""
+    """The share of the same frames whose patch holds all of the evidence's box."""
 
     def values(self, prefix: str = "") -> dict[str, float]:
         out = {f"{prefix}accuracy": self.accuracy}
@@ -74,7 +74,7 @@ def truth_of(clips: Clips, rows: np.ndarray, picks: np.ndarray) -> tuple[np.ndar
 
 
 @torch.no_grad()
-def look(
+def gather_looks(
     parts: Parts,
     settings: TrainSettings,
     clips: Clips,
@@ -128,20 +128,20 @@ def look(
 
 
 @torch.no_grad()
-def score(
+def score_places(
     parts: Parts,
     settings: TrainSettings,
     clips: Clips,
     policy: Policy,
     *,
     glances: Glances | None = None,
-) -> Score:
-    looks = look(parts, settings, clips, policy, glances=glances)
+) -> SubsetScore:
+    looks = gather_looks(parts, settings, clips, policy, glances=glances)
     logits, _ = parts.classifier(join_features(looks.glances, looks.focuses, parts.focuser.num_features))
     return score_of(parts, clips, logits, looks)
 
 
-def score_of(parts: Parts, clips: Clips, logits: Tensor, looks: Looks) -> Score:
+def score_of(parts: Parts, clips: Clips, logits: Tensor, looks: Looks) -> SubsetScore:
     """logits [V,T,K] of all clips in order. A clip of several labels is right with any of them."""
     best = logits.argmax(dim=-1).cpu().numpy()
     right = np.array([[label in clips.labels[v] for label in best[v]] for v in range(len(clips))])
@@ -160,7 +160,7 @@ def score_of(parts: Parts, clips: Clips, logits: Tensor, looks: Looks) -> Score:
             box_inside = np.all((start >= places) & (stop <= places + side), axis=-1)
             hits = 100 * float(inside[counted].mean())
             whole = 100 * float(box_inside[counted].mean())
-    return Score(accuracy=per_step[-1], per_step=per_step, hits=hits, whole_hits=whole)
+    return SubsetScore(accuracy=per_step[-1], per_step=per_step, hits=hits, whole_hits=whole)
 
 
 def blank(focuses: Tensor, share: float, rng: np.random.Generator) -> Tensor:

@@ -4,7 +4,7 @@ checkpoint."""
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from operators.durable import write_durably
 from operators.errors import CheckpointError
 from operators.networks.network import Network
 from pipeline.config.training import Supervised, TrainSettings
@@ -33,7 +34,7 @@ from pipeline.training.optimise import half_precision, make_optimiser, make_scal
 def train_alone(
     parts: Parts, settings: TrainSettings, train: Clips, val: Clips, journal: Journal, *, which: str
 ) -> dict[str, float]:
-    """`which`: `glancer` (0a) or `focuser` (0b). Gives the last scores."""
+    """Trains one network by itself and gives its last scores. `which`: `glancer` (0a) or `focuser` (0b)."""
     stage: Supervised = settings.glance if which == "glancer" else settings.focus
     network: Network = parts.glancer if which == "glancer" else parts.focuser
     lr = stage.lr_glance if which == "glancer" else stage.lr_focus
@@ -81,14 +82,15 @@ def train_alone(
 
 
 def save_head(path: Path, head: nn.Linear) -> None:
-    """Beside the checkpoint: inference has no use for it, but stage 1 may ask it where a class is seen."""
-    aside = path.with_name(f".{path.name}.part")
-    torch.save({k: v.detach().cpu() for k, v in head.state_dict().items()}, aside)
-    os.replace(aside, path)
+    """Writes the head beside the checkpoint: inference has no use for it, but stage 1 may take from it where a class is
+    seen."""
+    content = io.BytesIO()
+    torch.save({k: v.detach().cpu() for k, v in head.state_dict().items()}, content)
+    write_durably(path, content.getvalue())
 
 
 def load_head(path: Path) -> Tensor:
-    """Its weight [K,C]"""
+    """The weight [K,C] of the head that stage 0a left."""
     if not path.exists():
         raise CheckpointError(
             f"{path} is not there: it comes from stage 0a and says where the glance sees a class. "
@@ -98,7 +100,7 @@ def load_head(path: Path) -> Tensor:
 
 
 def _feature(parts: Parts, network: Network, views: np.ndarray) -> Tensor:
-    """[N,D] of uint8 [B,T,S,S,3]"""
+    """The network's features [N,D] of views, uint8 [B,T,S,S,3]."""
     if network is parts.glancer:
         return glance_at(parts, views)[1]
     return network(normalised(views, parts.normalisation, parts.device))[1]

@@ -85,7 +85,7 @@ def train_motion(
     val_glances: MotionGlances | None = None,
 ) -> dict[str, float]:
     """One stage; gives its last scores. Kept glances are of inference's frames."""
-    course = _Course(parts, settings, train, val, journal, train_glances, val_glances)
+    under_way = MotionStage(parts, settings, train, val, journal, train_glances, val_glances)
 
     def on_patches(spec: Supervised) -> list[tuple[nn.Module, float]]:
         return [(parts.focuser, spec.lr_focus), (parts.classifier, spec.lr_classifier)]
@@ -93,20 +93,20 @@ def train_motion(
     match stage:
         case "0a":
             rates: list[tuple[nn.Module, float]] = [(parts.glancer, settings.glance.lr_glance)]
-            return course.supervised(settings.glance, course.glance_loss, rates, policy="glance")
+            return under_way.supervised(settings.glance, under_way.glance_loss, rates, policy="glance")
         case "0b":
             # The linear layer over focused frames is that of the network's own training.
             both = settings.focus.lr_focus
             rates = [(parts.focuser, both), (parts.classifier, both)]
-            return course.supervised(settings.focus, course.whole_loss, rates, policy=None)
+            return under_way.supervised(settings.focus, under_way.whole_loss, rates, policy=None)
         case "1":
             spec = settings.warmup
-            return course.supervised(spec, course.random_loss, on_patches(spec), policy="random")
+            return under_way.supervised(spec, under_way.random_loss, on_patches(spec), policy="random")
         case "2":
-            return course.policy()
+            return under_way.policy()
         case "3":
             spec = settings.finetune
-            return course.supervised(spec, course.learned_loss, on_patches(spec), policy="learned")
+            return under_way.supervised(spec, under_way.learned_loss, on_patches(spec), policy="learned")
     raise ValueError(f"AdaFocus-TSM has no stage {stage!r}")
 
 
@@ -138,7 +138,7 @@ class _Batch:
     rng: np.random.Generator
 
 
-class _Course:
+class MotionStage:
     """One stage under way."""
 
     def __init__(
@@ -348,7 +348,7 @@ class _Course:
     def policy_loss(self, maps: Tensor, actions: Actions, returns: Tensor) -> PpoLoss:
         stage = self.settings.policy
         assert actions.choice is not None and actions.log_prob is not None
-        log_prob, entropy, value = self.parts.policy.evaluate(maps[:, None], actions.choice[:, None])
+        log_prob, entropy, value = self.parts.policy.evaluate_choices(maps[:, None], actions.choice[:, None])
         return ppo_loss(
             log_prob=log_prob,
             old_log_prob=actions.log_prob[:, None],

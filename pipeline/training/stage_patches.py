@@ -34,7 +34,7 @@ from pipeline.training.clips import (
 from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts, glance_at
 from pipeline.training.optimise import half_precision, make_optimiser, make_scaler, num_epochs, set_rate, take_step
-from pipeline.training.scoring import blank, policy_named, score
+from pipeline.training.scoring import blank, policy_named, score_places
 from policies.base import act_all, corners
 
 Where = Literal["random", "learned", "whole"]
@@ -53,26 +53,26 @@ def train_on_patches(
     train_glances: Glances | None = None,
     val_glances: Glances | None = None,
 ) -> dict[str, float]:
-    """Gives the last scores. glance_head [K,C]: stage 0a's, for `salient_share`."""
+    """Trains one stage on patches and gives its last scores. glance_head [K,C]: stage 0a's, for `salient_share`."""
     parts.classifier.dropout.p = stage.dropout
     epochs = num_epochs(stage)
     if epochs == 0:
         return {}
-    course = _prepared(parts, settings, stage, train, journal, where, glance_head, train_glances)
-    start = journal.resume(**course.kept)
+    under_way = _prepared(parts, settings, stage, train, journal, where, glance_head, train_glances)
+    start = journal.resume(**under_way.kept)
     values: dict[str, float] = {}
     for epoch in range(start, epochs):
-        values = course.epoch(epoch)
+        values = under_way.epoch(epoch)
         if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == epochs:
             policy = policy_named({"random": "random", "learned": "learned", "whole": "center"}[where], parts)
-            values |= score(parts, settings, val, policy, glances=val_glances).values("val_")
-        journal.save(done=epoch + 1, **course.kept)
+            values |= score_places(parts, settings, val, policy, glances=val_glances).values("val_")
+        journal.save(done=epoch + 1, **under_way.kept)
         journal.log(done=epoch + 1, total=epochs, asked=stage.epochs, **values)
     return values
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Course:
+class _PatchStage:
     """One stage under way."""
 
     parts: Parts
@@ -134,7 +134,7 @@ class _Course:
         return values
 
     def losses(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, float, float]:
-        """Of one batch: what is minimised, the classifier's loss, and that from single patches. Every step is
+        """Computes of one batch what is minimised, the classifier's loss, and that from single patches. Every step is
         supervised."""
         augmentation = Augmentation(
             crop_px=self.settings.preprocessing.crop_px,
@@ -203,7 +203,7 @@ def _prepared(
     where: Where,
     glance_head: Tensor | None,
     glances: Glances | None,
-) -> _Course:
+) -> _PatchStage:
     """The stage before its first epoch: what is trained, and at which rates."""
     assert parts.header.classifier is not None
     assert parts.header.focus is not None and parts.header.focus.size_px is not None
@@ -215,7 +215,7 @@ def _prepared(
         if stage.patch_head_weight > 0:
             groups.append((head, stage.lr_focus))
     parts.freeze(*[module for module, _ in groups if module is not head])
-    return _Course(
+    return _PatchStage(
         parts=parts,
         settings=settings,
         stage=stage,

@@ -28,7 +28,7 @@ from pipeline.training.clips import (
 from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts, glance_at
 from pipeline.training.optimise import half_precision, take_step
-from pipeline.training.scoring import score
+from pipeline.training.scoring import score_places
 from policies.base import act_all, corners
 from policies.ppo import PpoLoss, discounted_returns, normalise, ppo_loss
 from policies.rewards import confidence_reward, previous_reward, random_reward
@@ -44,7 +44,7 @@ def train_policy(
     train_glances: Glances | None = None,
     val_glances: Glances | None = None,
 ) -> dict[str, float]:
-    """Gives the last scores."""
+    """Trains the stage and gives its last scores."""
     stage: PolicyStage = settings.policy
     if stage.epochs == 0:
         return {}
@@ -56,7 +56,7 @@ def train_policy(
     for epoch in range(start, stage.epochs):
         values = _epoch(epoch, parts, settings, train, journal, optimiser, train_glances)
         if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == stage.epochs:
-            values |= score(parts, settings, val, policy, glances=val_glances).values("val_")
+            values |= score_places(parts, settings, val, policy, glances=val_glances).values("val_")
         journal.save(done=epoch + 1, policy=policy, optimiser=optimiser)
         journal.log(done=epoch + 1, total=stage.epochs, asked=stage.epochs, **values)
     return values
@@ -162,7 +162,7 @@ def _rewards(
 
 def _loss(parts: Parts, stage: PolicyStage, rolled: _RollOut) -> PpoLoss:
     """The advantage follows in the loss, from the value as it is now."""
-    log_prob, entropy, value = parts.policy.evaluate(rolled.maps, rolled.choice)
+    log_prob, entropy, value = parts.policy.evaluate_choices(rolled.maps, rolled.choice)
     return ppo_loss(
         log_prob=log_prob,
         old_log_prob=rolled.log_prob,

@@ -22,7 +22,7 @@ from pipeline.training.clips import Clips, batches, seeded
 from pipeline.training.journal import Journal
 from pipeline.training.model import Glances, Parts
 from pipeline.training.optimise import one_thread, take_step
-from pipeline.training.scoring import Looks, look
+from pipeline.training.scoring import Looks, gather_looks
 from policies.recurrent import Sees
 
 _EPOCHS = 4
@@ -43,20 +43,21 @@ def train_skip(
     train_glances: Glances | None = None,
     val_glances: Glances | None = None,
 ) -> dict[str, float]:
-    """Gives the last scores."""
+    """Trains the stage and gives its last scores."""
     stage: SkipStage = settings.skip
     if stage.updates == 0:
         return {}
     head = parts.skip
+    assert head is not None
     parts.freeze(head)
     optimiser = torch.optim.Adam(head.parameters(), lr=stage.lr)
     start = journal.resume(skip=head, optimiser=optimiser)
-    val_looks = look(parts, settings, val, parts.policy, glances=val_glances)
+    val_looks = gather_looks(parts, settings, val, parts.policy, glances=val_glances)
     values: dict[str, float] = {}
     for epoch in range(start, _EPOCHS):
         rng = seeded(settings.seed, journal.stage, epoch)
         torch.manual_seed(int(rng.integers(2**62)))
-        looks = look(parts, settings, train, parts.policy, glances=train_glances, draw=rng)
+        looks = gather_looks(parts, settings, train, parts.policy, glances=train_glances, draw=rng)
         with one_thread():
             values = _updates(epoch, parts, stage, train, looks, journal, optimiser, rng)
             for sees in ("classifier", "glance"):
@@ -79,6 +80,7 @@ def _updates(
 ) -> dict[str, float]:
     """An epoch's share of the updates; gives the mean loss and share of the steps focused."""
     labels = train.draw_labels(np.arange(len(train)), rng).to(parts.device)
+    assert parts.skip is not None
     parts.freeze(parts.skip)
     # The gradient goes through the classifier, which rests: cuDNN gives one only through a GRU in training mode. It
     # has no dropout of its own, so it computes the same; the dropout after it stays off.
@@ -119,7 +121,7 @@ def roll_out(
     is_seeing bool [B]: whether the head is shown the classifier's state. Sampled gates carry the gradient of their
     probability.
     """
-    assert looks.contexts is not None
+    assert looks.contexts is not None and parts.skip is not None
     head, classifier = parts.skip, parts.classifier
     contexts, glances, focuses = looks.contexts[rows], looks.glances[rows], looks.focuses[rows]
     hidden = contexts.new_zeros((len(rows), head.hidden))
@@ -162,7 +164,7 @@ def price_tables(
     """What the head sees -> rows of (price, share of the steps focused, accuracy), measured on validation
     clips.
     """
-    looks = look(parts, settings, val, parts.policy, glances=val_glances)
+    looks = gather_looks(parts, settings, val, parts.policy, glances=val_glances)
     tables: dict[str, list[tuple[float, float, float]]] = {}
     with one_thread():
         for sees in ("classifier", "glance"):

@@ -24,13 +24,13 @@ from pipeline.bench.printing import as_text
 from pipeline.bench.quick import QUICK_SETTINGS
 from pipeline.bench.record import read, write
 from pipeline.bench.stage_share import planned, stages_alone
+from pipeline.plan.network_choice import Choice, NetworkWork
 from pipeline.plan.resolve import network_work
-from pipeline.plan.tuning import Choice, Work
 from pipeline.scoring.scores import Predictions
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PUBLISHED = Work(glance="mobilenet_v2", glance_px=224, focus="resnet50", patch_px=128)
+PUBLISHED = NetworkWork(glance="mobilenet_v2", glance_px=224, focus="resnet50", patch_px=128)
 
 
 SMALL = {
@@ -164,8 +164,8 @@ for name in ("av", "cv2", "ray", "pyarrow"):
 from pipeline import config as configuration
 from pipeline.bench import commands
 from pipeline.bench.compute import bench_compute
-from pipeline.plan.tuning import Work
-work = Work(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16)
+from pipeline.plan.network_choice import NetworkWork
+work = NetworkWork(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16)
 config = configuration.parse(json.loads(sys.argv[1]))
 report = bench_compute(say=lambda text: None, quick=True, work=work, full_px=32, config=config)
 print(report.environment["ffmpeg"], report.notes[1])
@@ -180,14 +180,14 @@ def test_labels_that_cannot_be_compared_cost_no_other_figure(monkeypatch):
         raise PipelineError("no room for videos")
 
     monkeypatch.setattr("pipeline.bench.precision.bf16_figures", broken)
-    work = Work(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16)
+    work = NetworkWork(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16)
     found = bench_compute(say=lambda text: None, quick=True, work=work, full_px=32, device="cpu")
     assert found.notes[1] == "labels in bf16 were not compared: PipelineError: no room for videos"
     assert found.figure("compute.gemm") is not None
 
 
 def small_lab(**segments: int) -> Lab:
-    work = Work(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16, **segments)
+    work = NetworkWork(glance="small_glance", glance_px=16, focus="small_focus", patch_px=16, **segments)
     return Lab(work, device="cpu", threads=1, frames=3)
 
 

@@ -19,7 +19,7 @@ from pipeline.bench.live import (
     quantile_figure,
     slope_figure,
 )
-from pipeline.live.watch import CameraSummary, LiveSummary
+from pipeline.live.summary import CameraSummary, LiveSummary
 from pipeline.live.worker import CameraNews
 from pipeline.run.loop import StopRequest
 from tests.support.gstreamer import what_is_missing

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.bench.schedule import EXITS as SHIPPED_EXITS
 from pipeline.bench.simulation import ServiceTimes, simulate, workers_to_feed
-from pipeline.steering.scheduler import Limits
+from pipeline.steering.in_flight import FlowLimits
 
 EXITS = (0.20, 0.22, 0.16, 0.10, 0.07, 0.05, 0.04, 0.03, 0.02, 0.02, 0.02, 0.01, 0.01, 0.01, 0.01, 0.03)
 """Shares of clips that stop after each of 16 steps: most are easy, some never stop."""
@@ -60,7 +60,7 @@ def test_time_is_added_up_as_by_hand() -> None:
 
 
 def test_one_open_clip_at_a_time_shows_as_small_batches() -> None:
-    run = simulate(exits=(0, 0, 0, 1), num_clips=50, limits=Limits(max_open_clips=1))
+    run = simulate(exits=(0, 0, 0, 1), num_clips=50, limits=FlowLimits(max_open_clips=1))
     assert run.mean_batch == 1.0
     assert run.focus_busy_share < 0.9
 

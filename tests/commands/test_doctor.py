@@ -8,13 +8,14 @@ import pytest
 
 from pipeline.commands import doctor
 from pipeline.plan.placement import Machine
-from pipeline.steering.executor import Completion, InlineExecutor
+from pipeline.run.inline_executor import InlineExecutor
+from pipeline.steering.executor import Completion
 
 MACHINE = Machine(num_cores=2, memory_bytes=8 << 30)
 
 
 class Here(InlineExecutor):
-    """In the place of Ray."""
+    """Stands in the place of Ray."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from typing import IO
 import pytest
 
 from pipeline.commands.options import StoppedAtOnce, stop_on_signals
-from tests.support.processes import Command
-from tests.support.scripted_rtsp import write_numbered
+from tests.support.numbered_h264 import write_numbered
+from tests.support.processes import ROOT, Command
 
 QUICK = ("--executor", "inline", "--set", "live.window_s=1", "--set", "live.stride_s=0.5", "--set", "run.threads=1")
 
@@ -60,6 +61,13 @@ def status(port: str, path: str) -> int:
             return int(answer.status)
     except urllib.error.HTTPError as exc:
         return exc.code
+
+
+def test_the_commands_are_known_before_anything_heavy_is_imported():
+    heavy = {"cv2", "numpy", "pyarrow", "pydantic", "ray", "rich", "torch"}
+    query = f"import sys, run_pipeline; print(*{heavy} & sys.modules.keys())"
+    shown = subprocess.run([sys.executable, "-c", query], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert shown.split() == []
 
 
 @pytest.mark.parametrize("command", ["label", "live"])
@@ -119,5 +127,5 @@ def test_who_closes_the_pipe_of_the_labels_ends_the_run_quietly_and_what_was_lab
         "stopping: whoever read the labels from standard output has closed it; committing what is done"
     ]
     query = f"import pyarrow.dataset as ds; print(ds.dataset({str(tmp_path / 'labels')!r}).to_table()['clip_id'])"
-    told = subprocess.run([run.process.args[0], "-c", query], capture_output=True, text=True, check=True).stdout
-    assert label["clip_id"] in told
+    ids = subprocess.run([run.process.args[0], "-c", query], capture_output=True, text=True, check=True).stdout
+    assert label["clip_id"] in ids

@@ -1,10 +1,11 @@
-"""`label` in this process, over inputs that cost nothing: exit codes, and what is told of what was not labelled."""
+"""`label` in this process, over inputs that cost nothing: exit codes, and what is reported of what was not labelled."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +24,7 @@ from pipeline.config import load
 from run_pipeline import main
 
 QUICK = (
-    *("--config", "demo", "--executor", "inline", "-q"),
+    *("--config", "demo", "--executor", "inline"),
     *("--set", "compute.precision=fp32", "--set", "compute.compile=off"),
     *("--set", "glance.clips_per_call=1", "--set", "focus.batch_size=1"),
 )
@@ -43,12 +45,12 @@ class Ended:
 def label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """Runs the command into tmp_path/out."""
 
-    def run(*arguments: object, out: Path = tmp_path / "out") -> Ended:
+    def run(*arguments: object, out: Path = tmp_path / "out", is_quiet: bool = True) -> Ended:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main(["label", *map(str, arguments), "-o", str(out), *QUICK])
-        told = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), told.out, told.err)
+            main(["label", *map(str, arguments), "-o", str(out), *QUICK, *(["-q"] if is_quiet else [])])
+        printed = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), printed.out, printed.err)
 
     return run
 
@@ -65,7 +67,7 @@ def empty(path: Path) -> Path:
     return path
 
 
-def test_what_failed_before_is_told_again_and_ends_with_3_until_it_is_labelled(label, tmp_path):
+def test_what_failed_before_is_reported_again_and_ends_with_3_until_it_is_labelled(label, tmp_path):
     good, bad = image(tmp_path / "good.png"), empty(tmp_path / "bad.png")
     first = label(good, bad, "--json")
     assert (first.code, first.summary["failed"], first.summary["failed_before"]) == (3, 1, 0)
@@ -74,7 +76,7 @@ def test_what_failed_before_is_told_again_and_ends_with_3_until_it_is_labelled(l
     assert again.summary["failed_before"] == 1
     assert label(good, bad, "--allow-failures").code == 0
     shown = label(good, bad)
-    assert "--retry-failed" in shown.out and "labelled before   1\n" in shown.out
+    assert "--retry-failed" in shown.out and re.search(r"^labelled before +1$", shown.out, re.M)
     # It was not asked for this time.
     assert label(good, "--json").code == 0
     image(bad)
@@ -90,11 +92,30 @@ def test_a_link_in_a_circle_is_a_row_that_says_missing(label, tmp_path):
     assert (ended.code, ended.summary["clips"], ended.summary["errors"]) == (3, 1, {"missing": 1})
 
 
+def test_a_run_says_what_it_is_doing_and_what_failed_and_the_end_of_it_how_to_find_all_that_did(label, tmp_path):
+    good, bad, out = image(tmp_path / "good.png"), empty(tmp_path / "bad.png"), tmp_path / "it's"
+    ended = label(good, bad, out=out, is_quiet=False)
+    lines = ended.err.splitlines()
+    assert lines[0] == "loading weights" and f"empty {bad}: is empty" in lines
+    (query,) = re.findall(r"^all failures +(.+)$", ended.out, re.M)
+    ((uri, code, error),) = duckdb.sql(query).fetchall()
+    assert (uri, code) == (str(bad), "empty") and "is empty" in error
+
+
+def test_who_labels_with_the_weights_of_the_synthetic_archive_is_warned_in_the_run_and_in_its_summary(label, tmp_path):
+    ended = label(image(tmp_path / "good.png"), "--json", is_quiet=False)
+    (warning,) = ended.summary["warnings"]
+    assert "10 classes of a synthetic world only" in warning
+    assert ended.err.count(warning) == 1
+    (name,) = ended.summary["labels_by_class"]
+    assert ended.summary["labels_by_class"] == {name: 1} and ended.summary["total_s"] >= ended.summary["wall_s"]
+
+
 def tree(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
 
 
-def test_a_dry_run_tells_what_was_labelled_before_and_touches_nothing(label, tmp_path):
+def test_a_dry_run_says_what_was_labelled_before_and_touches_nothing(label, tmp_path):
     good, bad, new = image(tmp_path / "good.png"), empty(tmp_path / "bad.png"), image(tmp_path / "new.png")
     assert label(good, "--dry-run").code == 0
     assert not (tmp_path / "out").exists()
@@ -138,7 +159,7 @@ def test_a_run_leaves_a_log(label, tmp_path):
 
 
 def close_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """As chmod 000 does for everybody but root."""
+    """Closes a folder as chmod 000 does for everybody but root."""
     scandir = os.scandir
 
     def closed(path: str) -> Any:
@@ -240,5 +261,5 @@ def test_a_table_of_another_checkpoints_normalisation_is_refused(label, tmp_path
 
 
 def test_json_has_null_where_a_number_is_not_finite():
-    told = {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": (float("-inf"), 2, "NaN", None)}}
-    assert json.loads(json_text(told)) == {"a": None, "b": [1.5, None], "c": {"d": [None, 2, "NaN", None]}}
+    values = {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": (float("-inf"), 2, "NaN", None)}}
+    assert json.loads(json_text(values)) == {"a": None, "b": [1.5, None], "c": {"d": [None, 2, "NaN", None]}}

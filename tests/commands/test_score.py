@@ -1,4 +1,4 @@
-"""`eval` and `calibrate` as a user runs them: what went wrong with the labelling is told and is an exit code."""
+"""`eval` and `calibrate` as a user runs them: what went wrong with the labelling is printed and is an exit code."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def run(*words: object) -> int:
 
 def test_eval_says_what_is_in_no_figure_and_exits_with_3(videos, tmp_path, capsys):
     assert run("eval", videos / "all.txt", "-o", tmp_path, *FAST) == 3
-    told = capsys.readouterr()
-    assert "1 clips failed and are in no figure" in told.out
-    assert "no class, which count as wrong: no-such-class" in told.out
-    assert "1 items failed (1 not_media)" in told.err
+    printed = capsys.readouterr()
+    assert "1 clips failed and are in no figure" in printed.out
+    assert "no class, which count as wrong: no-such-class" in printed.out
+    assert "1 items failed (1 not_media)" in printed.err
     again = ("eval", videos / "all.txt", "-o", tmp_path / "again", *FAST, "--json", "--allow-failures")
     assert run(*again) == 0
     found = json.loads(capsys.readouterr().out)["learned"]
@@ -77,8 +77,8 @@ def test_eval_and_calibrate_say_that_standard_input_is_closed(tmp_path, monkeypa
 @pytest.mark.parametrize("command", ["eval", "calibrate"])
 def test_where_every_input_fails_there_are_no_figures_and_it_exits_with_3(command, videos, tmp_path, capsys):
     assert run(command, videos / "broken.txt", "-o", tmp_path, *FAST) == 3
-    told = capsys.readouterr()
-    assert "1 items failed (1 not_media)" in told.err and not told.out
+    printed = capsys.readouterr()
+    assert "1 items failed (1 not_media)" in printed.err and not printed.out
 
 
 @pytest.mark.parametrize("command", ["eval", "calibrate"])

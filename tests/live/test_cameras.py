@@ -13,7 +13,7 @@ import pytest
 from operators.errors import ConfigError, StageError
 from pipeline.config import Camera, load, load_cameras
 from pipeline.live.cameras import camera_plans, cameras_of
-from pipeline.live.watch import CameraSummary, LiveSummary
+from pipeline.live.summary import CameraSummary, LiveSummary
 from pipeline.live.worker import CameraNews
 from run_pipeline import main
 

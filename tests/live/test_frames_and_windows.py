@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.live.frames_and_windows import CutWindow, FairBuffer, FrameSampler, Place, WindowCutter
+from pipeline.live.frames_and_windows import CutWindow, FairBuffer, FrameSampler, GridPlace, WindowCutter
 
 START_S = 1_700_000_000.0
 
 
-def taken(sampler: FrameSampler, times_s: list[float], lost_before: tuple[float, ...] = ()) -> dict[float, Place]:
+def taken(sampler: FrameSampler, times_s: list[float], lost_before: tuple[float, ...] = ()) -> dict[float, GridPlace]:
     """Time of a frame since the start -> its place, of those that are taken."""
     places = {time_s: sampler.take(START_S + time_s, after_loss=time_s in lost_before) for time_s in times_s}
     return {time_s: place for time_s, place in places.items() if place is not None}
 
 
-def ticks(places: dict[float, Place]) -> dict[float, int]:
+def ticks(places: dict[float, GridPlace]) -> dict[float, int]:
     return {time_s: place.tick for time_s, place in places.items()}
 
 
@@ -51,13 +51,13 @@ def test_a_camera_slower_than_the_grid_leaves_ticks_out_and_that_is_no_gap():
 
 def test_a_gap_starts_a_segment_with_the_first_frame_after_it():
     places = taken(FrameSampler(analysis_fps=4, gap_s=1.0), [0.0, 0.25, 0.5, 1.6, 1.85])
-    assert places[1.6] == Place(segment_start_s=START_S + 1.6, tick=0)
-    assert places[1.85] == Place(segment_start_s=START_S + 1.6, tick=1)
+    assert places[1.6] == GridPlace(segment_start_s=START_S + 1.6, tick=0)
+    assert places[1.85] == GridPlace(segment_start_s=START_S + 1.6, tick=1)
 
 
 def test_a_loss_that_cost_a_tick_is_a_gap():
     places = taken(FrameSampler(analysis_fps=4), [0.0, 0.25, 0.8, 1.05], lost_before=(0.8,))
-    assert places[0.8] == Place(segment_start_s=START_S + 0.8, tick=0)
+    assert places[0.8] == GridPlace(segment_start_s=START_S + 0.8, tick=0)
 
 
 def test_a_loss_between_two_ticks_is_none():
@@ -68,7 +68,7 @@ def test_a_loss_between_two_ticks_is_none():
 def test_a_clock_that_starts_anew_starts_a_segment():
     sampler = FrameSampler(analysis_fps=4)
     sampler.take(START_S)
-    assert sampler.take(START_S - 3600, starts_anew=True) == Place(segment_start_s=START_S - 3600, tick=0)
+    assert sampler.take(START_S - 3600, starts_anew=True) == GridPlace(segment_start_s=START_S - 3600, tick=0)
 
 
 def test_cameras_that_begin_at_one_moment_are_analysed_one_after_the_other():
@@ -88,9 +88,9 @@ def test_a_segment_in_phase_begins_behind_a_gap_with_the_next_whole_tick():
     places = taken(sampler, times_s)
     # Ticks of this phase lie at 0.25, 0.75, ...; 0.2 and 0.7 are a tenth of a tick early, which is taken.
     assert places == {
-        0.2: Place(segment_start_s=START_S + 0.2, tick=0),
-        0.7: Place(segment_start_s=START_S + 0.2, tick=1),
-        2.2: Place(segment_start_s=START_S + 2.2, tick=0),
+        0.2: GridPlace(segment_start_s=START_S + 0.2, tick=0),
+        0.7: GridPlace(segment_start_s=START_S + 0.2, tick=1),
+        2.2: GridPlace(segment_start_s=START_S + 2.2, tick=0),
     }
 
 

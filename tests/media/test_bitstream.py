@@ -1,4 +1,4 @@
-"""What bytes say by themselves: keyframes that are none, hidden frames, broken images, files that break off."""
+"""Packets say by themselves: keyframes that are none, hidden frames, pictures that nothing refers to."""
 
 from __future__ import annotations
 
@@ -6,19 +6,8 @@ import struct
 
 import pytest
 
-from operators.media.bitstream import (
-    exif_orientation,
-    file_shape,
-    gives_frame,
-    image_kind,
-    image_size,
-    is_unreferenced,
-    is_whole_image,
-    may_skip_unreferenced,
-    restart,
-)
-from operators.media.frame_plan import Restart
-from tests.support.video_files import png_header
+from operators.media.bitstream import gives_frame, is_unreferenced, may_skip_unreferenced, restart
+from operators.media.packet_table import Restart
 
 AVCC = bytes([1, 100, 0, 31, 0xFF])
 """The beginning of H.264 configuration: lengths of four bytes."""
@@ -145,68 +134,3 @@ def test_hevc_pictures_may_be_skipped_only_where_there_is_one_temporal_layer(lay
 def test_codecs_that_are_not_proven_to_skip_well_are_decoded_in_full():
     for codec in ("libdav1d", "av1", "vp8", "vp9", "ffv1", "unheard_of"):
         assert may_skip_unreferenced(codec, None) is False
-
-
-def jpeg(*, exif: bytes = b"", body: bytes = b"\x01\x02\xff\xd9") -> bytes:
-    size = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 30, 40, 3) + bytes(9)
-    application = b"\xff\xe1" + struct.pack(">H", len(exif) + 8) + b"Exif\0\0" + exif if exif else b""
-    return b"\xff\xd8" + application + size + b"\xff\xda" + struct.pack(">H", 4) + bytes(2) + body
-
-
-def tiff(value: int, order: str) -> bytes:
-    head = b"II*\0" if order == "<" else b"MM\0*"
-    entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, value, 0)
-    return head + struct.pack(order + "IH", 8, 1) + entry
-
-
-def test_images_are_known_by_their_first_bytes():
-    assert image_kind(jpeg()) == "jpeg"
-    assert image_kind(png_header(3, 4)) == "png"
-    assert image_kind(b"RIFF....AVI ") is None
-
-
-def test_the_size_of_an_image_is_read_without_decoding():
-    assert image_size(png_header(60_000, 7)) == (60_000, 7)
-    assert image_size(jpeg()) == (40, 30)
-    assert image_size(jpeg()[:12]) is None
-
-
-def test_an_image_that_breaks_off_is_noticed():
-    assert is_whole_image(jpeg())
-    assert not is_whole_image(jpeg(body=b"\x01\x02"))
-    # The end of a thumbnail inside the header is not the end of the picture.
-    assert not is_whole_image(jpeg(exif=tiff(1, "<") + b"\xff\xd9", body=b"\x01\x02"))
-    assert is_whole_image(png_header(3, 4))
-    assert not is_whole_image(png_header(3, 4)[:-12])
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_exif_orientation_is_read_in_both_byte_orders(order):
-    assert exif_orientation(jpeg(exif=tiff(6, order))) == 6
-    assert exif_orientation(jpeg(exif=tiff(9, order))) == 1
-    assert exif_orientation(jpeg()) == 1
-
-
-def box(kind: bytes, body: bytes = b"", length: int | None = None) -> bytes:
-    return struct.pack(">I", 8 + len(body) if length is None else length) + kind + body
-
-
-@pytest.mark.parametrize(
-    ("content", "is_media", "is_fragmented", "promised"),
-    [
-        (box(b"ftyp", b"isom") + box(b"mdat", bytes(20)) + box(b"moov"), True, False, 48),
-        (box(b"ftyp", b"isom") + box(b"mdat", bytes(20), length=1000), True, False, 1012),
-        (box(b"ftyp", b"isom") + box(b"moov") + box(b"moof") + box(b"mdat", length=500), True, True, 0),
-        (b"\x1a\x45\xdf\xa3\x82ab\x18\x53\x80\x67\x84" + bytes(4), True, False, 16),
-        (b"\x1a\x45\xdf\xa3\x82ab\x18\x53\x80\x67\xff" + bytes(4), True, False, 0),
-        (b"RIFF" + struct.pack("<I", 992) + b"AVI " + bytes(4), True, False, 1000),
-        (b"FLV\x01" + bytes(9), True, False, 0),
-        (b"<html>", False, False, 0),
-        (b"Good morning", False, False, 0),
-    ],
-)
-def test_a_container_is_known_by_its_outermost_headers(tmp_path, content, is_media, is_fragmented, promised):
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    shape = file_shape(str(path))
-    assert (shape.is_media, shape.is_fragmented, shape.promised_bytes) == (is_media, is_fragmented, promised)

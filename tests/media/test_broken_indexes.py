@@ -11,21 +11,21 @@ import pytest
 
 from operators.errors import SourceError
 from operators.media.decode import FileReader
-from operators.media.frame_plan import Sampling
+from operators.media.sampling import SamplingRule
 from operators.media.view import Viewer
 from operators.records import FrameBatch
 from tests.media.test_frame_oracle import WholeFrame, whole_decode
 from tests.support.video_files import MAKERS, number_in, source_of
 
 SAMPLINGS = {
-    "whole": Sampling(num_frames=8),
-    "keyframe": Sampling(num_frames=8, seek="keyframe"),
-    "window": Sampling(kind="window", num_frames=4, window_s=1.0, stride_s=1.0),
+    "whole": SamplingRule(num_frames=8),
+    "keyframe": SamplingRule(num_frames=8, seek="keyframe"),
+    "window": SamplingRule(kind="window", num_frames=4, window_s=1.0, stride_s=1.0),
 }
 BOXES = ("stss", "stts", "ctts", "stco", "stsz", "stsc", "elst")
 
 
-def read(path: Path, sampling: Sampling, *, viewer: Viewer | None = None, num_threads: int = 1) -> list[FrameBatch]:
+def read(path: Path, sampling: SamplingRule, *, viewer: Viewer | None = None, num_threads: int = 1) -> list[FrameBatch]:
     with FileReader(
         source=source_of(path),
         sampling=sampling,

@@ -15,16 +15,18 @@ import pytest
 from operators.media import bitstream
 from operators.media.container import Decoder
 from operators.media.decode import FileReader
-from operators.media.frame_plan import PacketTable, Sampling, decode_plan, irregularity
+from operators.media.frame_plan import decode_plan
 from operators.media.indexing import read_table
-from operators.media.opening import Limits
+from operators.media.opening import ReadLimits
+from operators.media.packet_table import PacketTable, irregularity
+from operators.media.sampling import SamplingRule
 from operators.media.view import Orientation, Viewer
 from operators.records import FrameBatch
 from tests.support.video_files import FFMPEG_MAKERS, HAS_FFMPEG, MAKERS, number_in, source_of
 
 TURNED = {"h264_rotated": Orientation(rotation=90)}
 COUNTS = {"prores": 30, "two_frames": 2, "edit_list": None, "cut_open_group": None, "xvid_avi": None}
-"""Frames of each file where they are not 60; None where only the whole decode tells."""
+"""Frames of each file where they are not 60; None where only the whole decode shows it."""
 PLANNED = {
     "h264_b_frames", "h264_with_audio", "h264_no_b", "h264_one_group", "h264_mkv", "h264_ts", "h264_10_bit",
     "h264_444_odd", "h264_full_range", "h264_vfr", "h264_late_start", "h264_rotated", "h264_wide_pixels",
@@ -72,7 +74,7 @@ def whole_decode(path: Path) -> list[np.ndarray]:
 def read_whole(path: Path, *, num_threads: int = 1, num_frames: int = 8, viewer: Viewer | None = None) -> FrameBatch:
     with FileReader(
         source=source_of(path),
-        sampling=Sampling(num_frames=num_frames, num_focus_frames=5),
+        sampling=SamplingRule(num_frames=num_frames, num_focus_frames=5),
         viewer=viewer or WholeFrame(32),
         clock=time.time,
         num_threads=num_threads,
@@ -111,7 +113,7 @@ def test_chosen_frames_are_those_of_a_whole_decode(
         assert len(truth) == expected
         assert [number_in(frame) for frame in truth] == list(range(expected))
     if name in PLANNED:
-        monkeypatch.setattr(FileReader, "_everything", lambda *_: pytest.fail("decoded everything"))
+        monkeypatch.setattr(FileReader, "_read_everything", lambda *_: pytest.fail("decoded everything"))
 
     glance, focus = published(len(truth), 8), published(len(truth), 5)
     for num_threads in (1, 2):
@@ -144,7 +146,7 @@ def table_of(decoder: Decoder) -> PacketTable:
 
 
 class NotedContext:
-    """A decoder's context that notes whether it was ever asked to leave out frames."""
+    """A decoder's context that notes whether it was ever set to leave out frames."""
 
     def __init__(self, context: Any) -> None:
         vars(self).update(context=context, was_asked_to_skip=False)
@@ -170,19 +172,19 @@ def test_frames_that_nothing_refers_to_are_given_and_skipping_them_changes_no_ot
 ) -> None:
     path = maker(folder)
     truth = whole_decode(path)
-    reading = Decoder(str(path), Limits(), WholeFrame(32), num_threads=1)
+    reading = Decoder(str(path), ReadLimits(), WholeFrame(32), num_threads=1)
     table = table_of(reading)
     reading.close()
     was_asked_to_skip = False
     # A decoder takes one sample after the other as it does in a run; a new one begins with an ordinary frame, or not.
     for samples in (samples_of(len(truth)), [[len(truth) // 2]], [[0, len(truth) // 2 + 1]]):
-        decoder = Decoder(str(path), Limits(), WholeFrame(32), num_threads=1)
+        decoder = Decoder(str(path), ReadLimits(), WholeFrame(32), num_threads=1)
         decoder.context = noted = NotedContext(decoder.context)  # type: ignore[assignment]
         for frames in samples:
             shots = [
                 shot
                 for group in decode_plan(table, frames)
-                for shot in decoder.group(table, group, is_strict=True)
+                for shot in decoder.decode_group(table, group, is_strict=True)
                 if shot is not None
             ]
             assert [shot.wanted for shot in shots] == frames
@@ -204,7 +206,7 @@ def test_a_decoder_that_leaves_out_wanted_frames_makes_the_reader_decode_everyth
 ) -> None:
     path = MAKERS["av1_pyramid"](tmp_path)
     truth = whole_decode(path)
-    # dav1d keeps to what it is asked first.
+    # dav1d keeps to its first setting.
     monkeypatch.setattr(bitstream, "may_skip_unreferenced", lambda codec, extradata: True)
     batch = read_whole(path, num_threads=num_threads, num_frames=16)
     assert batch.windows[0].coverage == 1.0

@@ -130,7 +130,7 @@ def test_random_skipping_focuses_its_share():
 
 
 def by_hand(policy: RecurrentPolicy, maps: torch.Tensor) -> torch.Tensor:
-    """The actor's output for one clip [T,C,h,w], with the GRU written out: gates reset, update, new."""
+    """Returns the actor's output for one clip [T,C,h,w], with the GRU written out: gates reset, update, new."""
     w = {k: v for k, v in policy.state_dict().items()}
     h = torch.zeros(8)
     out = []
@@ -294,7 +294,7 @@ def test_evaluating_a_roll_out_gives_the_log_probabilities_it_was_made_with(kind
     torch.manual_seed(2)
     actions, _ = act_all(policy, maps, policy.initial_state(3), greedy=False)
     assert actions.choice is not None
-    log_prob, entropy, value = policy.evaluate(maps, actions.choice)
+    log_prob, entropy, value = policy.evaluate_choices(maps, actions.choice)
     torch.testing.assert_close(log_prob, actions.log_prob)
     torch.testing.assert_close(entropy, actions.entropy)
     torch.testing.assert_close(value, actions.value)
@@ -385,7 +385,7 @@ def test_a_price_is_found_between_two_measured_ones():
     table = {0.001: 0.8, 0.1: 0.2}
     assert price_for_share(table, 0.5) == pytest.approx(0.01)  # halfway along the logarithm
     assert (price_for_share(table, 0.8), price_for_share(table, 0.2)) == pytest.approx((0.001, 0.1))
-    assert price_for_share(table, 0.8005) == 0.001  # what was rounded when it was told
+    assert price_for_share(table, 0.8005) == 0.001  # a share that was rounded when it was shown
 
 
 def test_a_share_that_no_measured_price_gives_has_no_price():

@@ -13,21 +13,21 @@ from operators.errors import RefusedError
 from operators.records import Media, Source, source_id
 from operators.table.schema import summarize
 from pipeline import config as configuration
+from pipeline.plan.network_choice import Choice
 from pipeline.plan.run_plan import RunPlan
-from pipeline.plan.tuning import Choice
 from pipeline.run import archive
-from pipeline.run.archive import Told, label_archive
+from pipeline.run.archive import RunReports, label_archive
 from pipeline.run.sink_worker import SinkOpened
 
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path) -> list[Mapping[str, Any] | None]:
-    """What each resolving of a plan was told of an earlier run. Nothing is measured: a measurement is cut short."""
-    told: list[Mapping[str, Any] | None] = []
+    """The settings of an earlier run that each resolving of a plan was given. No measurement is made."""
+    given: list[Mapping[str, Any] | None] = []
     resolve = archive.resolve
 
     def watched(*arguments: Any, remembered: Mapping[str, Any] | None, **options: Any) -> RunPlan:
-        told.append(remembered)
+        given.append(remembered)
         return resolve(*arguments, remembered=remembered, **options)
 
     def measured(*arguments: Any, precision: str, **options: Any) -> Choice:
@@ -37,19 +37,19 @@ def asked(monkeypatch, tmp_path) -> list[Mapping[str, Any] | None]:
 
     monkeypatch.setattr(archive, "resolve", watched)
     monkeypatch.setattr("pipeline.plan.resolve.choose", measured)
-    return told
+    return given
 
 
 def label(out: Path, *settings: str, missing: int = 1, **options: Any) -> str:
     """Labels so many files that are not there, which costs nothing, and gives what the run says of itself."""
     lines: list[str] = []
-    told = Told(started=lambda plan: lines.append(plan.opening_line()))
+    reports = RunReports(started=lambda plan: lines.append(plan.opening_line()))
     config = configuration.load("demo", settings=("run.executor=inline", *settings))
     paths = [f"/nowhere/{number}.mp4" for number in range(missing)]
     sources = [
         Source(source_id=source_id(path), uri=path, video_id=path, media=Media.VIDEO, truth=None) for path in paths
     ]
-    label_archive(config, lambda names: iter(sources), out=out, told=told, **options)
+    label_archive(config, lambda names: iter(sources), out=out, reports=reports, **options)
     return "".join(lines)
 
 

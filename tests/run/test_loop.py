@@ -13,13 +13,17 @@ import pytest
 
 from operators.errors import ConfigError, StageError
 from operators.records import ClipLabel, Media, Source, clip_id, source_id
-from pipeline.commands.terminal import summary_rows
-from pipeline.run.loop import Runner, SourceFeed, StopRequest
+from pipeline.commands.label_display import summary_rows
+from pipeline.run.inline_executor import InlineExecutor
+from pipeline.run.label_recorder import LabelRecorder
+from pipeline.run.loop import Runner, StopRequest
 from pipeline.run.metrics import RunMetrics, StageTime, summarise
+from pipeline.run.source_feed import SourceFeed
 from pipeline.steering.batching import Batcher
 from pipeline.steering.done_set import DoneSet
-from pipeline.steering.executor import Completion, InlineExecutor, WorkerSpec
-from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Scheduler
+from pipeline.steering.executor import Completion, WorkerSpec
+from pipeline.steering.in_flight import FlowLimits
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 
 STAGES = (SOURCE, STREAM, FOCUS, SINK)
 
@@ -34,7 +38,7 @@ def clip(name: str, start_s: float = 0.0) -> str:
 
 @dataclass
 class Run:
-    """What is left of a run: its runner and what was written."""
+    """A run that has ended: its runner and the labels that were written."""
 
     runner: Runner
     written: list[ClipLabel] = field(default_factory=list)
@@ -68,7 +72,12 @@ def run(
     **limits: Any,
 ) -> Run:
     """Runs to the end, with one worker per stage and few clips under way. `options`: further ones of the runner."""
-    done = DoneSet() if done is None else done
+    recorder = LabelRecorder(
+        done=DoneSet() if done is None else done,
+        metrics=RunMetrics(stages={stage: StageTime() for stage in STAGES}),
+        max_failed=max_failed,
+        clock=clock,
+    )
     written: list[ClipLabel] = []
     executor = executor or InlineExecutor()
     arguments: dict[str, dict[str, Any]] = {
@@ -80,21 +89,20 @@ def run(
         executor.start(WorkerSpec(stage=stage, factory=factory, arguments=arguments.get(stage, {})))
     scheduler = Scheduler(
         workers=dict.fromkeys(STAGES, 1),
-        limits=Limits(stride_s=stride_s, **{"max_pieces": 4, "part_age_s": 0.0, **limits}),
+        limits=FlowLimits(stride_s=stride_s, **{"max_pieces": 4, "part_age_s": 0.0, **limits}),
         batcher=Batcher(max_rows=8, max_wait_s=0.1),
-        is_wanted=lambda wanted: wanted not in done,
+        is_wanted=recorder.is_wanted,
+        on_label=recorder.add,
     )
     seen: list[Run] = []
     runner = Runner(
         executor=executor,
         scheduler=scheduler,
         feed=SourceFeed(iter(sources)),
-        done=done,
-        metrics=RunMetrics(stages={stage: StageTime() for stage in STAGES}),
+        recorder=recorder,
         stop=stop or StopRequest(),
         deadline_s=30.0,
         stride_s=stride_s,
-        max_failed=max_failed,
         on_progress=lambda runner: on_progress(seen[0]),
         note=note,
         clock=clock,
@@ -161,7 +169,7 @@ def test_a_second_run_labels_only_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize("stride_s", [0.0, 2.0])
-def test_inputs_that_failed_in_an_earlier_run_are_told_from_those_that_it_labelled(stride_s: float) -> None:
+def test_inputs_that_failed_in_an_earlier_run_are_counted_apart_from_those_that_it_labelled(stride_s: float) -> None:
     keys = [tuple(divmod(int(clip(name), 16), 2**64)) for name in ("cat-1", "corrupt-1", "corrupt-2")]
     known = DoneSet(np.array(keys, np.uint64), failed=np.array(keys[1:], np.uint64))
     run([source("cat-1"), source("cat-2"), source("corrupt-1"), source("corrupt-3")], done=known, stride_s=stride_s)
@@ -262,15 +270,19 @@ def run_with_sink(written: list[ClipLabel]) -> None:
     for stage in STAGES:
         factory = f"tests.support.null_workers:null_{stage}"
         executor.start(WorkerSpec(stage=stage, factory=factory, arguments=arguments.get(stage, {})))
+    recorder = LabelRecorder(done=DoneSet(), metrics=RunMetrics())
     scheduler = Scheduler(
-        workers=dict.fromkeys(STAGES, 1), limits=Limits(part_age_s=0.0), batcher=Batcher(max_rows=8, max_wait_s=0.1)
+        workers=dict.fromkeys(STAGES, 1),
+        limits=FlowLimits(part_age_s=0.0),
+        batcher=Batcher(max_rows=8, max_wait_s=0.1),
+        is_wanted=recorder.is_wanted,
+        on_label=recorder.add,
     )
     Runner(
         executor=executor,
         scheduler=scheduler,
         feed=SourceFeed(iter([source("cat")])),
-        done=DoneSet(),
-        metrics=RunMetrics(),
+        recorder=recorder,
         stop=StopRequest(),
         deadline_s=30.0,
     ).run()
@@ -306,14 +318,14 @@ def test_a_run_is_summed_up() -> None:
     assert summary.bottleneck == FOCUS
 
 
-def test_the_end_of_a_run_tells_how_long_patches_waited_and_how_much_focus_workers_idled() -> None:
+def test_the_summary_says_how_long_patches_waited_and_how_much_focus_workers_idled() -> None:
     # Two passes of 1.5 and 2.5 s with 1 s between them; 20 patches that waited 3 s all together.
     focus = StageTime(workers=2, calls=2, busy_s=4.0, wait_s=1.0, items=20)
     metrics = RunMetrics(stages={FOCUS: focus}, labelled=4, patches_sent=20, patches_waited_s=3.0)
-    told = {"run_id": "run", "interrupted": False, "ended_early": None, "is_trained": True}
-    summary = summarise(metrics, wall_s=9.0, skipped_files={}, out="out", model_id="m", config_id="c", **told)
+    facts = {"run_id": "run", "interrupted": False, "ended_early": None, "is_trained": True}
+    summary = summarise(metrics, wall_s=9.0, skipped_files={}, out="out", model_id="m", config_id="c", **facts)
     assert (summary.patch_wait_s, summary.focus_idle_share) == pytest.approx((0.15, 0.2))
-    rows = dict(summary_rows(summary))
+    rows = dict(summary_rows(summary, stats=True))
     assert rows["patches waited"] == "150.0 ms on average, until their batch went"
     assert rows["focus workers idle"] == "20% of the time between their first batch and their last"
     assert rows["focus batches"] == "100.0% real patches"

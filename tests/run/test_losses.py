@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from operators.errors import ClusterGone, SinkError, StageError
+from pipeline.run.inline_executor import InlineExecutor
 from pipeline.run.loop import LOCK_S, StopRequest
 from pipeline.run.sink_worker import SinkOpened
 from pipeline.steering.deadlines import NONE_S, WAITS_S
-from pipeline.steering.executor import Call, Completion, InlineExecutor
+from pipeline.steering.executor import Call, Completion
 from pipeline.steering.messages import Reply
 from pipeline.steering.scheduler import FOCUS, SINK, SOURCE
 from tests.run.test_loop import Run, run, source
@@ -78,7 +79,7 @@ def far(executor: Far, names: list[str] = NAMES, *, on_progress: Any = lambda ru
 
 
 def first(number: int, stage: str) -> Callable[[Call], bool]:
-    """The first calls of a stage."""
+    """A rule that drops the first so many calls of a stage."""
     calls: list[Call] = []
 
     def drop(call: Call) -> bool:
@@ -168,14 +169,14 @@ def test_what_is_labelled_is_committed_when_the_head_is_gone() -> None:
     executor = Headless(drop=lambda call: call.stage == SINK)
     seen: list[Run] = []
 
-    def look(run: Run) -> None:
+    def note_labelled(run: Run) -> None:
         seen[:] = [run]
         executor.labelled = run.metrics.labelled
 
     with pytest.raises(ClusterGone):
         far(
             executor,
-            on_progress=look,
+            on_progress=note_labelled,
             rescue=lambda parts: rescued.extend(label.video_id for part in parts for label in part.labels),
         )
     assert len(rescued) == seen[0].metrics.committed == seen[0].metrics.labelled >= 3

@@ -61,14 +61,14 @@ def test_what_a_worker_waits_for_is_said_with_what_is_free() -> None:
 
 
 class Machines:
-    """What answers, and what time it is."""
+    """A world of machines, in which a test says which of them answer and what time it is."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
         self.silent: set[str] = set()
         self.listed = nodes(2, 2)
         self.watch = ClusterWatch(
-            head=("head", 6379), look=lambda: self.listed, is_there=self.is_there, clock=lambda: self.now_s
+            head=("head", 6379), list_nodes=lambda: self.listed, is_there=self.is_there, clock=lambda: self.now_s
         )
 
     def is_there(self, address: str, port: int) -> bool:
@@ -78,7 +78,7 @@ class Machines:
         until_s = self.now_s + seconds
         while self.now_s < until_s:
             self.now_s += 3.0
-            self.watch.ask()
+            self.watch.check_all()
 
 
 def test_a_machine_that_was_cut_off_for_a_moment_has_not_answered_all_the_time() -> None:

@@ -11,7 +11,7 @@ from tests.support.processes import ROOT, wait_for
 
 
 def test_processes_that_read_training_videos_end_with_a_parent_that_is_killed():
-    # What they read here is a program that tells its process and then takes its time.
+    # What they read here is a program that prints its process id and then takes its time.
     program = (
         "from pipeline.training.read_clips import ReadInProcesses\n"
         "source = 'import os, time; print(os.getpid(), flush=True); time.sleep(1000)'\n"

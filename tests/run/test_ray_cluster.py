@@ -20,10 +20,11 @@ import pytest
 from operators.errors import ConfigError, StageError
 from operators.media.encode import write_video
 from pipeline.config import load
-from pipeline.run import ray_executor
-from pipeline.run.archive import open_cluster
+from pipeline.run import ray_cluster
 from pipeline.run.nodes import share_of
-from pipeline.run.ray_executor import RayExecutor, cluster_resources
+from pipeline.run.ray_cluster import free_resources
+from pipeline.run.ray_executor import RayExecutor
+from pipeline.run.session import open_cluster
 from tests.support.processes import saccade
 from tests.ways import netns_cluster
 
@@ -83,8 +84,8 @@ def test_a_run_joins_a_cluster_that_has_fewer_cores_than_its_workers_have_thread
 
 def test_a_run_joins_its_cluster_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    joins, init = [], ray_executor.ray.init
-    monkeypatch.setattr(ray_executor.ray, "init", lambda **options: (joins.append(options), init(**options)))
+    joins, init = [], ray_cluster.ray.init
+    monkeypatch.setattr(ray_cluster.ray, "init", lambda **options: (joins.append(options), init(**options)))
     with open_cluster(load("demo", flags={"run.ray_address": address})) as machine:
         assert machine.num_cores == 2
         executor = RayExecutor(address=address, num_cpus=1, store_bytes=0)
@@ -95,14 +96,14 @@ def test_a_run_joins_its_cluster_once(address: str, monkeypatch: pytest.MonkeyPa
 def test_an_address_where_nobody_listens_is_an_error_before_ray_would_give_up() -> None:
     begun_s = time.monotonic()
     with pytest.raises(StageError, match="no Ray cluster answers at 127"):
-        cluster_resources(f"127.0.0.1:{free_port()}")
+        free_resources(f"127.0.0.1:{free_port()}")
     assert time.monotonic() - begun_s < 15
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:port", ":6379"])
 def test_an_address_of_another_form_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
-        cluster_resources(address)
+        free_resources(address)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +14,17 @@ import pytest
 
 from operators.errors import CheckpointError
 from operators.records import ClipLabel, Source, source_id
-from pipeline.run.loop import Runner, SourceFeed, StopRequest
+from pipeline.run.label_recorder import LabelRecorder
+from pipeline.run.loop import Runner, StopRequest
 from pipeline.run.metrics import RunMetrics, StageTime
 from pipeline.run.ray_executor import RayExecutor
+from pipeline.run.source_feed import SourceFeed
 from pipeline.steering.batching import Batcher
 from pipeline.steering.done_set import DoneSet
 from pipeline.steering.executor import Call, Completion, WorkerSpec
+from pipeline.steering.in_flight import FlowLimits
 from pipeline.steering.messages import ReadRequest
-from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Limits, Scheduler
+from pipeline.steering.scheduler import FOCUS, SINK, SOURCE, STREAM, Scheduler
 from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.ray
@@ -60,32 +65,30 @@ def label_all(executor: RayExecutor, names: list[str], *, deadline_s: float = 30
     executor.start(WorkerSpec(stage=SINK, factory="tests.support.null_workers:null_sink", arguments={"written": []}))
     executor.wait_ready()
     rows: list[ClipLabel] = []
-    done = DoneSet()
     metrics = RunMetrics(stages={name: StageTime() for name in (SOURCE, STREAM, FOCUS, SINK)})
+    recorder = LabelRecorder(done=DoneSet(), metrics=metrics)
+
+    def keep(label: ClipLabel) -> None:
+        rows.append(label)
+        recorder.add(label)
+
     scheduler = Scheduler(
         workers={SOURCE: 1, STREAM: 1, FOCUS: 1, SINK: 1},
-        limits=Limits(max_pieces=8, max_open_clips=4, rows_per_part=4),
+        limits=FlowLimits(max_pieces=8, max_open_clips=4, rows_per_part=4),
         batcher=Batcher(max_rows=8, max_wait_s=0.05),
-        is_wanted=lambda clip: clip not in done,
+        is_wanted=recorder.is_wanted,
+        on_label=keep,
     )
     sources = [Source(source_id=source_id(f"/{name}"), uri=f"/{name}", video_id=name) for name in names]
     runner = Runner(
         executor=executor,
         scheduler=scheduler,
         feed=SourceFeed(iter(sources)),
-        done=done,
-        metrics=metrics,
+        recorder=recorder,
         stop=StopRequest(),
         deadline_s=deadline_s,
         on_progress=lambda runner: None,
     )
-    note = scheduler.on_label
-
-    def keep(label: ClipLabel) -> None:
-        rows.append(label)
-        note(label)
-
-    scheduler.on_label = keep  # type: ignore[method-assign]
     runner.run()
     assert sorted(row.video_id for row in rows) == sorted(names)
     assert metrics.committed == len(names)
@@ -137,6 +140,29 @@ def test_an_exception_comes_back_with_its_text(executor: RayExecutor) -> None:
     assert "nothing" in completion.error
 
 
+LEFT_ALONE = """
+import signal
+from ray._private import utils, worker
+before = (utils.set_sigterm_handler, worker.print_to_stdstream, signal.getsignal(signal.SIGTERM))
+
+def changed():
+    now = (utils.set_sigterm_handler, worker.print_to_stdstream, signal.getsignal(signal.SIGTERM))
+    return [old is not new for old, new in zip(before, now)]
+
+from pipeline.run.ray_executor import RayExecutor
+executor = RayExecutor(num_cpus=1, store_bytes=80 << 20)
+print(*changed())
+executor.close()
+print(*changed())
+"""
+
+
+def test_what_is_replaced_inside_ray_is_put_back_when_ray_is_left() -> None:
+    ended = subprocess.run([sys.executable, "-c", LEFT_ALONE], cwd=ROOT, capture_output=True, text=True)
+    # Only what would print to standard output is kept away for as long as Ray is up.
+    assert ended.stdout.splitlines() == ["False True False", "False False False"], ended.stderr
+
+
 def private_kib(pid: int) -> int:
     """Memory that no other process shares."""
     lines = (Path("/proc") / str(pid) / "smaps_rollup").read_text().splitlines()
@@ -146,19 +172,19 @@ def private_kib(pid: int) -> int:
 def test_the_calls_of_one_worker_come_back_in_their_order(executor: RayExecutor) -> None:
     start(executor, STREAM, "null_counter", count=2)
     executor.wait_ready()
-    told: dict[int, list[int]] = {0: [], 1: []}
+    counted: dict[int, list[int]] = {0: [], 1: []}
 
     def submit(worker: int) -> int:
         return executor.submit(Call(stage=STREAM, worker=worker, method="count", requests=()))
 
-    # Ray tells of the second of two calls first in one case of twenty.
+    # Ray reports the second of two calls before the first in one case of twenty.
     asked = {submit(worker): worker for worker in (0, 0, 0, 1, 1, 1)}
-    while min(map(len, told.values())) < 400:
+    while min(map(len, counted.values())) < 400:
         for completion in executor.poll(1.0):
             worker = asked.pop(completion.ticket)
-            told[worker].append(completion.reply.rows[0])
+            counted[worker].append(completion.reply.rows[0])
             asked[submit(worker)] = worker
-    for numbers in told.values():
+    for numbers in counted.values():
         assert numbers == list(range(1, len(numbers) + 1))
     while asked:
         for completion in executor.poll(1.0):
@@ -171,7 +197,7 @@ def test_rays_head_keeps_no_record_of_calls_that_are_over(executor: RayExecutor)
     (head,) = (
         int(entry.parent.name)
         for entry in Path("/proc").glob("[0-9]*/cmdline")
-        if "gcs_server" in (line := entry.read_text()) and str(executor._temporary) in line
+        if "gcs_server" in (line := entry.read_text()) and executor._local and executor._local.folder in line
     )
     call = Call(stage=STREAM, worker=0, method="close", requests=("x",))
 

@@ -73,15 +73,15 @@ def test_no_password_reaches_the_log(out):
 
 
 def test_a_camera_is_noted_when_its_state_changes(out):
-    told: list[object] = []
+    reported: list[object] = []
     with RunLog(out, "r1") as log:
         log.begin("")
-        take = logging_states(log, told.append)
+        take = logging_states(log, reported.append)
         for state in (CameraState.CONNECTING, CameraState.LIVE, CameraState.LIVE, CameraState.LOST):
             take({"door": CameraNews(state=state, last_error="no frame" if state == "lost" else None)})
     states = [(line["camera"], line["state"], line["last_error"]) for line in lines(out)[1:]]
     assert states == [("door", "connecting", None), ("door", "live", None), ("door", "lost", "no frame")]
-    assert len(told) == 4
+    assert len(reported) == 4
 
 
 def test_where_no_log_can_be_written_a_run_goes_on(tmp_path):

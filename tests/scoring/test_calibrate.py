@@ -12,21 +12,22 @@ from operators.errors import ConfigError
 from operators.weights.header import Header
 from pipeline.config import Config, parse
 from pipeline.families.calibrated import calibrated_for, read_calibration, stop_rule
-from pipeline.scoring.calibrate import MARGIN, Table, search, table_of
+from pipeline.scoring.calibrate import MARGIN, StepTable, search, table_of
 from pipeline.scoring.scores import Predictions
-from policies.stopping import Confidence, exit_steps, for_budget
+from policies.stopping import Confidence, for_budget
+from policies.thresholds import exit_steps
 from run_pipeline import cli
 
 HEADER = Header(family="adafocus", glance=None, focus=None, classifier=None)
 
 
-def easy_and_hard(num_clips: int = 400) -> Table:
+def easy_and_hard(num_clips: int = 400) -> StepTable:
     """Half of the clips are sure and right at once, the others only at the last of four steps. Each step costs 1."""
     is_easy = np.arange(num_clips) % 2 == 0
     confidences = np.where(is_easy[:, None], 0.95, np.array([[0.4, 0.5, 0.6, 0.99]]))
     correct = np.where(is_easy[:, None], True, np.array([[False, False, False, True]]))
     costs = np.broadcast_to(np.arange(1.0, 5.0), (num_clips, 4)).copy()
-    return Table(confidences=confidences, correct=correct, costs=costs)
+    return StepTable(confidences=confidences, correct=correct, costs=costs)
 
 
 def test_easy_clips_leave_at_once_and_nothing_is_lost() -> None:
@@ -51,7 +52,7 @@ def test_a_rule_from_the_points_spends_what_was_asked_for() -> None:
     confidences = 1 - 0.9 * np.exp(-pace * np.arange(1, 9))
     correct = rng.uniform(size=confidences.shape) < confidences
     costs = np.broadcast_to(np.arange(1.0, 9.0) * 2, confidences.shape).copy()
-    table = Table(confidences=confidences, correct=correct, costs=costs)
+    table = StepTable(confidences=confidences, correct=correct, costs=costs)
     seen, unseen = table.rows(np.arange(2000)), table.rows(np.arange(2000, 4000))
     found = search(seen)
     for budget in (4.0, 7.0, 10.0, 13.0):
@@ -61,12 +62,12 @@ def test_a_rule_from_the_points_spends_what_was_asked_for() -> None:
         assert spent == pytest.approx(budget, rel=0.05)
 
 
-def hardly_apart(num_clips: int = 800) -> Table:
+def hardly_apart(num_clips: int = 800) -> StepTable:
     """Confidence says little of who is right, so what one search finds over the other is chance."""
     rng = np.random.default_rng(2)
     confidences = np.sort(rng.uniform(0.3, 1.0, (num_clips, 6)), axis=1)
     correct = rng.uniform(size=confidences.shape) < 0.8 + 0.1 * confidences
-    return Table(
+    return StepTable(
         confidences=confidences,
         correct=correct,
         costs=np.broadcast_to(np.arange(1.0, 7.0), confidences.shape).copy(),
@@ -94,7 +95,7 @@ PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.5, 0.3, 0.2]])
 TRUTH = np.array([[0, -1], [0, 1], [1, -1]])
 
 
-def scored_by_map(copies: int = 1) -> Table:
+def scored_by_map(copies: int = 1) -> StepTable:
     logits = np.stack([np.zeros((3, 3)), np.log(PROBABILITIES)], axis=1).astype(np.float32)
     predictions = Predictions(
         class_names=("walk", "run", "jump"),

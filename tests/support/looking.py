@@ -15,7 +15,7 @@ from pipeline.families.clip import LabelForm
 from pipeline.families.truth import TruthAt
 from pipeline.families.untrained import untrained
 from pipeline.run.factories import build_gaze
-from pipeline.run.source_worker import FocusWorker
+from pipeline.run.focus_worker import FocusWorker
 from pipeline.run.stream_worker import StreamWorker
 from pipeline.steering.messages import OpenRequest, Slice, StepRequest
 

@@ -1,4 +1,4 @@
-"""Workers that do nothing, quickly: a clip is a name, a patch a number. What a source is like stands in its name."""
+"""Workers that do nothing, quickly: a clip is a name, a patch is a number, and a source's name says how it behaves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from operators.errors import CheckpointError
 from operators.records import ClipLabel, clip_id
-from pipeline.steering.messages import Advance, ClipRef, PieceInfo, ReadReply, Reply, Work
+from pipeline.steering.messages import Advance, CallCost, ClipRef, PieceInfo, ReadReply, Reply
 from pipeline.steering.read_queue import failed_label
 
 NUM_PATCHES = 2
@@ -46,7 +46,7 @@ class NullSource:
             rows.append(
                 ReadReply(source_id=source.source_id, pieces=tuple(pieces), is_done=failed is None, failed=failed)
             )
-        return Reply(rows=tuple(rows), work=Work(busy_s=0.25, num_items=len(batches))), batches
+        return Reply(rows=tuple(rows), work=CallCost(busy_s=0.25, num_items=len(batches))), batches
 
 
 class NullStream:
@@ -66,7 +66,7 @@ class NullStream:
                 rows.append(Advance(clip_id=clip, start=num, stop=num + NUM_PATCHES))
                 num += NUM_PATCHES
                 patches += [name] * NUM_PATCHES
-        return Reply(rows=tuple(rows), work=Work(num_items=len(rows))), patches
+        return Reply(rows=tuple(rows), work=CallCost(num_items=len(rows))), patches
 
     def step(self, requests: Any, payloads: Any) -> tuple[Reply, None]:
         rows = []
@@ -102,11 +102,13 @@ class NullFocus:
         if any(name.startswith("kills-focus") for s in requests for name in payloads[s.payload][s.start : s.stop]):
             os._exit(1)
         num_rows = sum(s.stop - s.start for s in requests)
-        work = Work(busy_s=1.0, wait_s=0.5, num_items=num_rows, num_padded=num_rows)
+        work = CallCost(busy_s=1.0, wait_s=0.5, num_items=num_rows, num_padded=num_rows)
         return Reply(rows=(), work=work), list(range(num_rows))
 
 
 class NullSink:
+    """Keeps the labels that it is given."""
+
     def __init__(self, written: list[ClipLabel]) -> None:
         self._written = written
 
@@ -117,6 +119,8 @@ class NullSink:
 
 
 class NullCounter:
+    """Answers every call with how many there have been."""
+
     def __init__(self) -> None:
         self._num_calls = 0
 

@@ -1,4 +1,4 @@
-"""Saccade's command as a process of its own, and whatever it left running."""
+"""Starts Saccade's command as a process of its own, and finds whatever it leaves running."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Command:
         return self.process.returncode, out.decode(), err.decode()
 
     def family(self) -> dict[int, str]:
-        """Processes with this command's mark: id -> command line."""
+        """The command lines of the processes with this command's mark, by their id."""
         found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -55,7 +55,7 @@ class Command:
 
 
 def saccade(*arguments: object, stdin: bytes | None = None, timeout_s: float = 120) -> tuple[int, str, str]:
-    """Runs a command to its end: exit code, stdout, stderr."""
+    """Runs a command to its end and gives its exit code, stdout and stderr."""
     return Command(*arguments, stdin=stdin).wait(timeout_s)
 
 

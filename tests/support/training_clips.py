@@ -25,7 +25,7 @@ from pipeline.config.training import (
 )
 from pipeline.training.clips import FrameTruth
 from pipeline.training.frame_cache import ClipFrames
-from pipeline.training.sequence import Setting, TrainingData
+from pipeline.training.subsets import Surroundings, TrainingData
 
 torch.set_num_threads(1)
 VIEW, PATCH, STEPS, SIDE = 36, 12, 4, 8
@@ -119,10 +119,15 @@ def make_settings(**changes) -> TrainSettings:
     return changed(settings, changes)
 
 
-def make_setting(folder: Path, **changes) -> Setting:
+def make_surroundings(folder: Path, **changes) -> Surroundings:
     ticks = itertools.count()
-    values = dict(out=folder / "out", cache=folder / "cache", read=read, clock=lambda: float(next(ticks)))
-    return Setting(**(values | changes))
+    values = dict(
+        out=folder / "out",
+        cache=folder / "cache",
+        reader=lambda candidates: read,
+        clock=lambda: float(next(ticks)),
+    )
+    return Surroundings(**(values | changes))
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from pipeline.config.training import Networks, Optimiser, PolicyStage, Stage, Su
 from pipeline.config.training_motion import MotionSettings
 from pipeline.training.clips import FrameTruth
 from pipeline.training.frame_cache import ClipFrames, choose_candidates
-from pipeline.training.sequence import Setting, TrainingData
+from pipeline.training.subsets import Surroundings, TrainingData
 
 torch.set_num_threads(1)
 VIEW, PATCH, SIDE, FRAMES = 36, 12, 8, 12
@@ -98,15 +98,15 @@ ALL: tuple[Stage, ...] = ("0a", "0b", "1", "2", "3")
 SHORT = {"warmup.epochs": 2, "policy.epochs": 2, "finetune.epochs": 2}
 
 
-def make_setting(folder: Path, **changes) -> Setting:
+def make_surroundings(folder: Path, **changes) -> Surroundings:
     ticks = itertools.count()
     values: dict[str, Any] = dict(
         out=folder / "out",
         cache=folder / "cache",
-        read=lambda source: paint(int(source.video_id)),
+        reader=lambda candidates: lambda source: paint(int(source.video_id)),
         clock=lambda: float(next(ticks)),
     )
-    return Setting(**(values | changes))
+    return Surroundings(**(values | changes))
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:

@@ -386,7 +386,7 @@ MAKERS = {
         mpeg4_mp4, mpeg4_avi, mpeg2_ts, prores, mjpeg, two_frames, flv,
     )
 }  # fmt: skip
-"""By PyAV alone."""
+"""Makers that need PyAV alone."""
 
 FFMPEG_MAKERS = {
     maker.__name__: maker
@@ -397,4 +397,4 @@ FFMPEG_MAKERS = {
         edit_list, fragmented, cover_art,
     )
 }  # fmt: skip
-"""These need Debian's ffmpeg."""
+"""Makers that need Debian's ffmpeg."""

@@ -15,8 +15,9 @@ import pytest
 
 from operators.errors import ConfigError, SinkError
 from operators.media.view import Viewer
-from pipeline.synthetic.archive import SynthSettings, generate, plan_videos, split_counts
+from pipeline.synthetic.archive import generate
 from pipeline.synthetic.scene import PERIOD, VIEW_PX, class_names, render
+from pipeline.synthetic.video_plans import SynthSettings, plan_videos, split_counts
 
 SMALL = SynthSettings(videos=6, size=128, seconds=1.5, shares=(3, 1, 2), seed=3)
 

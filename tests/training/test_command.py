@@ -185,3 +185,9 @@ def test_another_family_than_the_preset_trains_is_refused(archive: Path, tmp_pat
     config = load("train_synth", settings=["model.family=adafocus_tsm"])
     with pytest.raises(ConfigError, match="train_synth trains adafocus"):
         command.train(config, [str(archive / "annotations.json")], videos=archive / "videos", out=tmp_path)
+
+
+def test_a_family_without_a_course_is_refused_by_its_name(archive: Path, tmp_path: Path) -> None:
+    config = load("train_synth", settings=["model.family=gfnet"])
+    with pytest.raises(ConfigError, match=r"gfnet cannot be trained here.*train adafocus or adafocus_tsm"):
+        command.train(config, [str(archive / "annotations.json")], videos=archive / "videos", out=tmp_path)

@@ -12,10 +12,11 @@ from operators.errors import ConfigError
 from operators.records import Source
 from pipeline.training.clips import Augmentation, Clips, FrameTruth, batches, load_views, make_clips, seeded
 from pipeline.training.frame_cache import ClipFrames, FrameCache
-from pipeline.training.model import glance_at_all, new_parts
+from pipeline.training.model import glance_at_all
 from pipeline.training.scoring import blank
-from pipeline.training.sequence import _open
-from tests.support.training_clips import CLASSES, make_data, make_setting, make_settings, read
+from pipeline.training.subsets import open_subsets
+from tests.support.training_clips import CLASSES, make_data, make_settings, make_surroundings, read
+from tests.support.training_parts import fresh_parts
 
 
 def make_clips_of(pixels: np.ndarray, labels=((0,),)) -> Clips:
@@ -100,18 +101,18 @@ def test_a_test_subset_without_labels_is_not_even_read(tmp_path):
         seen.append(source.video_id)
         return read(source)
 
-    setting = make_setting(tmp_path, read=read_and_tell)
+    around = make_surroundings(tmp_path, reader=lambda candidates: read_and_tell)
     data = dataclasses.replace(data, test=[*unlabelled, *data.val[:2]])
-    ready = _open(make_settings(), data, setting)
+    ready = open_subsets(make_settings(), data, around)
     assert ready.test is not None and len(ready.test) == 2
     assert not [name for name in seen if name.startswith("hidden")]
-    assert _open(make_settings(), dataclasses.replace(data, test=unlabelled), setting).test is None
+    assert open_subsets(make_settings(), dataclasses.replace(data, test=unlabelled), around).test is None
 
 
 def test_trainings_that_view_frames_otherwise_share_no_cache(tmp_path):
-    data, setting = make_data(tmp_path, train=16, val=4), make_setting(tmp_path)
+    data, around = make_data(tmp_path, train=16, val=4), make_surroundings(tmp_path)
     looks = [{}, {"preprocessing.square_pixels": True}, {"preprocessing.interpolation": "bicubic"}]
-    assert len({_open(make_settings(**look), data, setting).fingerprint for look in looks}) == 3
+    assert len({open_subsets(make_settings(**look), data, around).fingerprint for look in looks}) == 3
     assert len(list((tmp_path / "cache").iterdir())) == 6
 
 
@@ -121,12 +122,12 @@ def test_labels_are_looked_at_before_hours_of_decoding(tmp_path):
     def fail(source: Source) -> ClipFrames:
         raise AssertionError("decoded")
 
-    setting = make_setting(tmp_path, read=fail)
+    around = make_surroundings(tmp_path, reader=lambda candidates: fail)
     nameless = [dataclasses.replace(s, truth=None) for s in data.val]
     with pytest.raises(ConfigError, match="none of 4 val videos has a label"):
-        _open(make_settings(), dataclasses.replace(data, val=nameless), setting)
+        open_subsets(make_settings(), dataclasses.replace(data, val=nameless), around)
     with pytest.raises(ConfigError, match="is labelled 'blue down', which is not among the 3 class names"):
-        _open(make_settings(), dataclasses.replace(data, class_names=CLASSES[:3]), setting)
+        open_subsets(make_settings(), dataclasses.replace(data, class_names=CLASSES[:3]), around)
 
 
 def test_a_video_that_is_left_out_does_not_bring_the_others_into_memory():
@@ -149,7 +150,7 @@ def test_a_video_that_is_left_out_does_not_bring_the_others_into_memory():
     views = load_views(clips, np.array([1, 0]), np.zeros((2, 2), int), augmentation=Augmentation(crop_px=4), rng=None)
     assert views[:, 0, 0, 0, 0].tolist() == [3, 1]
     dark, bright = (Clips(pixels=pixels[[n]], labels=((0,),)) for n in (1, 3))
-    parts = new_parts(make_settings(), CLASSES)
+    parts = fresh_parts(make_settings(), CLASSES)
     seen = glance_at_all(parts, clips, 4).features
     alone = torch.cat([glance_at_all(parts, one, 4).features for one in (dark, bright)])
     torch.testing.assert_close(seen, alone)

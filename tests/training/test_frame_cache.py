@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from operators.errors import ConfigError, SourceError, StageError
+from operators.file_lock import take_lock
 from operators.records import Source
 from pipeline.training.frame_cache import ClipFrames, choose_candidates, open_cache
 
@@ -134,6 +136,21 @@ def test_a_cache_whose_making_was_cut_short_goes_on_where_it_was(tmp_path):
     assert seen[:64] == [f"clip{i}" for i in range(64)]
     assert again == [f"clip{i}" for i in range(64, 70)]
     assert (cache.pixels[:, :, 0, 0, 0, 0] == [2, 7, 12, 17]).all()
+
+
+def test_whoever_waits_for_a_cache_that_another_process_makes_says_so(tmp_path):
+    sources = make_sources(tmp_path, [20])
+    cached(tmp_path, sources)
+    (home,) = (tmp_path / "cache").iterdir()
+    (home / "done.json").unlink()
+    maker, said = take_lock(home / "lock", folder=home), []
+
+    def end_the_other(message: str) -> None:
+        said.append(message)
+        os.close(maker)
+
+    cached(tmp_path, sources, on_wait=end_the_other)
+    assert said == [f"waiting for the lock: process {os.getpid()} on {os.uname().nodename} writes to {home}"]
 
 
 def slow_read(source: Source) -> ClipFrames:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from operators.media.decode import ReadLimits
 from operators.media.encode import write_video
-from operators.media.frame_plan import sample_indices
+from operators.media.sampling import sample_indices
 from operators.media.view import Viewer
 from operators.records import Source
 from operators.weights import checkpoints
 from pipeline.config.training_motion import MotionSettings
 from pipeline.families import family_named
 from pipeline.training.clips import Clips
+from pipeline.training.course_motion import COURSE
 from pipeline.training.journal import Journal
 from pipeline.training.model import save_parts
-from pipeline.training.motion import MotionGlances, motion_score, new_motion_parts
+from pipeline.training.motion import MotionGlances, motion_score
 from pipeline.training.read_motion import MotionReader
 from pipeline.training.scoring import policy_named
-from pipeline.training.sequence import TrainingData, run
-from pipeline.training.stage_motion import _Batch, _Course, moving_places
+from pipeline.training.sequence import run
+from pipeline.training.stage_motion import MotionStage, _Batch, moving_places
+from pipeline.training.subsets import TrainingData
 from policies.ppo import gaussian_log_prob
 from tests.support import looking
 from tests.support.training_motion_clips import (
@@ -29,11 +34,12 @@ from tests.support.training_motion_clips import (
     GLANCED,
     SIDE,
     VIEW,
-    make_setting,
     make_settings,
+    make_surroundings,
     paint,
     place_of,
 )
+from tests.support.training_parts import fresh_parts
 
 
 def test_both_samples_of_a_video_are_those_of_inference(tmp_path):
@@ -57,11 +63,10 @@ def test_candidates_are_kept_for_training_and_held_back_videos_have_none(tmp_pat
         path = tmp_path / f"{n}.mp4"
         write_video(path, [np.full((VIEW, VIEW, 3), 8 * t, np.uint8) for t in range(30)], fps=10)
         sources.append(Source(source_id=f"{n:032x}", uri=str(path), video_id=str(n), truth=(CLASSES[n],)))
-    viewer = Viewer(resize_px=VIEW, crop_px=VIEW, square_pixels=True)
-    read = MotionReader(num_glance=GLANCED, num_focus=FOCUSED, candidates=3, viewer=viewer)
+    settings = make_settings(**{"candidates": 3, "glance.epochs": 0, "preprocessing.square_pixels": True})
+    reader = partial(COURSE.reader, settings, ReadLimits())
     data = TrainingData(train=sources, val=sources, class_names=CLASSES)
-    settings = make_settings(**{"candidates": 3, "glance.epochs": 0})
-    run(("0a",), settings=settings, data=data, setting=make_setting(tmp_path, read=read))
+    run(("0a",), settings=settings, data=data, around=make_surroundings(tmp_path, reader=reader))
     sizes = sorted(path.stat().st_size for path in (tmp_path / "cache").glob("*/frame_index.i4"))
     assert sizes == [2 * (GLANCED + FOCUSED) * 4 * 1, 2 * (GLANCED + FOCUSED) * 4 * 3]
 
@@ -92,36 +97,36 @@ def make_clips(numbers) -> Clips:
     )
 
 
-def make_course(tmp_path, settings: MotionSettings, clips: Clips) -> _Course:
-    parts = new_motion_parts(settings, CLASSES)
+def make_stage(tmp_path, settings: MotionSettings, clips: Clips) -> MotionStage:
+    parts = fresh_parts(settings, CLASSES)
     journal = Journal(folder=tmp_path, stage="1", identity="x", clock=lambda: 0.0)
-    return _Course(parts, settings, clips, clips, journal, None, None)
+    return MotionStage(parts, settings, clips, clips, journal, None, None)
 
 
 def test_the_maps_of_a_clip_are_joined_frame_after_frame_and_logits_kept_apart(tmp_path):
-    course = make_course(tmp_path, make_settings(), make_clips(range(2)))
-    batch = course.read(np.array([0, 1]), np.random.default_rng(0))
+    stage = make_stage(tmp_path, make_settings(), make_clips(range(2)))
+    batch = stage.read(np.array([0, 1]), np.random.default_rng(0))
     assert batch.glances is not None
-    channels = course.parts.glancer.map_channels
+    channels = stage.parts.glancer.map_channels
     assert batch.glances.maps.shape == (2, GLANCED * channels, 3, 3)
     assert batch.glances.logits.shape == (2, GLANCED, 2)
 
 
 def test_the_probability_is_of_the_sum_of_both_means(tmp_path):
-    course = make_course(tmp_path, make_settings(), make_clips(range(2)))
-    course.parts.freeze()
+    stage = make_stage(tmp_path, make_settings(), make_clips(range(2)))
+    stage.parts.freeze()
     with torch.no_grad():
-        course.parts.classifier.fc.weight.zero_()
-        course.parts.classifier.fc.bias.copy_(torch.tensor([1.0, 0.0]))
+        stage.parts.classifier.fc.weight.zero_()
+        stage.parts.classifier.fc.bias.copy_(torch.tensor([1.0, 0.0]))
     logits = torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 0.0]]]).repeat(2, 1, 1)
     batch = _Batch(
-        course.train.pixels[:, :, 0],
+        stage.train.pixels[:, :, 0],
         torch.tensor([0, 1]),
         MotionGlances(torch.zeros(1), logits),
         np.random.default_rng(0),
     )
     with torch.no_grad():
-        found = course.probability(batch, np.zeros((2, 2), np.int64))
+        found = stage.probability(batch, np.zeros((2, 2), np.int64))
     # Glances say (1,0) on average, patches (1,0): together (2,0), of which softmax is 0.8808.
     assert found.tolist() == pytest.approx([0.8808, 0.1192], abs=1e-4)
 
@@ -139,8 +144,8 @@ def test_salient_places_lie_where_something_moves():
 
 
 def test_places_are_drawn_from_all_pixels_that_a_patch_has_room_at(tmp_path):
-    course = make_course(tmp_path, make_settings(), make_clips(range(1)))
-    drawn = course.draw_places(4000, np.random.default_rng(0))
+    stage = make_stage(tmp_path, make_settings(), make_clips(range(1)))
+    drawn = stage.draw_places(4000, np.random.default_rng(0))
     # floor of draws in [0,1) times 36 - 12 = 24
     assert (drawn.min(), drawn.max()) == (0, 23)
 
@@ -153,7 +158,7 @@ def test_a_gaussian_place_has_the_density_of_two_normals():
 
 def test_the_oracle_hits_every_frame_and_no_place_scores_without_the_focus(tmp_path):
     settings, clips = make_settings(), make_clips(range(6))
-    parts = new_motion_parts(settings, CLASSES)
+    parts = fresh_parts(settings, CLASSES)
     found = motion_score(parts, settings, clips, policy_named("oracle", parts))
     # The patch is half as wide again as the evidence, which may lie in a corner of the view.
     assert (found.hits, found.whole_hits) == (100.0, 100.0)
@@ -162,7 +167,7 @@ def test_the_oracle_hits_every_frame_and_no_place_scores_without_the_focus(tmp_p
 
 def test_a_score_does_not_depend_on_how_clips_are_batched(tmp_path):
     settings, clips = make_settings(), make_clips(range(9))
-    parts = new_motion_parts(settings, CLASSES)
+    parts = fresh_parts(settings, CLASSES)
     one = motion_score(parts, settings, clips, policy_named("random", parts), batch_size=9)
     few = motion_score(parts, settings, clips, policy_named("random", parts), batch_size=2)
     assert (one.hits, one.accuracy) == (few.hits, few.accuracy)
@@ -173,11 +178,11 @@ def test_the_pipeline_answers_as_the_trainings_own_scores_do(tmp_path):
         **{"num_steps": 4, "num_focus_steps": 6, "networks.glance_px": 32, "networks.patch_px": 24, "num_classes": 7},
         **{"preprocessing.resize_px": looking.SIDE, "preprocessing.crop_px": looking.SIDE},
     )
-    parts = new_motion_parts(settings, looking.NAMES)
+    parts = fresh_parts(settings, looking.NAMES)
     frames = [looking.make_frames(10, seed=n, glance_rows=[range(4)], focus_rows=[range(4, 10)]) for n in range(12)]
 
     def answers() -> np.ndarray:
-        save_parts(tmp_path / "c", parts, stage="3", training={})
+        save_parts(tmp_path / "c", parts, sections=COURSE.sections_after["3"], training={})
         checkpoint = checkpoints.load(tmp_path / "c")
         own = family_named(checkpoint.header.family).settings_of(checkpoint.header)
         told = {k.replace(".", "__"): v for k, v in own.items()}

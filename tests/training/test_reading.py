@@ -135,3 +135,17 @@ def test_a_pipe_in_the_place_of_a_video_is_left_out_of_the_frame_cache(tmp_path:
 def test_a_plain_function_reads_too(tmp_path: Path) -> None:
     (found,) = ReadInProcesses(1, timeout_s=30.0)(read_plainly, sources("a"))
     assert isinstance(found, ClipFrames) and found.num_frames == 2
+
+
+def test_a_reader_without_candidates_takes_the_frames_that_are_the_first_candidates_of_others(tmp_path: Path) -> None:
+    viewer = Viewer(resize_px=32, crop_px=32, square_pixels=True)
+    for num_frames in (3, 5, 29, 64):
+        path = tmp_path / f"{num_frames}.mp4"
+        write_video(path, [np.full((32, 32, 3), 3 * n, np.uint8) for n in range(num_frames)], fps=10)
+        kept = []
+        for candidates in (1, 3):
+            read = ClipReader(num_steps=8, candidates=candidates, viewer=viewer)
+            folder = tmp_path / f"cache {num_frames} {candidates}"
+            cache = open_cache(folder, sources(path), read, num_steps=8, candidates=candidates, size_px=32)
+            kept.append((cache.frame_index[:, :, 0], cache.pixels[:, :, 0], cache.num_frames))
+        assert all(np.array_equal(*pair) for pair in zip(*kept, strict=True))

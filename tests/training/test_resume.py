@@ -15,15 +15,16 @@ from pipeline.config.training import (
 )
 from pipeline.training.journal import Journal, read_metrics
 from pipeline.training.optimise import take_step
-from pipeline.training.sequence import TrainingData, checkpoint_path, run
-from tests.support.training_clips import CLASSES, Killed, make_data, make_setting, short_settings, weights_of
+from pipeline.training.sequence import checkpoint_path, run
+from pipeline.training.subsets import TrainingData
+from tests.support.training_clips import CLASSES, Killed, make_data, make_surroundings, short_settings, weights_of
 
 
 def test_a_training_that_is_killed_in_every_stage_ends_with_the_same_weights(tmp_path):
     data = make_data(tmp_path, train=32, val=8)
     settings = short_settings()
     stages = ("0a", "0b", "1", "2", "3", "skip")
-    run(stages, settings=settings, data=data, setting=make_setting(tmp_path))
+    run(stages, settings=settings, data=data, around=make_surroundings(tmp_path))
     straight = weights_of(tmp_path / "out" / "checkpoint.safetensors")
 
     killed_in = set()
@@ -33,10 +34,10 @@ def test_a_training_that_is_killed_in_every_stage_ends_with_the_same_weights(tmp
             killed_in.add(progress.stage)
             raise Killed
 
-    setting = make_setting(tmp_path, out=tmp_path / "again", progress=kill_once_per_stage)
+    around = make_surroundings(tmp_path, out=tmp_path / "again", progress=kill_once_per_stage)
     for _ in range(10):
         try:
-            run(stages, settings=settings, data=data, setting=setting)
+            run(stages, settings=settings, data=data, around=around)
             break
         except Killed:
             continue
@@ -57,25 +58,25 @@ def test_a_state_of_other_settings_is_not_gone_on_from(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        run(("0a", "0b", "1"), settings=short_settings(), data=data, setting=make_setting(tmp_path, progress=kill))
+        run(("0a", "0b", "1"), settings=short_settings(), data=data, around=make_surroundings(tmp_path, progress=kill))
     other = changed(short_settings(), {"warmup.lr_focus": 1e-4})
     with pytest.raises(CheckpointError, match="other settings or data"):
-        run(("1",), settings=other, data=data, setting=make_setting(tmp_path))
+        run(("1",), settings=other, data=data, around=make_surroundings(tmp_path))
 
 
 def test_a_stage_without_its_predecessor_says_which_file_it_wants(tmp_path):
     data = make_data(tmp_path, train=16, val=4)
     with pytest.raises(CheckpointError, match=r"stage 2 begins with .*stage_1\.safetensors"):
-        run(("2",), settings=short_settings(), data=data, setting=make_setting(tmp_path))
+        run(("2",), settings=short_settings(), data=data, around=make_surroundings(tmp_path))
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_state(tmp_path):
     data = make_data(tmp_path, train=32, val=4)
-    run(("0a", "0b"), settings=short_settings(), data=data, setting=make_setting(tmp_path))
+    run(("0a", "0b"), settings=short_settings(), data=data, around=make_surroundings(tmp_path))
     wild = changed(short_settings(), {"warmup.lr_classifier": 1e30, "warmup.lr_focus": 1e30})
     begun_with = r"stage 1, epoch 0, step \d; the last good state is .*stage_0b\.safetensors: begin the stage anew"
     with pytest.raises(StageError, match=begun_with):
-        run(("1",), settings=wild, data=data, setting=make_setting(tmp_path))
+        run(("1",), settings=wild, data=data, around=make_surroundings(tmp_path))
     assert not checkpoint_path(tmp_path / "out", "1").exists()
 
     def spoil(progress) -> None:
@@ -86,9 +87,9 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_state(tm
             raise Killed
 
     with pytest.raises(Killed):
-        run(("1",), settings=short_settings(), data=data, setting=make_setting(tmp_path, progress=spoil))
+        run(("1",), settings=short_settings(), data=data, around=make_surroundings(tmp_path, progress=spoil))
     with pytest.raises(StageError, match=r"stage 1, epoch 1, step 0; the last good state is .*state\.pt: delete"):
-        run(("1",), settings=short_settings(), data=data, setting=make_setting(tmp_path))
+        run(("1",), settings=short_settings(), data=data, around=make_surroundings(tmp_path))
 
 
 def test_a_gradient_that_is_no_number_stops_although_its_loss_is_one():
@@ -117,7 +118,7 @@ def test_a_kill_between_a_stages_two_files_leaves_the_public_one_right_after_the
     out, public = tmp_path / "out", tmp_path / "out" / "checkpoint.safetensors"
 
     def call(*stages: str) -> str:
-        run(stages, settings=short_settings(), data=data, setting=make_setting(tmp_path))
+        run(stages, settings=short_settings(), data=data, around=make_surroundings(tmp_path))
         return checkpoints.load(public).header.training["stage"]
 
     assert call("0a", "0b", "1") == "1"
@@ -133,7 +134,7 @@ def test_other_labels_or_another_order_of_the_classes_are_other_data(tmp_path):
     data = make_data(tmp_path, train=16, val=4)
 
     def identity(data: TrainingData) -> str:
-        records = run(("0a",), settings=short_settings(), data=data, setting=make_setting(tmp_path))
+        records = run(("0a",), settings=short_settings(), data=data, around=make_surroundings(tmp_path))
         return records["0a"]["identity"]
 
     first = identity(data)

@@ -8,15 +8,15 @@ import torch
 
 from operators.networks.classify import join_features
 from pipeline.training.clips import Clips
-from pipeline.training.model import new_parts
-from pipeline.training.scoring import Looks, policy_named, score, score_of
+from pipeline.training.scoring import Looks, policy_named, score_of, score_places
 from pipeline.training.stage_policy import _classify, _probability
 from pipeline.training.stage_skip import roll_out
 from tests.support.training_clips import CLASSES, make_data, make_settings, paint
+from tests.support.training_parts import fresh_parts
 
 
 def test_hits_count_shown_frames_only_and_ask_for_the_evidences_centre():
-    parts = new_parts(make_settings(), CLASSES)  # patch 12 of 36: a third of the view's side
+    parts = fresh_parts(make_settings(), CLASSES)  # patch 12 of 36: a third of the view's side
     box = np.zeros((1, 3, 1, 4))
     box[0, :, 0] = [(0.1, 0.1, 0.2, 0.2), (0.2, 0.1, 0.2, 0.2), (0.9, 0.9, 0.1, 0.1)]
     clips = Clips(
@@ -41,21 +41,21 @@ def test_hits_count_shown_frames_only_and_ask_for_the_evidences_centre():
 
 def test_a_score_does_not_depend_on_how_clips_are_batched(tmp_path):
     data = make_data(tmp_path, train=20, val=4)
-    parts, settings = new_parts(make_settings(), CLASSES), make_settings()
+    parts, settings = fresh_parts(make_settings(), CLASSES), make_settings()
     stack = np.stack([paint(n).pixels for n in range(20)])[:, :, None]
     whole = Clips(pixels=stack, labels=tuple((n % 2,) for n in range(20)))
     assert data.class_names == CLASSES
-    from pipeline.training.scoring import look
+    from pipeline.training.scoring import gather_looks
 
-    one = look(parts, settings, whole, policy_named("random", parts), batch_size=20)
-    few = look(parts, settings, whole, policy_named("random", parts), batch_size=3)
+    one = gather_looks(parts, settings, whole, policy_named("random", parts), batch_size=20)
+    few = gather_looks(parts, settings, whole, policy_named("random", parts), batch_size=3)
     assert one.places.tolist() == few.places.tolist()
     torch.testing.assert_close(one.focuses, few.focuses, atol=1e-4, rtol=1e-4)
-    assert score(parts, settings, whole, policy_named("center", parts)).accuracy <= 100
+    assert score_places(parts, settings, whole, policy_named("center", parts)).accuracy <= 100
 
 
 def test_the_random_patch_is_judged_from_the_state_before_its_step():
-    parts = new_parts(make_settings(), CLASSES)
+    parts = fresh_parts(make_settings(), CLASSES)
     parts.freeze()
     inputs = torch.randn(2, 3, parts.classifier.in_features)
     logits, before = _classify(parts, inputs)
@@ -69,13 +69,14 @@ def test_the_random_patch_is_judged_from_the_state_before_its_step():
 
 
 def test_a_skipped_step_gives_the_classifier_zeros_in_place_of_a_patch():
-    parts = new_parts(make_settings(), CLASSES)
+    parts = fresh_parts(make_settings(), CLASSES)
     parts.freeze()
     looks = Looks(
         torch.randn(2, 3, 48), torch.randn(2, 3, 128), torch.randn(2, 3, 32), np.zeros((2, 3, 2)), np.ones((2, 3))
     )
     rows, price = torch.tensor([1, 0]), torch.full((2,), 0.01)
     with torch.no_grad():
+        assert parts.skip is not None
         parts.skip.out.weight.zero_()
         parts.skip.out.bias.fill_(-1.0)
         gates, logits = roll_out(parts, looks, rows, price, torch.tensor([True, False]), is_sampled=False)

@@ -20,10 +20,17 @@ from pipeline.config.training import (
 )
 from pipeline.training import optimise, stage_skip
 from pipeline.training.journal import read_metrics
-from pipeline.training.model import new_parts
 from pipeline.training.optimise import half_precision, make_optimiser, num_epochs, set_rate, take_step
 from pipeline.training.sequence import checkpoint_path, run
-from tests.support.training_clips import CLASSES, make_data, make_setting, make_settings, short_settings, weights_of
+from tests.support.training_clips import (
+    CLASSES,
+    make_data,
+    make_settings,
+    make_surroundings,
+    short_settings,
+    weights_of,
+)
+from tests.support.training_parts import fresh_parts
 
 
 @pytest.mark.parametrize("has_kernels", [True, False])
@@ -42,7 +49,7 @@ def test_the_loss_falls_the_policy_finds_the_evidence_and_skipping_spares_focuse
         ("0a", "0b", "1", "2", "3", "skip"),
         settings=settings,
         data=data,
-        setting=make_setting(tmp_path, commit="abc", config={"seed": 0}),
+        around=make_surroundings(tmp_path, commit="abc", config={"seed": 0}),
     )
     losses = [row["loss"] for row in read_metrics(tmp_path / "out" / "stage_1" / "metrics.jsonl")]
     assert losses[-1] < 0.8 * losses[0]
@@ -66,7 +73,7 @@ def test_the_loss_falls_the_policy_finds_the_evidence_and_skipping_spares_focuse
     assert (tmp_path / "out" / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
     # Called again, nothing is trained again.
-    again = run(("0a", "0b", "1", "2", "3", "skip"), settings=settings, data=data, setting=make_setting(tmp_path))
+    again = run(("0a", "0b", "1", "2", "3", "skip"), settings=settings, data=data, around=make_surroundings(tmp_path))
     assert again["3"]["seconds"] == records["3"]["seconds"]
 
 
@@ -82,7 +89,7 @@ def test_no_stage_asks_of_a_gru_what_cudnn_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.GRU, "forward", as_cudnn)
     stages = ("0a", "0b", "1", "2", "3", "skip")
     data = make_data(tmp_path, train=32, val=8)
-    records = run(stages, settings=short_settings(), data=data, setting=make_setting(tmp_path))
+    records = run(stages, settings=short_settings(), data=data, around=make_surroundings(tmp_path))
     assert records.keys() == set(stages)
 
 
@@ -92,7 +99,7 @@ def test_all_stages_run_on_a_gpu_in_half_precision(tmp_path):
     data = make_data(tmp_path, train=32, val=8)
     settings = changed(short_settings(), {"device": "auto", "amp": "auto"})
     data = dataclasses.replace(data, test=data.val)
-    records = run(("0a", "0b", "1", "2", "3", "skip"), settings=settings, data=data, setting=make_setting(tmp_path))
+    records = run(("0a", "0b", "1", "2", "3", "skip"), settings=settings, data=data, around=make_surroundings(tmp_path))
     assert records["3"]["settings"]["device"] == "cuda"
     assert np.isfinite(records["3"]["scores"]["loss"])
 
@@ -107,7 +114,7 @@ def test_stages_can_be_trained_where_there_is_no_decoder():
 def test_a_stage_says_what_the_stages_before_it_reached(tmp_path):
     data = make_data(tmp_path, train=16, val=4)
     data = dataclasses.replace(data, test=data.val)
-    records = run(("0a", "0b", "1"), settings=short_settings(), data=data, setting=make_setting(tmp_path))
+    records = run(("0a", "0b", "1"), settings=short_settings(), data=data, around=make_surroundings(tmp_path))
     stages = checkpoints.load(checkpoint_path(tmp_path / "out", "1")).header.training["stages"]
     assert list(stages) == ["0a", "0b", "1"]
     assert stages["0a"]["scores"]["val_accuracy"] == records["0a"]["scores"]["val_accuracy"]
@@ -118,7 +125,7 @@ def test_a_stage_says_what_the_stages_before_it_reached(tmp_path):
 def test_fine_tuning_moves_the_focus_network_only_where_it_is_told_to(tmp_path, lr_focus, moves):
     data = make_data(tmp_path, train=16, val=4)
     settings = changed(short_settings(), {"finetune.lr_focus": lr_focus, "policy.epochs": 1, "warmup.epochs": 1})
-    run(("0a", "0b", "1", "2", "3"), settings=settings, data=data, setting=make_setting(tmp_path))
+    run(("0a", "0b", "1", "2", "3"), settings=settings, data=data, around=make_surroundings(tmp_path))
     before = weights_of(checkpoint_path(tmp_path / "out", "2"))
     after = weights_of(checkpoint_path(tmp_path / "out", "3"))
     changed_sections = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
@@ -126,7 +133,7 @@ def test_fine_tuning_moves_the_focus_network_only_where_it_is_told_to(tmp_path, 
 
 
 def test_every_group_that_is_named_gets_its_rate():
-    parts = new_parts(make_settings(), CLASSES)
+    parts = fresh_parts(make_settings(), CLASSES)
     stage = Supervised(epochs=10, optimiser=Optimiser())
     optimiser = make_optimiser(stage.optimiser, [(parts.focuser, 0.5), (parts.classifier, 0.1), (parts.glancer, 0)])
     named = sum(p.numel() for group in optimiser.param_groups for p in group["params"])
@@ -138,7 +145,7 @@ def test_every_group_that_is_named_gets_its_rate():
 def test_the_published_loop_has_one_epoch_more_and_ends_at_rate_zero():
     stage = Supervised(epochs=15, lr_glance=0.01, optimiser=Optimiser(schedule="epoch"))
     assert num_epochs(stage) == 16
-    parts = new_parts(make_settings(), CLASSES)
+    parts = fresh_parts(make_settings(), CLASSES)
     optimiser = make_optimiser(stage.optimiser, [(parts.classifier, 0.01)])
     set_rate(optimiser, stage, 15, 3, 7)
     assert optimiser.param_groups[0]["lr"] == pytest.approx(0)
@@ -147,8 +154,8 @@ def test_the_published_loop_has_one_epoch_more_and_ends_at_rate_zero():
 def test_progress_counts_the_epochs_that_were_asked_for(tmp_path):
     seen = []
     settings = make_settings(**{"glance.epochs": 1, "glance.optimiser.schedule": "epoch"})
-    setting = make_setting(tmp_path, progress=lambda progress: seen.append((progress.done, progress.total)))
-    run(("0a",), settings=settings, data=make_data(tmp_path, train=16, val=4), setting=setting)
+    around = make_surroundings(tmp_path, progress=lambda progress: seen.append((progress.done, progress.total)))
+    run(("0a",), settings=settings, data=make_data(tmp_path, train=16, val=4), around=around)
     # The published pass at rate zero comes after the one epoch, and is no second one of two.
     assert seen == [(1, 1), (1, 1)]
     assert len(read_metrics(tmp_path / "out" / "stage_0a" / "metrics.jsonl")) == 2
@@ -166,7 +173,7 @@ def test_the_small_products_of_the_skip_stage_are_not_divided_among_threads(tmp_
     try:
         stages = ("0a", "0b", "1", "2", "3", "skip")
         data = make_data(tmp_path, train=16, val=4)
-        run(stages, settings=short_settings(), data=data, setting=make_setting(tmp_path))
+        run(stages, settings=short_settings(), data=data, around=make_surroundings(tmp_path))
         assert set(seen) == {1} and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

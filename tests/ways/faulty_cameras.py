@@ -23,7 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.scripted_rtsp import CodedVideo, Script, ScriptedCamera, load_coded, write_numbered
+from tests.support.numbered_h264 import CodedVideo, load_coded, write_numbered
+from tests.support.scripted_rtsp import Script, ScriptedCamera
 
 NUM_FAULTY = 4
 STEADY = "steady"

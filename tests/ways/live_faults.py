@@ -35,10 +35,11 @@ import pipeline.live.factories
 from pipeline.config import Camera, load
 from pipeline.live.camera_process import CameraSpec, ReaderHandle, start
 from pipeline.live.gaze import LiveGaze
-from pipeline.live.watch import LiveTold, watch_cameras
+from pipeline.live.record import LiveReports
+from pipeline.live.watch import watch_cameras
 from pipeline.live.worker import CameraNews, LiveWorker
 from pipeline.run.loop import StopRequest
-from tests.support.scripted_rtsp import shown_number
+from tests.support.numbered_h264 import shown_number
 from tests.ways.fault_checks import FPS, MAX_BACKOFF_S, OPEN_S, SILENCE_S, STRIDE_S, WINDOW_S, Log, check, num_children
 from tests.ways.faulty_cameras import NUM_FAULTY
 
@@ -80,7 +81,7 @@ def run(count: int, seed: int, log: Log, out: Path, say: Callable[[str], None]) 
                 watched,
                 out=out,
                 stop=stop,
-                told=LiveTold(message=say, label=log.labels.append, news=news),  # type: ignore[arg-type]
+                reports=LiveReports(message=say, label=log.labels.append, news=news),  # type: ignore[arg-type]
             )
         return dict(serving["started"])
 

@@ -33,7 +33,7 @@ PORT = 6379
 
 
 def why_not() -> str | None:
-    """What is missing here for such a cluster."""
+    """The reason why such a cluster cannot be made here; None where it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
@@ -46,7 +46,7 @@ def why_not() -> str | None:
     return None
 
 
-def told(err: str) -> list[str]:
+def messages(err: str) -> list[str]:
     """The lines of a command's stderr that are not progress."""
     return [line for line in err.splitlines() if line.strip() and not line.startswith('{"progress"')]
 
@@ -60,7 +60,7 @@ def wait_until(condition: Callable[[], bool], within_s: float, what: str) -> Non
 
 @dataclass
 class Outcome:
-    """What a command came to."""
+    """The end of a command: its exit code, its messages, its time and the rows of its table."""
 
     code: int
     err: str
@@ -72,12 +72,12 @@ class Outcome:
         return Counter(row["error_code"] for row in self.rows)
 
     @property
-    def told(self) -> list[str]:
-        return told(self.err)
+    def messages(self) -> list[str]:
+        return messages(self.err)
 
     def check_rows(self, number: int) -> None:
         assert len({row["clip_id"] for row in self.rows}) == len(self.rows), "a clip has two rows"
-        assert len(self.rows) == number, f"{len(self.rows)} rows of {number}: {self.told}"
+        assert len(self.rows) == number, f"{len(self.rows)} rows of {number}: {self.messages}"
         assert self.codes == {None: number}, f"failed rows: {self.codes}"
 
 
@@ -120,7 +120,7 @@ class Cluster:
         return self.folder / "shared"
 
     def disk(self, number: int) -> Path:
-        """Where a machine's own disk really lies."""
+        """The folder in which a machine's own disk really lies."""
         return self.folder / f"disk{number}"
 
     @property
@@ -196,7 +196,7 @@ class Cluster:
         return found
 
     def stages(self) -> dict[int, list[str]]:
-        """Which workers sit where."""
+        """The stages whose workers run on each machine."""
         mark, found = "ray::saccade-", {}
         for number in (1, 2, 3):
             titles = [title for title in self.pids(number).values() if mark in title]
@@ -254,7 +254,7 @@ class Label:
     def wait_for_rows(self, number: int, within_s: float = 120) -> None:
         until = time.monotonic() + within_s
         while len(self.rows()) < number:
-            text = told(self.err.read_text())
+            text = messages(self.err.read_text())
             assert self.process.poll() is None, f"it ended before: {text}"
             assert time.monotonic() < until, f"not {number} rows within {within_s:g} s: {text}"
             time.sleep(0.2)
@@ -263,7 +263,7 @@ class Label:
         try:
             code = self.process.wait(within_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"not over within {within_s:g} s: {told(self.err.read_text())}") from None
+            raise AssertionError(f"not over within {within_s:g} s: {messages(self.err.read_text())}") from None
         return Outcome(code, self.err.read_text(), time.monotonic() - self._begun_s, self.rows())
 
 
@@ -292,7 +292,7 @@ def disks(number: int = 80) -> str:
         second = Label(cluster, folder).wait(240)
         second.check_rows(number)
         others = [path for machine in (2, 3) for path in cluster.disk(machine).rglob("*.parquet")]
-        assert (first.code, second.code, others) == (0, 0, []), (first.code, second.code, others, second.told)
+        assert (first.code, second.code, others) == (0, 0, []), (first.code, second.code, others, second.messages)
         return f"{number} rows on the driver's disk after two runs, none elsewhere; {first.seconds:.0f} s the first"
 
 
@@ -306,7 +306,7 @@ def killed(number: int = 400) -> str:
         died_s = time.monotonic()
         done = run.wait(240)
         done.check_rows(number)
-        assert done.code == 0, (done.code, done.told)
+        assert done.code == 0, (done.code, done.messages)
         return f"{there}, {machine} died: ended {time.monotonic() - died_s:.0f} s later, {done.seconds:.0f} s in all"
 
 
@@ -322,7 +322,7 @@ def cut(number: int = 400, seconds: float = 30.0) -> str:
         healed_s = time.monotonic()
         done = run.wait(300)
         done.check_rows(number)
-        assert done.code == 0, (done.code, done.told)
+        assert done.code == 0, (done.code, done.messages)
         ended_s = time.monotonic() - healed_s
         return f"{there}, {machine} cut: ended {ended_s:.0f} s after healing, {done.seconds:.0f} s in all"
 
@@ -332,7 +332,7 @@ def uneven(number: int = 30) -> str:
     with videos(number) as folder, Cluster(cpus=(1, 1, 2)) as cluster:
         done = Label(cluster, folder).wait(120)
         done.check_rows(number)
-        assert done.code == 0, (done.code, done.told)
+        assert done.code == 0, (done.code, done.messages)
         return f"{number} rows in {done.seconds:.0f} s"
 
 
@@ -350,8 +350,8 @@ def head(number: int = 400) -> str:
             died_s = time.monotonic()
             done = run.wait(60)
             seconds = time.monotonic() - died_s
-            assert done.code == 1, (done.code, done.told)
-            assert [line for line in done.told if "head is gone" in line] == done.told[-1:], done.told
+            assert done.code == 1, (done.code, done.messages)
+            assert [line for line in done.messages if "head is gone" in line] == done.messages[-1:], done.messages
             before = len({row["clip_id"] for row in done.rows})
             assert before == len(done.rows) and set(done.codes) == {None}, done.codes
             kept = Path(tempfile.mkdtemp(prefix="sck", dir="/tmp"))
@@ -361,10 +361,10 @@ def head(number: int = 400) -> str:
                 shutil.copytree(kept / "out", cluster.shared / "out")
                 again = Label(cluster, folder).wait(240)
                 again.check_rows(number)
-                assert again.code == 0, (again.code, again.told)
+                assert again.code == 0, (again.code, again.messages)
         finally:
             shutil.rmtree(kept)
-        return f"ended {seconds:.0f} s after the death with {before} of {number} rows; then all; {done.told[-1]}"
+        return f"ended {seconds:.0f} s after the death with {before} of {number} rows; then all; {done.messages[-1]}"
 
 
 CASES = {

@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.families.clip import LabelForm
 from pipeline.families.parts import build_focuser, skip_head
 from pipeline.run.factories import build_gaze
-from pipeline.run.source_worker import FocusWorker
+from pipeline.run.focus_worker import FocusWorker
 from pipeline.run.stream_worker import StreamWorker
 from tests.support.looking import NAMES, Look, drive, make_checkpoint, make_config, make_frames
 

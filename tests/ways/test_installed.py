@@ -82,8 +82,8 @@ def test_it_knows_its_version_and_every_preset(program: Path, tmp_path: Path) ->
 
 def test_it_labels_on_ray_from_any_folder_with_a_preset_by_its_name(program: Path, tmp_path: Path) -> None:
     assert cv2.imwrite(str(tmp_path / "still.png"), np.zeros((40, 60, 3), np.uint8))
-    told = run(program, "label", "still.png", "-o", "out", "--config", "demo", "--json", *QUICK, cwd=tmp_path)
-    assert json.loads(told)["clips"] == 1
+    summary = run(program, "label", "still.png", "-o", "out", "--config", "demo", "--json", *QUICK, cwd=tmp_path)
+    assert json.loads(summary)["clips"] == 1
     (row,) = ds.dataset(str(tmp_path / "out/labels"), format="parquet").to_table().to_pylist()
     assert row["error_code"] is None and row["label"]
 

@@ -23,7 +23,7 @@ import pyarrow.dataset as ds
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from operators.table.sink import LIVE_SCHEMA
+from operators.table.schema import LIVE_SCHEMA
 from pipeline.config import load
 from pipeline.live.camera_process import CameraSpec
 from pipeline.live.factories import live_worker
@@ -32,8 +32,8 @@ from pipeline.live.worker import CameraPlan
 from pipeline.plan.placement import Machine
 from pipeline.plan.resolve import resolve
 from tests.support.gstreamer import Server, serving
+from tests.support.numbered_h264 import shown_number, write_numbered
 from tests.support.processes import Command, wait_for
-from tests.support.scripted_rtsp import shown_number, write_numbered
 
 pytestmark = pytest.mark.rtsp
 

@@ -20,6 +20,7 @@ from pipeline.families.untrained import SMALL
 class AdaFocus(Family):
     name = "adafocus"
     may_be_live = True
+    training = "pipeline.training.course_frames:COURSE"
 
     def read_published(self, content: Mapping[str, Any], path: str) -> tuple[Header, Sections] | None:
         return read(content, path)

@@ -22,7 +22,7 @@ from policies.base import PolicyState, act_all, corners, join
 
 @dataclass(slots=True, eq=False)
 class _Memory:
-    """What is kept of a clip between rounds."""
+    """The state of a clip between rounds."""
 
     rows: np.ndarray
     """[T] of the FrameBatch, in the order of the steps"""
@@ -227,7 +227,7 @@ class FrameGaze:
         state = torch.cat([clip.memory.stop_state for clip in clips])
         stops = torch.zeros(len(clips), dtype=torch.bool)
         if self._stop is not None:
-            # The rule counts steps, so it is told of each; a round is paid for whole, and its last step decides.
+            # The rule counts steps, so it is given each; a round is paid for whole, and its last step decides.
             for step_logits in logits.cpu().unbind(1):
                 stops, state = self._stop.stop(step_logits, state)
         return stops.tolist(), state

@@ -21,6 +21,7 @@ from pipeline.families.untrained import SMALL
 
 class AdaFocusTSM(Family):
     name = "adafocus_tsm"
+    training = "pipeline.training.course_motion:COURSE"
 
     def read_published(self, content: Mapping[str, Any], path: str) -> tuple[Header, Sections] | None:
         return read(content, path)

@@ -109,7 +109,7 @@ class GFNet(Family):
 
 
 def _form(backbone: str) -> Form:
-    """How GFNet was published for this backbone; small networks have the light policy, others that of ResNet-50."""
+    """The published form of GFNet for this backbone; small networks have the light policy, others ResNet-50's."""
     return FORMS["mobilenetv3_large_100"] if backbone in SMALL else FORMS.get(backbone, FORMS["resnet50"])
 
 

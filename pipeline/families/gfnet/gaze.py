@@ -20,7 +20,7 @@ from policies.stopping import Never, StopRule
 
 @dataclass(slots=True, eq=False)
 class _Memory:
-    """What is kept of an image between looks."""
+    """The state of an image between looks."""
 
     policy_state: PolicyState
     classifier_state: torch.Tensor

@@ -27,7 +27,7 @@ from operators.weights.published import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """How GFNet was published for one backbone."""
+    """The form in which GFNet was published for one backbone."""
 
     mark: tuple[str, tuple[int, ...]]
     """A weight and its shape, by which a file of this backbone is known: files of training do not name it."""
@@ -35,11 +35,11 @@ class Form:
     num_looks: int
     """The glance included; the length of a released file's own list of costs goes before it."""
     encoder: Literal["mlp", "conv"]
-    """Of the policy."""
+    """The first layers of the policy."""
     hidden: int
     """State of the policy's GRU."""
     width: int
-    """Of the policy's first layer."""
+    """Units of the policy's first layer."""
     classifier: Literal["gru", "cascaded"]
     """A cascade's first layer is the glance network's own head."""
     glance_answers: bool = False

@@ -1,4 +1,4 @@
-"""`eval`: labels with all that scores need, under one policy or several side by side, and their worth."""
+"""`eval`: scores of labels that are there, or of labels made for it under one policy or several side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from operators.errors import ConfigError
 from operators.records import Source
 from pipeline.config import Config
 from pipeline.families.files import load_checkpoint_file
-from pipeline.run.archive import Told, label_archive
+from pipeline.run.archive import RunReports, label_archive
 from pipeline.run.loop import StopRequest
 from pipeline.run.metrics import RunSummary
 from pipeline.scoring.evaluate import Evaluation, evaluate_labels, write_report
@@ -53,7 +53,7 @@ def evaluate_policies(
     out: Path,
     truth: Truth,
     stop: StopRequest,
-    told: Told,
+    told: RunReports,
     full_checkpoint: str | None = None,
     resume: bool = True,
 ) -> tuple[dict[str, Evaluation], list[RunSummary]]:
@@ -73,7 +73,7 @@ def evaluate_policies(
 
     for name, labels_as in configs.items():
         folder = out / name
-        runs.append(label_archive(labels_as, listed, out=folder, resume=resume, stop=stop, told=told))
+        runs.append(label_archive(labels_as, listed, out=folder, resume=resume, stop=stop, reports=told))
         if stop.is_set or not runs[-1].has_labels:
             break
         # Of few labels not all classes are among the answers; the checkpoint knows them.
@@ -106,12 +106,12 @@ def policy_configs(
 
 
 def _scored(labels: Path, truth: Truth, checkpoint: str | None) -> tuple[Predictions, Evaluation]:
-    told = load_checkpoint_file(checkpoint).header.training if checkpoint is not None else {}
+    training = load_checkpoint_file(checkpoint).header.training if checkpoint is not None else {}
     return evaluate_labels(
         labels,
         class_names=truth.class_names,
         truth_boxes=truth.boxes,
         is_per_video=truth.is_per_video,
         search=truth.search,
-        published=told.get("published", {}).get("dynamic_threshold"),
+        published=training.get("published", {}).get("dynamic_threshold"),
     )
