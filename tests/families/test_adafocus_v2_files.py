@@ -16,6 +16,8 @@ from pipeline.families.files import load_checkpoint_file as load
 from pipeline.families.parts import build_cost, learned_policy
 from pipeline.families.untrained import untrained
 from pipeline.plan.compatibility import check
+from pipeline.plan.placement import Machine
+from pipeline.plan.resolve import resolve
 from tests.parity.files import keys
 from tests.support.looking import make_config
 
@@ -134,6 +136,15 @@ def test_a_classifier_of_fewer_steps_is_refused():
     shorter = untrained(make_config(**{**V2, "sampling__num_frames": 8}))
     with pytest.raises(ConfigError, match="the classifier of untrained weights has 8 steps"):
         check(make_config(**V2), shorter)
+
+
+def test_what_is_compared_with_thresholds_is_the_raw_logit_unless_another_measure_is_given():
+    machine = Machine(num_cores=2, memory_bytes=8 << 30)
+    for settings, measure in ([], "logit"), (["stop.confidence=softmax"], "softmax"):
+        untrained_run = ["model.untrained=true", "compute.device=cpu", *settings]
+        plan = resolve(config_of("adafocus_v2_activitynet", settings=untrained_run), machine)
+        assert plan.config.stop.confidence == measure
+    assert ADAFOCUS_V2.settings_of(plan.header)["stop.confidence"] == "logit"
 
 
 def test_it_is_not_for_cameras():

@@ -197,7 +197,7 @@ def test_the_policy_without_a_critic_says_so_when_ppo_asks_for_it():
     actions, _ = act_all(policy, make_maps(2, 3, 3, 2, 2), policy.initial_state(2))
     assert actions.value is None
     with pytest.raises(ValueError, match="encoder tanh has no critic"):
-        policy.evaluate(make_maps(2, 3, 3, 2, 2), actions.offsets)
+        policy.evaluate_choices(make_maps(2, 3, 3, 2, 2), actions.offsets)
 
 
 def test_the_tanh_encoder_is_convolution_norm_tanh_linear_norm_tanh():

@@ -77,15 +77,15 @@ class FrameGaze:
         self._look_on([clip for clip in clips if not clip.is_finished])
 
     def _rows_of_steps(self, glance_rows: np.ndarray) -> np.ndarray:
-        """The row that each step shows: the steps of AdaFocus go in the order of time."""
+        """The row that each step shows; AdaFocus's steps go in the order of time."""
         return glance_rows
 
     def _corners(self, offsets: torch.Tensor) -> list:
-        """Top left corners of patches, [...,2] as lists: those of AdaFocus are whole pixels."""
+        """The top left corners of patches, [...,2] as lists; AdaFocus's are whole pixels."""
         return corners(offsets, view_px=self._parts.view_px, patch_px=self.patch_px).tolist()
 
     def _classified_with(self, clip: OpenClip) -> tuple[int, ...]:
-        """What clips that are classified in one call have in common: the number of steps in their round."""
+        """The key that clips share which are classified in one call; a GRU only needs rounds of one length."""
         return (clip.memory.round_end - clip.memory.next_step,)
 
     def _logits(

@@ -18,6 +18,9 @@ from pipeline.families.family import Family, network_specs, untrained_preprocess
 from pipeline.families.parts import GazeParts
 from pipeline.families.untrained import SMALL
 
+_STOPPING = {"stop.confidence": "logit"}
+"""The published stop rule compares the largest raw logit with its thresholds."""
+
 
 class AdaFocusV2(Family):
     name = "adafocus_v2"
@@ -27,6 +30,12 @@ class AdaFocusV2(Family):
 
     def gaze(self, parts: GazeParts, config: Config, header: Header) -> Gaze:
         return SpreadGaze(parts, focus_features=parts.classifier.in_features - parts.glancer.num_features)
+
+    def settings_of(self, header: Header) -> dict[str, Any]:
+        return super().settings_of(header) | _STOPPING
+
+    def untrained_settings(self, config: Config) -> dict[str, Any]:
+        return dict(_STOPPING)
 
     def check(self, config: Config, checkpoint: Checkpoint) -> None:
         super().check(config, checkpoint)

@@ -1,5 +1,5 @@
-"""How AdaFocusV2 looks: as AdaFocus does, at one frame after another, but not in the order of time, and at places that
-lie between pixels. Its classifier has a layer of its own for every step.
+"""How AdaFocusV2 looks: at one frame after another as AdaFocus does, but in an order that is not that of time, and at
+places that lie between pixels. Its classifier has a linear layer of its own for every step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ that a clip that stops early has seen all of its video."""
 
 
 class SpreadGaze(FrameGaze):
-    """The Gaze of AdaFocusV2."""
+    """The Gaze of AdaFocusV2 on frames in the published order."""
 
     def _rows_of_steps(self, glance_rows: np.ndarray) -> np.ndarray:
         # A still image has one row.
