@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from operators.errors import ErrorCode
-from operators.media.frame_plan import sample_indices
+from operators.media.sampling import sample_indices
 from operators.records import FrameBatch, PatchFeatures
 from pipeline.config import load
 from pipeline.families.clip import LabelForm, finite, generator_of
