@@ -208,7 +208,10 @@ class PatchBatch:
     """Patches of any number of clips, all of one size."""
 
     pixels: np.ndarray
-    """uint8 RGB [N,P,P,3]"""
+    """uint8 RGB [N,P,P,3]; [N,P+1,P+1,3] where there are shifts."""
+    shifts: np.ndarray | None = None
+    """float32 [N,2], (row, column) in [0,1]: how far after its first pixel a patch begins, where patches lie between
+    pixels. The focus network's worker mixes the pixels: floats would be four times as many bytes on the way there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

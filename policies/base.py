@@ -240,11 +240,15 @@ def corners(offsets: torch.Tensor, *, view_px: int, patch_px: int) -> torch.Tens
 
     The product is rounded to float32 before the floor, as published: float64 gives other pixels for some cells.
     """
+    return torch.floor(real_corners(offsets, view_px=view_px, patch_px=patch_px)).long()
+
+
+def real_corners(offsets: torch.Tensor, *, view_px: int, patch_px: int) -> torch.Tensor:
+    """Returns the top left corner of each patch, which may lie between pixels: float32 [...,2], (row, column)."""
     if not 0 < patch_px <= view_px:
         raise ValueError(f"a patch of {patch_px} px does not fit a view of {view_px} px")
     # A network whose numbers are not finite looks somewhere: its clip is reported as not_finite when it is labelled.
-    offsets = torch.nan_to_num(offsets.float(), nan=0.0)
-    return torch.floor(offsets * (view_px - patch_px)).long()
+    return torch.nan_to_num(offsets.float(), nan=0.0) * (view_px - patch_px)
 
 
 def uniform(shape: tuple[int, ...], generators: Generators, device: torch.device) -> torch.Tensor:

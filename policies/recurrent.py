@@ -20,10 +20,11 @@ from policies.ppo import categorical_entropy, categorical_log_prob, gaussian_ent
 
 PlaceKind = Literal["grid", "continuous"]
 """How a place is chosen: a cell of a grid, or any place of the view."""
-Encoder = Literal["conv", "mlp", "clip"]
+Encoder = Literal["conv", "mlp", "clip", "tanh"]
 """`conv`: 1x1 convolution and one linear layer (AdaFocus, and GFNet on its efficient networks). `mlp`: two linear
 layers on the flattened map (GFNet on ResNet and DenseNet). `clip`: as `conv` with batch norms, over the maps of all
-of a clip's steps joined along channels (AdaFocus-TSM)."""
+of a clip's steps joined along channels (AdaFocus-TSM). `tanh`: as `conv` with batch norms and tanh (AdaFocusV2, which
+learns by gradients through its patches and has no critic)."""
 
 
 def grid_offsets(num_actions: int) -> torch.Tensor:
@@ -65,6 +66,16 @@ def make_encoder(*, encoder: Encoder, map_channels: int, map_side: int, hidden: 
                 nn.BatchNorm1d(hidden),
                 nn.ReLU(),
             )
+        case "tanh":
+            return nn.Sequential(
+                nn.Conv2d(map_channels, width, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.Tanh(),
+                nn.Flatten(),
+                nn.Linear(width * cells, hidden),
+                nn.BatchNorm1d(hidden),
+                nn.Tanh(),
+            )
 
 
 class RecurrentPolicy(nn.Module):
@@ -91,7 +102,7 @@ class RecurrentPolicy(nn.Module):
     ) -> None:
         super().__init__()
         if width is None:
-            width = {"conv": 32, "mlp": 2048, "clip": 64}[encoder]
+            width = {"conv": 32, "mlp": 2048, "clip": 64, "tanh": 64}[encoder]
         self.kind = kind
         self.encoder = encoder
         self.hidden = hidden
@@ -104,7 +115,7 @@ class RecurrentPolicy(nn.Module):
         self.gru = nn.GRU(hidden, hidden)
         # A Sequential only for the name: published checkpoints call the layer `actor.0`.
         self.actor = nn.Sequential(nn.Linear(hidden, num_actions if kind == "grid" else 2))
-        self.critic = nn.Sequential(nn.Linear(hidden, 1))
+        self.critic = None if encoder == "tanh" else nn.Sequential(nn.Linear(hidden, 1))
         if kind == "grid":
             self.register_buffer("offsets", grid_offsets(num_actions), persistent=False)
 
@@ -117,7 +128,7 @@ class RecurrentPolicy(nn.Module):
         return "clip" if self.encoder == "clip" else "step"
 
     def initial_state(self, num_clips: int) -> PolicyState:
-        zeros = self.critic[0].weight.new_zeros((num_clips, self.hidden))  # type: ignore[operator]
+        zeros = self.actor[0].weight.new_zeros((num_clips, self.hidden))  # type: ignore[operator]
         return PolicyState(num_clips=num_clips, tensors={"hidden": zeros})
 
     def encode(self, feature_map: torch.Tensor) -> torch.Tensor:
@@ -147,7 +158,7 @@ class RecurrentPolicy(nn.Module):
             choice=choice,
             log_prob=log_prob,
             entropy=entropy,
-            value=self.critic(hidden).squeeze(-1),
+            value=None if self.critic is None else self.critic(hidden).squeeze(-1),
             context=hidden,
         )
         return actions, PolicyState(num_clips=state.num_clips, tensors={"hidden": hidden})
@@ -172,6 +183,8 @@ class RecurrentPolicy(nn.Module):
 
         feature_maps [B,T,C,h,w]; choices int64 [B,T] or float32 [B,T,2].
         """
+        if self.critic is None:
+            raise ValueError(f"a policy with the encoder {self.encoder} has no critic: it is not learned by PPO")
         clips, steps = feature_maps.shape[:2]
         codes = self.encode(feature_maps.flatten(0, 1)).unflatten(0, (clips, steps))
         hidden = self._states(codes).transpose(0, 1)

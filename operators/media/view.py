@@ -304,6 +304,19 @@ def crop_patches(views: np.ndarray, rows: np.ndarray, corners: np.ndarray, *, pa
     return patches
 
 
+def crop_between_pixels(
+    views: np.ndarray, rows: np.ndarray, corners: np.ndarray, *, patch_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [N,P+1,P+1,3] and float32 [N,2]: the pixels of which each patch is mixed that begins at real-valued
+    corners[i] (row, column), and how far after the first of them it begins. The patch is smaller than the view."""
+    free = np.array(views.shape[1:3]) - patch_px
+    for y, x in corners[((corners < 0) | (corners > free)).any(1)]:
+        raise ValueError(f"a patch of {patch_px} px at ({y:g}, {x:g}) leaves a view of {views.shape[1:3]}")
+    # A patch at the very end begins a whole pixel after its first one: beyond it there is nothing to read.
+    first = np.minimum(np.floor(corners), free - 1).astype(np.int64)
+    return crop_patches(views, rows, first, patch_px=patch_px + 1), (corners - first).astype(np.float32)
+
+
 def place_in_frame(
     box_yxyx: tuple[float, float, float, float], view_yxhw: tuple[float, float, float, float]
 ) -> tuple[float, float, float, float]:

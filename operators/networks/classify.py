@@ -102,13 +102,50 @@ class AverageClassifier(nn.Module):
         return logits + self.fc(self.dropout(focus_features)).mean(1)
 
 
-Classifier = GRUClassifier | CascadedClassifier | AverageClassifier
+class MaxClassifier(nn.Module):
+    """Linear, batch norm, ReLU, then each feature's largest value so far; every step has a linear layer of its own.
+
+    The state is those largest values. All clips of one call are at the same step.
+    """
+
+    def __init__(
+        self, *, in_features: int, hidden: int, num_steps: int, num_classes: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.hidden = hidden
+        self.num_steps = num_steps
+        self.num_classes = num_classes
+        self.mlp = nn.Sequential(nn.Linear(in_features, hidden), nn.BatchNorm1d(hidden), nn.ReLU())
+        self.dropout = nn.Dropout(dropout)
+        self.heads = nn.ModuleList(nn.Linear(hidden, num_classes) for _ in range(num_steps))
+
+    def initial_state(self, n: int) -> Tensor:
+        """[n,hidden] of zeros, which no feature after a ReLU is below"""
+        return self.mlp[0].weight.new_zeros((n, self.hidden))  # type: ignore[operator]
+
+    def forward(self, x: Tensor, state: Tensor | None = None, *, first_step: int = 0) -> tuple[Tensor, Tensor]:
+        """[B,T,D], the steps from `first_step` on -> logits [B,T,K] and the state after the last"""
+        num_clips, num_steps = x.shape[:2]
+        if first_step + num_steps > self.num_steps:
+            raise ValueError(f"step {first_step + num_steps} of a classifier that has {self.num_steps}")
+        state = self.initial_state(num_clips) if state is None else state
+        features = self.mlp(x.flatten(0, 1)).unflatten(0, (num_clips, num_steps))
+        logits = []
+        for t in range(num_steps):
+            state = torch.maximum(state, features[:, t])
+            logits.append(self.heads[first_step + t](self.dropout(state)))
+        return torch.stack(logits, dim=1), state
+
+
+Classifier = GRUClassifier | CascadedClassifier | AverageClassifier | MaxClassifier
 
 
 def build_classifier(
     kind: str, *, in_features: int, num_classes: int, hidden: int = 0, num_steps: int = 0, dropout: float = 0.0
 ) -> Classifier:
-    """A classifier with fresh weights: `gru` (`hidden`), `cascaded` (`num_steps`) or `average`."""
+    """A classifier with fresh weights: `gru` (`hidden`), `cascaded` (`num_steps`), `average`, or `max` (`hidden`
+    and `num_steps`)."""
     match kind:
         case "gru":
             return GRUClassifier(in_features=in_features, hidden=hidden, num_classes=num_classes, dropout=dropout)
@@ -116,4 +153,8 @@ def build_classifier(
             return CascadedClassifier(in_features=in_features, num_steps=num_steps, num_classes=num_classes)
         case "average":
             return AverageClassifier(in_features=in_features, num_classes=num_classes, dropout=dropout)
+        case "max":
+            return MaxClassifier(
+                in_features=in_features, hidden=hidden, num_steps=num_steps, num_classes=num_classes, dropout=dropout
+            )
     raise ValueError(f"classifier {kind!r} is not known")

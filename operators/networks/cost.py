@@ -146,7 +146,7 @@ def cost_model(header: Header, *, patch_px: int, decide: int = 0, skip: int = 0)
     if header.glance is None or header.glance.size_px is None or header.focus is None or header.classifier is None:
         raise ValueError("costs are those of a whole checkpoint: glance with its size, focus, classifier")
     spec = header.classifier
-    focus_classes = 0
+    glance_classes, focus_classes = header.glance.num_classes, 0
     match spec.kind:
         case "gru":
             step = 3 * spec.hidden * (spec.in_features + spec.hidden) + spec.hidden * spec.num_classes
@@ -156,9 +156,13 @@ def cost_model(header: Header, *, patch_px: int, decide: int = 0, skip: int = 0)
         case "average":
             # Its linear layer is the focus network's head: it runs once per patch.
             classify, focus_classes = (), spec.num_classes
+        case "max":
+            # The published count has both networks' own heads in it, which are there for the training.
+            classify = (spec.hidden * (spec.in_features + 1 + spec.num_classes),)
+            glance_classes = focus_classes = spec.num_classes
     glance, focus = header.glance, header.focus
     return CostModel(
-        glance=network_macs(glance.name, glance.size_px, num_classes=glance.num_classes),
+        glance=network_macs(glance.name, glance.size_px, num_classes=glance_classes),
         focus=network_macs(focus.name, patch_px, num_classes=focus_classes),
         focus_full=network_macs(focus.name, header.preprocessing.crop_px, num_classes=focus_classes),
         classify=classify,

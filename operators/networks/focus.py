@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from operators.networks.compiled import make_forward
 from operators.networks.network import Network
@@ -68,10 +71,34 @@ class Focuser:
             return PatchFeatures(feature=np.zeros((0, self.num_features), np.float32))
         features, maps = [], []
         for start, stop, rows in self.passes(len(pixels)):
-            feature_map, feature = self._forward(self._upload.join([pixels[start:stop]], rows))
+            parts = self._upload.join([pixels[start:stop]], rows)
+            if batch.shifts is not None:
+                parts = _mixed(parts, batch.shifts[start:stop])
+            feature_map, feature = self._forward(parts)
             features.append(feature[: stop - start])
             if self.feature_maps:
                 maps.append(feature_map[: stop - start])
         return PatchFeatures(
             feature=to_array(torch.cat(features)), feature_map=to_array(torch.cat(maps)) if maps else None
         )
+
+
+def _mixed(parts: Sequence[Tensor], shifts: np.ndarray) -> list[Tensor]:
+    """One pass's patches, mixed of their pixels; rows of padding are not shifted."""
+    given = torch.zeros((sum(map(len, parts)), 2))
+    given[: len(shifts)] = torch.from_numpy(shifts)
+    by_part = given.to(parts[0].device).split([len(part) for part in parts])
+    return [between_pixels(part, own) for part, own in zip(parts, by_part, strict=True)]
+
+
+def between_pixels(pixels: Tensor, shifts: Tensor) -> Tensor:
+    """[N,3,P+1,P+1] of 0..255 and shifts [N,2] in [0,1] -> float32 [N,3,P,P], which begins so far after the first pixel
+    (row, column) and is mixed bilinearly of the four pixels around each place.
+
+    Nothing is rounded to grey levels: that would move AdaFocusV2's logits by up to 1.7 thousandths of their spread
+    (patches of 128), where all other differences together make up 0.2.
+    """
+    row, column = shifts[:, :, None, None, None].unbind(1)
+    pixels = pixels.float()
+    pixels = torch.lerp(pixels[:, :, :-1], pixels[:, :, 1:], row)
+    return torch.lerp(pixels[..., :-1], pixels[..., 1:], column)

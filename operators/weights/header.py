@@ -45,9 +45,10 @@ class PolicySpec:
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     kind: Literal["grid", "continuous"]
-    encoder: Literal["conv", "mlp", "clip"]
+    encoder: Literal["conv", "mlp", "clip", "tanh"]
     """conv: 1x1 convolution, linear (AdaFocus, GFNet's small families). mlp: two linear layers on the flat map
-    (GFNet's ResNet). clip: like conv with batch norms, over the maps of all of a clip's frames (AdaFocus-TSM)."""
+    (GFNet's ResNet). clip: like conv with batch norms, over the maps of all of a clip's frames (AdaFocus-TSM). tanh:
+    like conv with batch norms and tanh, without a critic (AdaFocusV2)."""
     map_channels: int
     """The channels of the map; for `clip`, of all of a clip's maps together."""
     map_side: int
@@ -88,13 +89,13 @@ class ClassifierSpec:
 
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
-    kind: Literal["gru", "cascaded", "average"]
+    kind: Literal["gru", "cascaded", "average", "max"]
     num_classes: int
     in_features: int
     """The number of features of one step: of glance and focus together for AdaFocus, of one look for GFNet, of one
     patch for `average`."""
     hidden: int = 0
-    """The size of the GRU's state; 0 for the others."""
+    """The size of the GRU's state, or the number of features whose maximum `max` keeps; 0 for the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

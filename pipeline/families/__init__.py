@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "adafocus": "pipeline.families.adafocus.family:ADAFOCUS",
+    # Before adafocus_tsm, which takes any other file that is a lone state_dict for its pre-training.
+    "adafocus_v2": "pipeline.families.adafocus_v2.family:ADAFOCUS_V2",
     "gfnet": "pipeline.families.gfnet.family:GFNET",
     "adafocus_tsm": "pipeline.families.adafocus_tsm.family:ADAFOCUS_TSM",
 }

@@ -34,8 +34,9 @@ class OpenClip:
     decisions: list[Decision] = field(default_factory=list)
     step_logits: list[torch.Tensor] = field(default_factory=list)
     """[K] of every classified step"""
-    corners: list[tuple[int, int]] = field(default_factory=list)
-    """The corners of the patches that the clip waits for, (row, column)."""
+    corners: list[tuple[float, float]] = field(default_factory=list)
+    """The corners of the patches that the clip waits for, (row, column): all whole pixels, as integers, or all
+    real-valued."""
     rows: list[int] = field(default_factory=list)
     """The rows of its FrameBatch that those patches are cut from."""
     is_finished: bool = False
@@ -44,7 +45,7 @@ class OpenClip:
     step_gmacs: list[float] = field(default_factory=list)
     """GMACs spent up to each classified step."""
 
-    def focus(self, *, step: int, row: int, corner: tuple[int, int], patch_px: int) -> None:
+    def focus(self, *, step: int, row: int, corner: tuple[float, float], patch_px: int) -> None:
         """Asks for a patch."""
         side = self.frames.pixels.shape[1]
         y, x = corner

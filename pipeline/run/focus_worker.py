@@ -36,7 +36,11 @@ class FocusWorker:
     def focus(self, requests: tuple[Slice, ...], payloads: tuple[PatchBatch, ...]) -> tuple[Reply, Any]:
         begun_s = self._clock()
         waited_s = 0.0 if self._idle_since_s is None else begun_s - self._idle_since_s
-        patches = PatchBatch(pixels=gather_rows(requests, [p.pixels for p in payloads]))
+        shifts = [p.shifts for p in payloads if p.shifts is not None]
+        patches = PatchBatch(
+            pixels=gather_rows(requests, [p.pixels for p in payloads]),
+            shifts=gather_rows(requests, shifts) if shifts else None,
+        )
         features = self._focuser(patches)
         num_rows = len(patches.pixels)
         self._idle_since_s = self._clock()

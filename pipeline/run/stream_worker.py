@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from operators.media.view import crop_patches, place_in_frame
+from operators.media.view import crop_between_pixels, crop_patches, place_in_frame
 from operators.records import (
     ClipLabel,
     FrameBatch,
@@ -76,7 +76,7 @@ class StreamWorker:
 
     def _reply(self, clips: list[OpenClip], begun_s: float) -> tuple[Reply, PatchBatch | None]:
         rows = []
-        pixels: list[np.ndarray] = []
+        cut: list[PatchBatch] = []
         num_patches = 0
         answers = iter(self._answers([clip for clip in clips if clip.is_finished]))
         for clip in clips:
@@ -86,17 +86,11 @@ class StreamWorker:
                 rows.append(Advance(clip_id=clip_id, label=self._label(clip, next(answers))))
                 continue
             start = num_patches
-            corners = np.array(clip.corners, np.int64)
-            pixels.append(
-                crop_patches(clip.frames.pixels, np.array(clip.rows), corners, patch_px=self._gaze.patch_px)
-            )
+            cut.append(_cut(clip, self._gaze.patch_px))
             num_patches += len(clip.corners)
             clip.corners, clip.rows = [], []
             rows.append(Advance(clip_id=clip_id, start=start, stop=num_patches))
-        patches = None
-        if pixels:
-            joined = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
-            patches = PatchBatch(pixels=joined)
+        patches = _joined(cut) if cut else None
         work = CallCost(busy_s=self._clock() - begun_s, num_items=len(clips))
         return Reply(rows=tuple(rows), work=work), patches
 
@@ -138,6 +132,25 @@ class StreamWorker:
             num_corrupt=facts.num_corrupt,
             coverage=window.coverage,
         )
+
+
+def _cut(clip: OpenClip, patch_px: int) -> PatchBatch:
+    """The patches that a clip waits for."""
+    rows, corners = np.array(clip.rows), np.array(clip.corners)
+    if np.issubdtype(corners.dtype, np.integer):
+        return PatchBatch(pixels=crop_patches(clip.frames.pixels, rows, corners, patch_px=patch_px))
+    pixels, shifts = crop_between_pixels(clip.frames.pixels, rows, corners, patch_px=patch_px)
+    return PatchBatch(pixels=pixels, shifts=shifts)
+
+
+def _joined(batches: Sequence[PatchBatch]) -> PatchBatch:
+    """The patches of several clips, one clip behind the other; no copy of those of one."""
+    if len(batches) == 1:
+        return batches[0]
+    shifts = [batch.shifts for batch in batches if batch.shifts is not None]
+    return PatchBatch(
+        pixels=np.concatenate([batch.pixels for batch in batches]), shifts=np.concatenate(shifts) if shifts else None
+    )
 
 
 def _places(clip: OpenClip) -> list[PatchPlace]:

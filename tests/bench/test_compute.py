@@ -117,6 +117,7 @@ def test_the_stages_are_driven_without_a_run_and_held_against_the_networks_alone
 @pytest.mark.parametrize(
     ("family", "settings", "patches"),
     [
+        ("adafocus_v2", {"sampling.num_frames": 16}, 16),
         ("adafocus_tsm", {"sampling.num_focus_frames": 6, "policy.kind": "center"}, 6),
         ("gfnet", {"model.glance_backbone": "small_focus", "sampling.num_frames": 1, "model.num_looks": 3}, 2),
     ],

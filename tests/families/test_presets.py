@@ -48,6 +48,9 @@ PUBLISHED = {
     "adafocus_activitynet": ("adafocus", "mobilenet_v2", "resnet50", 200, 128, 16, None),
     "adafocus_fcvid": ("adafocus", "mobilenet_v2", "resnet50", 239, 128, 16, None),
     "adafocus_minikinetics": ("adafocus", "mobilenet_v2", "resnet50", 200, 128, 16, None),
+    "adafocus_v2_activitynet": ("adafocus_v2", "mobilenet_v2", "resnet50", 200, 128, 16, None),
+    "adafocus_v2_fcvid": ("adafocus_v2", "mobilenet_v2", "resnet50", 239, 128, 16, None),
+    "adafocus_v2_minikinetics": ("adafocus_v2", "mobilenet_v2", "resnet50", 200, 128, 16, None),
     "adafocus_tsm_something_v1": ("adafocus_tsm", "mobilenet_v2", "resnet50", 174, 144, 8, 12),
     "adafocus_tsm_something_v2": ("adafocus_tsm", "mobilenet_v2", "resnet50", 174, 144, 8, 12),
     **{
@@ -141,7 +144,7 @@ def test_the_gfnet_presets_cost_what_was_published_after_every_look(backbone: st
     assert spent == pytest.approx(gmacs, abs=6e-5)
 
 
-@pytest.mark.parametrize("family", ["adafocus", "gfnet", "adafocus_tsm"])
+@pytest.mark.parametrize("family", ["adafocus", "adafocus_v2", "gfnet", "adafocus_tsm"])
 def test_random_weights_follow_from_the_seed_and_leave_torchs_own_numbers_alone(family: str):
     def made(seed: int) -> Checkpoint:
         glance = "small_focus" if family == "gfnet" else "small_glance"

@@ -12,6 +12,7 @@ from operators.media.view import (
     Orientation,
     Region,
     Viewer,
+    crop_between_pixels,
     crop_patches,
     place_in_frame,
 )
@@ -187,6 +188,24 @@ def test_a_patch_is_a_plain_slice_of_its_row():
 def test_a_patch_that_leaves_the_view_is_a_bug():
     with pytest.raises(ValueError, match="leaves a view"):
         crop_patches(np.zeros((1, 20, 20, 3), np.uint8), np.array([0]), np.array([[13, 0]]), patch_px=8)
+
+
+def test_a_patch_between_pixels_is_cut_with_what_it_is_mixed_of():
+    views = np.stack([picture(20, 20, seed) for seed in range(3)])
+    corners = np.array([[0.0, 0.25], [11.5, 5.0], [12.0, 12.0]])
+    pixels, shifts = crop_between_pixels(views, np.array([2, 0, 2]), corners, patch_px=8)
+    assert (pixels.dtype, shifts.dtype) == (np.uint8, np.float32)
+    assert np.array_equal(pixels[0], views[2, 0:9, 0:9])
+    assert np.array_equal(pixels[1], views[0, 11:20, 5:14])
+    # At the very end it is the last of the nine pixels that the patch begins after.
+    assert np.array_equal(pixels[2], views[2, 11:20, 11:20])
+    assert shifts.tolist() == [[0, 0.25], [0.5, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("corner", [(12.01, 0), (0, -0.01)])
+def test_a_patch_between_pixels_that_leaves_the_view_is_a_bug(corner: tuple[float, float]):
+    with pytest.raises(ValueError, match="leaves a view"):
+        crop_between_pixels(np.zeros((1, 20, 20, 3), np.uint8), np.array([0]), np.array([corner]), patch_px=8)
 
 
 def test_a_box_of_the_view_is_placed_in_the_displayed_frame():

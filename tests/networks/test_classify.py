@@ -9,6 +9,7 @@ from operators.networks.classify import (
     AverageClassifier,
     CascadedClassifier,
     GRUClassifier,
+    MaxClassifier,
     build_classifier,
     join_features,
 )
@@ -108,3 +109,34 @@ def test_classifiers_are_made_by_kind():
     assert isinstance(build_classifier("average", in_features=4, num_classes=2), AverageClassifier)
     with pytest.raises(ValueError, match="'vote' is not known"):
         build_classifier("vote", in_features=4, num_classes=2)
+
+
+def largest_so_far() -> MaxClassifier:
+    classifier = MaxClassifier(in_features=2, hidden=2, num_steps=3, num_classes=1)
+    classifier.mlp[0].weight.copy_(torch.eye(2))
+    classifier.mlp[0].bias.zero_()
+    classifier.mlp[1].eps = 0.0
+    for step, head in enumerate(classifier.heads):
+        head.weight.copy_(torch.tensor([[10.0 ** step, 0.5]]))
+        head.bias.zero_()
+    return classifier.eval()
+
+
+def test_each_step_reads_the_largest_features_so_far_with_a_layer_of_its_own():
+    x = torch.tensor([[[1.0, -4.0], [3.0, -2.0], [2.0, 8.0]]])
+    logits, state = largest_so_far()(x)
+    # The largest so far are (1, 0), (3, 0) and (3, 8): what is negative counts as zero.
+    assert logits[0, :, 0].tolist() == [1.0, 30.0, 304.0]
+    assert state.tolist() == [[3.0, 8.0]]
+
+
+def test_the_largest_so_far_may_go_on_from_a_state_and_its_step():
+    classifier = build_classifier("max", in_features=6, hidden=8, num_steps=4, num_classes=3).eval()
+    x = torch.randn(5, 4, 6)
+    whole, last = classifier(x)
+    first, state = classifier(x[:, :1])
+    rest, end = classifier(x[:, 1:], state, first_step=1)
+    torch.testing.assert_close(torch.cat((first, rest), 1), whole)
+    torch.testing.assert_close(end, last)
+    with pytest.raises(ValueError, match="step 5 of a classifier that has 4"):
+        classifier(x, state, first_step=1)

@@ -89,6 +89,15 @@ def test_a_clip_costs_its_parts():
     assert model.gmacs_full(glanced=4, focused=4, classified=4) == pytest.approx(3647e-9)
 
 
+def test_a_running_maximum_costs_its_layers_and_a_head_for_each_network():
+    # As published: with the heads that both networks have for their training.
+    model = cost_model(small_header("max"), patch_px=32)
+    assert model.glance == network_macs("small_glance", 32) + 48 * 10
+    assert model.focus == network_macs("small_focus", 32) + 128 * 10
+    # 64 channels of batch norm; no step costs more than another.
+    assert model.classify == (176 * 64 + 64 + 64 * 10,)
+
+
 def test_a_header_tells_what_its_parts_cost():
     model = cost_model(small_header(), patch_px=32, decide=7, skip=8)
     assert model.glance == network_macs("small_glance", 32)

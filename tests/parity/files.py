@@ -62,3 +62,9 @@ def write_gfnet(path: Path, backbone: str = "resnet50") -> None:
     sections |= {name: filled(name, form[name]) for name in ("fc", "policy")}
     facts = {"model_name": form["model_name"], "patch_size": form["patch_size"]}
     torch.save({**facts, "flops": [float(k) for k in range(form["num_steps"])], **sections}, path)
+
+
+def write_adafocus_v2(path: Path, glance: str) -> None:
+    """`glance`: `mbv2` or `res50`, as the key list calls the glance network."""
+    shapes = keys("adafocusv2_actnet")[f"adafocusv2_actnet_{glance}"]
+    torch.save({"state_dict": filled("state_dict", shapes)}, path)

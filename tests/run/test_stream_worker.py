@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from operators.errors import ErrorCode
+from operators.media.sampling import sample_indices
 from operators.records import FrameBatch, PatchFeatures
 from pipeline.config import load
 from pipeline.families.clip import LabelForm, finite, generator_of
@@ -18,7 +19,7 @@ from pipeline.plan.resolve import resolve
 from pipeline.run.factories import build_gaze, focus_worker, stream_worker
 from pipeline.run.stream_worker import StreamWorker
 from pipeline.steering.messages import Advance, OpenRequest, Slice, StepRequest
-from tests.parity.files import write_adafocus, write_adafocus_tsm, write_gfnet
+from tests.parity.files import write_adafocus, write_adafocus_tsm, write_adafocus_v2, write_gfnet
 from tests.parity.frames import frames as parity_frames
 from tests.support.looking import NAMES, SIDE, drive, make_checkpoint, make_config, make_frames
 
@@ -303,3 +304,37 @@ def test_an_adafocus_tsm_file_is_labelled_as_published(tmp_path: Path):
     assert {(round(p.y * 224), round(p.x * 224)) for p in label.patches} == {(y, x)}
     assert [p.frame for p in label.patches] == [10 * row for row in focus_rows]
     assert label.gmacs == pytest.approx(23.535, abs=5e-4)
+
+
+V2 = {
+    # glance network: file of what is expected, length of the second part of the clip, patch, settings of the preset
+    "mbv2": ("adafocus_v2_p128_c200", 20, 128, ()),
+    "res50": ("adafocus_v2_resnet50_p96_c200", 13, 96, (
+        "model.glance_backbone=resnet50", "glance.size_px=96", "focus.patch_px=96",
+    )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("compile", "every"), [("off", 5), ("on", 16)])
+@pytest.mark.parametrize("glance", V2)
+def test_an_adafocus_v2_file_is_labelled_as_published_in_the_order_that_its_networks_are_fed(
+    tmp_path: Path, glance: str, compile: str, every: int
+):
+    file, behind, patch_px, settings = V2[glance]
+    expected = np.load(EXPECTED / f"{file}.npz")
+    write_adafocus_v2(tmp_path / "v2.pth.tar", glance)
+    whole = np.concatenate((parity_frames(20, seed=33), parity_frames(behind, seed=34)))
+    sampled = sample_indices(len(whole), 16)
+    frames = dataclasses.replace(of_pixels(centre(whole[sampled])), frame_index=sampled)
+    rounds = ("stop.kind=confidence", "stop.thresholds=[1e8]", f"stop.steps_per_round={every}")
+    settings = (*settings, f"compute.compile={compile}", *rounds)
+    label = published("adafocus_v2_activitynet", tmp_path / "v2.pth.tar", [frames], *settings).only
+    assert [place.frame for place in label.patches] == expected["frames"].tolist()
+    corners = [(place.y * 224, place.x * 224) for place in label.patches]
+    np.testing.assert_allclose(corners, expected["actions"] * (224 - patch_px), atol=0.01, rtol=0)
+    sides = [(place.h * 224, place.w * 224) for place in label.patches]
+    np.testing.assert_allclose(sides, patch_px, atol=1e-6)
+    spread = expected["logits"].std(axis=1, keepdims=True)
+    np.testing.assert_allclose(label.step_logits / spread, expected["logits"] / spread, atol=1e-3, rtol=0)
+    # At most 3 MACs in a billion are counted otherwise.
+    assert label.step_gmacs == pytest.approx(expected["gmacs"], rel=3e-9)

@@ -156,7 +156,7 @@ def drive(
         part, waiting[:] = waiting[:clips_per_call], waiting[clips_per_call:]
         payloads = tuple(patches for patches, *_ in part)
         seen.patches += [
-            PatchBatch(pixels=p.pixels[a:b]) for p, _, a, b in part
+            PatchBatch(pixels=p.pixels[a:b], shifts=None if p.shifts is None else p.shifts[a:b]) for p, _, a, b in part
         ]
         _, features = focus.focus(tuple(Slice(i, a, b) for i, (_, _, a, b) in enumerate(part)), payloads)
         steps, begin = [], 0
@@ -185,4 +185,6 @@ def assert_same(one: Look, other: Look) -> None:
             twin.gmacs,
             twin.gmacs_full,
         )
-        assert [astuple(place) for place in label.patches] == [astuple(place) for place in twin.patches]
+        # A place between pixels follows from a network's last bits; where places are whole pixels, none is so near.
+        ours, theirs = (np.array([astuple(place) for place in one.patches]) for one in (label, twin))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from operators.networks.classify import GRUClassifier, join_features
+from operators.networks.classify import GRUClassifier, MaxClassifier, join_features
 from operators.records import Observation, PatchFeatures
 from pipeline.families.clip import OpenClip, grouped, runs_of
 from pipeline.families.parts import GazeParts
@@ -25,7 +25,7 @@ class _Memory:
     """The state of a clip between rounds."""
 
     rows: np.ndarray
-    """[T] of the FrameBatch"""
+    """[T] of the FrameBatch, in the order of the steps"""
     policy_state: PolicyState
     classifier_state: torch.Tensor
     """[1,H]"""
@@ -50,7 +50,7 @@ class FrameGaze:
         self._parts = parts
         self._glancer = parts.glancer
         self._policy = parts.policy
-        self._classifier: GRUClassifier = parts.classifier
+        self._classifier: GRUClassifier | MaxClassifier = parts.classifier
         self._stop = parts.stop
         self._focus_features = focus_features
 
@@ -61,7 +61,7 @@ class FrameGaze:
             clip.num_frames = len(clip.window.glance_rows)
             stop_state = torch.zeros(1, dtype=torch.int64) if self._stop is None else self._stop.initial_state(1)
             clip.memory = _Memory(
-                rows=clip.window.glance_rows,
+                rows=self._rows_of_steps(clip.window.glance_rows),
                 policy_state=self._policy.initial_state(1),
                 classifier_state=self._classifier.initial_state(1),
                 stop_state=stop_state,
@@ -75,6 +75,24 @@ class FrameGaze:
         together = torch.from_numpy(np.concatenate([f.feature for f in features], dtype=np.float32))
         self._classify(clips, together.to(self._glancer.device).split([len(f.feature) for f in features]))
         self._look_on([clip for clip in clips if not clip.is_finished])
+
+    def _rows_of_steps(self, glance_rows: np.ndarray) -> np.ndarray:
+        """The row that each step shows; AdaFocus's steps go in the order of time."""
+        return glance_rows
+
+    def _corners(self, offsets: torch.Tensor) -> list:
+        """The top left corners of patches, [...,2] as lists; AdaFocus's are whole pixels."""
+        return corners(offsets, view_px=self._parts.view_px, patch_px=self.patch_px).tolist()
+
+    def _classified_with(self, clip: OpenClip) -> tuple[int, ...]:
+        """The key that clips share which are classified in one call; a GRU only needs rounds of one length."""
+        return (clip.memory.round_end - clip.memory.next_step,)
+
+    def _logits(
+        self, clips: Sequence[OpenClip], inputs: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The classifier's logits [B,n,K] of the round's steps, and its state after them."""
+        return self._parts.classifier(inputs, state)
 
     def _look_on(self, clips: Sequence[OpenClip]) -> None:
         """Goes through rounds until every clip waits for patches or is finished."""
@@ -132,7 +150,7 @@ class FrameGaze:
             generators=[clip.generator for clip in clips],
             truth_yx=self._truth(clips, range(start, stop)),
         )
-        places = corners(actions.offsets, view_px=self._parts.view_px, patch_px=self.patch_px).tolist()
+        places = self._corners(actions.offsets)
         is_focused = actions.focus.tolist()
         for i, clip in enumerate(clips):
             clip.memory.policy_state = state.row(i)
@@ -155,14 +173,14 @@ class FrameGaze:
         )
         state = join([clip.memory.policy_state for clip in clips])
         actions, state = self._policy.act(observation, state, generators=[clip.generator for clip in clips])
-        places = corners(actions.offsets, view_px=self._parts.view_px, patch_px=self.patch_px).tolist()
+        places = self._corners(actions.offsets)
         is_focused = actions.focus.tolist()
         for i, clip in enumerate(clips):
             clip.memory.policy_state = state.row(i)
             self._take(clip, step, is_focused[i], places[i])
             clip.memory.round_end = step + 1
 
-    def _take(self, clip: OpenClip, step: int, is_focused: bool, corner: Sequence[int]) -> None:
+    def _take(self, clip: OpenClip, step: int, is_focused: bool, corner: Sequence[float]) -> None:
         if not is_focused:
             clip.skip(step)
             return
@@ -178,10 +196,10 @@ class FrameGaze:
     def _classify(self, clips: Sequence[OpenClip], local: Sequence[torch.Tensor]) -> None:
         """The steps of the round that has just ended; a skipped step has zeros for its local feature."""
         pairs = list(zip(clips, local, strict=True))
-        for _, group in grouped(pairs, lambda pair: pair[0].memory.round_end - pair[0].memory.next_step):
+        for _, group in grouped(pairs, lambda pair: self._classified_with(pair[0])):
             inputs = torch.stack([self._inputs(clip, features) for clip, features in group])
             state = torch.cat([clip.memory.classifier_state for clip, _ in group])
-            logits, state = self._classifier(inputs, state)
+            logits, state = self._logits([clip for clip, _ in group], inputs, state)
             stops, stop_state = self._check([clip for clip, _ in group], logits)
             for i, (clip, _) in enumerate(group):
                 memory = clip.memory
