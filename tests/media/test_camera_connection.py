@@ -184,16 +184,21 @@ def test_rtmp_is_read(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as unused:
         url = f"rtmp://127.0.0.1:{unused.getsockname()[1]}/live/x"
     command = ["ffmpeg", "-loglevel", "quiet", "-re", "-stream_loop", "-1", "-i", str(path), "-c", "copy"]
-    server = subprocess.Popen([*command, "-f", "flv", "-listen", "1", url])
+    command += ["-f", "flv", "-listen", "1", url]
+    server = subprocess.Popen(command)
     try:
-        for _ in range(50):
+        for _ in range(100):
             read = Read(url, num_frames=20)
             if read.error is None:
                 break
+            if server.poll() is not None:
+                # It serves one reader, and ends with one that came too early on a busy machine.
+                server = subprocess.Popen(command)
             time.sleep(0.1)
     finally:
         server.kill()
         server.wait()
+    assert read.error is None
     assert len(read.frames) == 20
     assert {(b - a) % 60 for a, b in itertools.pairwise(read.numbers)} <= {1, 2}
 
