@@ -1,6 +1,6 @@
 """The names that torchvision, timm and others give to the backbones' weights, and this project's for them.
 
-Which file it is, its names say by themselves; a few networks of the same names are told apart by a shape.
+The names in a file say which network it holds; a few networks of the same names are distinguished by a shape.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def adafocus(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def gfnet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Of the backbone that the test is for."""
+    """The weights of the backbone that the test is for."""
     path = tmp_path_factory.mktemp("gfnet") / "checkpoint.pth.tar"
     write_gfnet(path, request.param)
     checkpoint = load(path)
