@@ -225,7 +225,7 @@ def test_a_table_that_was_begun_with_a_gpu_goes_on_without_one_and_the_other_way
     assert many.identity() == plan(gpu, many.identity()).identity() == first.identity()
 
 
-def test_labels_are_told_apart_by_their_precision_and_in_half_precision_by_compilation():
+def test_labels_differ_in_identity_by_their_precision_and_in_half_precision_by_compilation():
     def identity(*settings: str):
         return plan_of("demo", *settings).identity()["config_id"]
 

@@ -149,7 +149,7 @@ def two_workers() -> Run:
 
 
 def steady(players: Players, *, over_after_s: float = 1e9) -> Callable[[int, float], LiveNews]:
-    """Every slice brings a label of the worker's camera; nothing more once it is told to stop."""
+    """Every slice brings a label of the worker's camera; nothing more comes once it is asked to stop."""
     numbers = iter(range(1_000_000))
 
     def news(worker: int, now_s: float) -> LiveNews:

@@ -210,7 +210,7 @@ def test_whatever_ends_a_command_is_told_without_a_password(arguments, fault, co
 
 @pytest.mark.parametrize("address", ["page.mp4", "rtsp://eve:s3cret@host/a"])
 @pytest.mark.parametrize("num_misses", [0, 2])
-def test_a_camera_that_was_never_live_is_told_and_is_a_failure(address, num_misses, tmp_path, monkeypatch, capsys):
+def test_a_camera_that_was_never_live_is_reported_and_is_a_failure(address, num_misses, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "page.mp4").touch()
     gone = CameraSummary(news=CameraNews(num_misses=num_misses, last_error="nobody there"))

@@ -32,9 +32,9 @@ def test_a_failed_row_is_written_and_counted_apart_from_labels_and_said_once(run
     made = steady(run.players)
 
     def news(worker: int, now_s: float) -> LiveNews:
-        told = made(worker, now_s)
-        failed = tuple(dataclasses.replace(one, error_code="not_finite", error="no number") for one in told.labels)
-        return dataclasses.replace(told, labels=failed) if worker else told
+        reply = made(worker, now_s)
+        failed = tuple(dataclasses.replace(one, error_code="not_finite", error="no number") for one in reply.labels)
+        return dataclasses.replace(reply, labels=failed) if worker else reply
 
     run.players.news = news
     run.loop.run(for_s=5.0)

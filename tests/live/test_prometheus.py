@@ -1,4 +1,4 @@
-"""What Prometheus scrapes is what the run told, /healthz says whether it goes on and /readyz whether it labels."""
+"""What Prometheus scrapes is what the run reported, /healthz says whether it goes on and /readyz whether it labels."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def get(port: int, path: str) -> tuple[int, str]:
         return exc.code, exc.read().decode()
 
 
-def scrape(told: LiveMetrics) -> dict[tuple[str, ...], float]:
+def scrape(recorded: LiveMetrics) -> dict[tuple[str, ...], float]:
     """(sample name, label values in the order of their names) -> value, as a scrape over HTTP gives it."""
-    with serve_metrics(told, port=0, host="127.0.0.1") as port:
+    with serve_metrics(recorded, port=0, host="127.0.0.1") as port:
         status, text = get(port, "/metrics")
     assert status == 200
     return {
@@ -56,32 +56,32 @@ def test_all_series_of_a_camera_are_there_before_anything_happens():
 
 
 def test_the_totals_of_a_cameras_readers_become_counters():
-    told = metrics()
-    told.observe_reader("door", CameraCounts(num_decoded=100, num_corrupt=2, num_behind=1))
-    told.observe_reader(
+    recorded = metrics()
+    recorded.observe_reader("door", CameraCounts(num_decoded=100, num_corrupt=2, num_behind=1))
+    recorded.observe_reader(
         "door",
         CameraCounts(num_decoded=150, num_corrupt=2, num_behind=4, num_before_keyframe=7, num_after_loss=1),
     )
-    told.observe_reader(
+    recorded.observe_reader(
         "door",
         CameraCounts(
             num_decoded=180, num_corrupt=2, num_behind=4, num_before_keyframe=7, num_after_loss=1, num_joining=5
         ),
     )
-    told.dropped("door", count=3)
-    found = scrape(told)
+    recorded.dropped("door", count=3)
+    found = scrape(recorded)
     assert found[("saccade_frames_decoded_total", "door")] == 180
     drops = {key[2]: value for key, value in found.items() if key[0] == "saccade_frames_dropped_total"}
     assert drops == {"corrupt": 2, "behind": 4, "before_keyframe": 7, "after_loss": 1, "joining": 5, "queue": 3}
 
 
 def test_the_state_of_a_camera_shows_with_its_reconnects():
-    told = metrics()
-    told.set_state("door", CameraState.LIVE, 0)
-    told.set_state("door", CameraState.WAITING, 0)
-    told.set_state("door", CameraState.LIVE, 2, 3)
-    told.set_state("door", CameraState.LIVE, 2, 3)
-    found = scrape(told)
+    recorded = metrics()
+    recorded.set_state("door", CameraState.LIVE, 0)
+    recorded.set_state("door", CameraState.WAITING, 0)
+    recorded.set_state("door", CameraState.LIVE, 2, 3)
+    recorded.set_state("door", CameraState.LIVE, 2, 3)
+    found = scrape(recorded)
     assert found[("saccade_up", "door")] == 1
     assert (found[("saccade_reconnects_total", "door")], found[("saccade_misses_total", "door")]) == (2, 3)
     states = {key[2]: value for key, value in found.items() if key[0] == "saccade_camera_state"}
@@ -89,10 +89,10 @@ def test_the_state_of_a_camera_shows_with_its_reconnects():
 
 
 def test_latencies_are_counted_in_buckets():
-    told = metrics()
+    recorded = metrics()
     for latency_s in (0.04, 0.12, 0.45, 0.51):
-        told.labelled("door", latency_s=latency_s)
-    found = scrape(told)
+        recorded.labelled("door", latency_s=latency_s)
+    found = scrape(recorded)
     assert found[("saccade_latency_seconds_bucket", "door", "0.05")] == 1
     assert found[("saccade_latency_seconds_bucket", "door", "0.5")] == 3
     assert found[("saccade_latency_seconds_count", "door")] == 4
@@ -101,11 +101,11 @@ def test_latencies_are_counted_in_buckets():
 
 
 def test_the_share_focused_and_the_age_of_the_newest_frame_show():
-    told = metrics()
+    recorded = metrics()
     for n in range(4):
-        told.analysed("door", time_unix_s=NOW_S - 2 + n * 0.25, was_focused=n == 0)
-    told.set_queues({"frames": 5})
-    found = scrape(told)
+        recorded.analysed("door", time_unix_s=NOW_S - 2 + n * 0.25, was_focused=n == 0)
+    recorded.set_queues({"frames": 5})
+    found = scrape(recorded)
     assert found[("saccade_focus_share", "door")] == 0.25
     assert found[("saccade_frames_analysed_total", "door")] == 4
     assert found[("saccade_frames_focused_total", "door")] == 1
@@ -115,9 +115,9 @@ def test_the_share_focused_and_the_age_of_the_newest_frame_show():
 
 def test_a_run_that_starts_is_alive_however_long_it_takes_and_not_ready():
     now_s = NOW_S
-    told = LiveMetrics(clock=lambda: now_s, max_beat_s=5.0)
-    told.add_camera("door")
-    with serve_metrics(told, port=0) as port:
+    recorded = LiveMetrics(clock=lambda: now_s, max_beat_s=5.0)
+    recorded.add_camera("door")
+    with serve_metrics(recorded, port=0) as port:
         now_s = NOW_S + 3600.0
         status, text = get(port, "/healthz")
         assert status == 200
@@ -132,43 +132,43 @@ def test_a_run_that_starts_is_alive_however_long_it_takes_and_not_ready():
 
 def test_a_run_is_alive_by_the_beat_of_its_loop_and_not_by_its_workers_or_cameras():
     now_s = NOW_S
-    told = LiveMetrics(clock=lambda: now_s, max_beat_s=5.0)
-    told.add_camera("door")
-    told.set_state("door", CameraState.LOST)
-    with serve_metrics(told, port=0) as port:
-        told.begin(now_s)
-        told.beat(now_s, silent_s=50.0)
+    recorded = LiveMetrics(clock=lambda: now_s, max_beat_s=5.0)
+    recorded.add_camera("door")
+    recorded.set_state("door", CameraState.LOST)
+    with serve_metrics(recorded, port=0) as port:
+        recorded.begin(now_s)
+        recorded.beat(now_s, silent_s=50.0)
         now_s = NOW_S + 5.0
         status, text = get(port, "/healthz")
         found = {"ok": True, "starting": False, "beat_age_s": 5.0, "cameras": {"door": "lost"}}
         assert status == 200 and json.loads(text) == found
         now_s = NOW_S + 5.1
         assert get(port, "/healthz")[0] == 503
-        told.beat(now_s)
+        recorded.beat(now_s)
         assert get(port, "/healthz")[0] == 200
         assert get(port, "/")[0] == 404
 
 
 def test_a_run_is_ready_while_a_camera_is_live_and_no_worker_is_silent():
     now_s = NOW_S
-    told = metrics(now_s)
-    told.add_camera("yard")
+    recorded = metrics(now_s)
+    recorded.add_camera("yard")
 
     def is_ready() -> bool:
         status, text = get(port, "/readyz")
         assert (status == 200) is json.loads(text)["ok"]
         return status == 200
 
-    with serve_metrics(told, port=0) as port:
-        told.begin(now_s)
+    with serve_metrics(recorded, port=0) as port:
+        recorded.begin(now_s)
         assert not is_ready()
-        told.set_state("yard", CameraState.LIVE)
+        recorded.set_state("yard", CameraState.LIVE)
         assert is_ready()
-        told.beat(now_s, silent_s=5.1)
+        recorded.beat(now_s, silent_s=5.1)
         assert not is_ready()
-        told.beat(now_s)
+        recorded.beat(now_s)
         assert is_ready()
-        told.set_state("yard", CameraState.LOST)
+        recorded.set_state("yard", CameraState.LOST)
         assert not is_ready()
 
 
